@@ -1,0 +1,57 @@
+"""The command line: ``python -m runner [key=value ...]``. Checks everything first, then hands over to Hydra."""
+
+from __future__ import annotations
+
+import os
+import sys
+
+# Both are read when their libraries are imported: no usage statistics leave the machine, and one warning less.
+os.environ.setdefault("HF_HUB_DISABLE_TELEMETRY", "1")
+os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
+
+import hydra
+from hydra.core.hydra_config import HydraConfig
+from omegaconf import DictConfig, OmegaConf, open_dict
+
+from runner import config, console
+from runner.errors import ExitCode, Refused
+
+
+def main(argv: list[str] | None = None) -> int:
+    """Run one command line and return its exit code (see ``ExitCode``)."""
+    command = config.parse(sys.argv[1:] if argv is None else argv)
+    if not command.informational:
+        try:
+            config.check(command)
+        except Refused as refused:
+            console.refused(refused.problems)
+            return ExitCode.REFUSED
+    config.register()
+    codes: list[int] = []
+
+    @hydra.main(version_base="1.3", config_path=str(config.CONFIG_DIR), config_name="config")
+    def task(composed: DictConfig) -> None:
+        codes.append(_run(composed, command))
+
+    before, sys.argv = sys.argv, [sys.argv[0], *command.argv]
+    try:
+        task()
+    finally:
+        sys.argv = before
+    return max(codes, default=ExitCode.COMPLETED)
+
+
+def _run(composed: DictConfig, command: config.Command) -> int:
+    hydra_config = HydraConfig.get()
+    with open_dict(composed):
+        composed.hydra = hydra_config
+        if hydra_config.mode.name == "MULTIRUN":
+            composed.output_dir = os.path.join(hydra_config.sweep.dir, hydra_config.sweep.subdir)
+    run_config = config.freeze(composed)
+    from recipes import run_recipe  # the recipe's libraries are imported only once the config is known to be right
+
+    return run_recipe(run_config, list(OmegaConf.to_container(hydra_config.overrides.task)))  # type: ignore[arg-type]
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,67 @@
+"""What can go wrong, as the exit codes and messages that a user sees."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import dataclass
+from difflib import get_close_matches
+from enum import IntEnum
+
+
+class ExitCode(IntEnum):
+    """The process exit codes of every command."""
+
+    COMPLETED = 0
+    FAILED = 1
+    REFUSED = 2
+    DIVERGED = 3
+    PREEMPTED = 75
+
+
+@dataclass(frozen=True)
+class Problem:
+    """One mistake: where it stands, what is wrong there, and what to do instead.
+
+    ``where`` is a file (with line) or an override as it was typed; ``hint`` names what is allowed or the
+    nearest right name.
+    """
+
+    where: str
+    message: str
+    hint: str = ""
+
+    def __str__(self) -> str:
+        return f"{self.where}: {self.message}" + (f"\n    {self.hint}" if self.hint else "")
+
+
+class RunnerError(Exception):
+    """An error whose message is meant for the user; ``code`` becomes the exit code."""
+
+    code = ExitCode.FAILED
+
+
+class Refused(RunnerError):
+    """A config or data mistake, found before anything was loaded. Carries every problem found."""
+
+    code = ExitCode.REFUSED
+
+    def __init__(self, problems: Iterable[Problem] | Problem) -> None:
+        self.problems = [problems] if isinstance(problems, Problem) else list(problems)
+        super().__init__("\n".join(str(problem) for problem in self.problems))
+
+
+class Diverged(RunnerError):
+    """The loss or the weights stopped being finite."""
+
+    code = ExitCode.DIVERGED
+
+
+def nearest(name: object, allowed: Iterable[str], limit: int = 12) -> str:
+    """Say what is allowed instead of ``name``: the nearest right one, or the whole list when it is short."""
+    names = sorted(set(allowed))
+    lowered = {candidate.lower(): candidate for candidate in names}
+    close = get_close_matches(str(name).lower(), lowered, n=1, cutoff=0.6)
+    if close:
+        return f"did you mean {lowered[close[0]]!r}?"
+    shown = ", ".join(names[:limit]) + (f", ... ({len(names)} in all)" if len(names) > limit else "")
+    return f"allowed: {shown}" if names else ""

@@ -1,0 +1,231 @@
+"""The fields of the classes that YAML may name, read from their source without importing the library.
+
+Importing TRL takes about six seconds; parsing the three files that define ``SFTConfig`` takes 0.1. Only
+names, types and allowed strings are read here; the library's own checks run later, when the object is built.
+"""
+
+from __future__ import annotations
+
+import ast
+from collections.abc import Iterator
+from dataclasses import dataclass
+from functools import cache
+from importlib.util import find_spec
+from pathlib import Path
+
+from runner.errors import nearest
+
+# What `_target_` may name, by config section: the package, where in it the classes are defined, and the base
+# that they must derive from. Nothing else is ever instantiated.
+ALLOWED_TARGETS = {
+    "lora": ("peft", ("tuners/**/config.py",), "PeftConfig"),
+    "quantization": ("transformers", ("utils/quantization_config.py",), "QuantizationConfigMixin"),
+    "trainer": ("trl", ("trainer/*_config.py",), "TrainingArguments"),
+}
+
+_PLAIN = {"bool", "int", "float", "str", "list", "dict"}
+_CONTAINERS = {"List": "list", "Sequence": "list", "tuple": "list", "Tuple": "list", "Dict": "dict"}
+
+
+@dataclass(frozen=True)
+class Field:
+    """One settable field: accepted YAML types (empty: any) and allowed strings (empty: any string)."""
+
+    name: str
+    types: frozenset[str] = frozenset()
+    choices: tuple[str, ...] = ()
+
+    def problem(self, value: object) -> str | None:
+        """Say what is wrong with ``value``, or return None."""
+        kind = {type(None): "none"}.get(type(value), type(value).__name__)
+        if self.choices and isinstance(value, str):
+            # PEFT writes an open choice as "pissa_niter_[number of iters]"
+            known = any(value == choice or ("[" in choice and value.startswith(choice.split("[")[0])) for choice in self.choices)
+            return None if known else f"{value!r} is not allowed; {nearest(value, self.choices)}"
+        if not self.types or kind in self.types or (kind == "int" and "float" in self.types):
+            return None
+        if self.choices and not self.types - {"none"}:
+            return f"{value!r} is not allowed; {nearest(value, self.choices)}"
+        expected = " or ".join(sorted(self.types - {"none"})) or "null"
+        return f"expected {expected}, got {kind} {value!r}"
+
+
+class UnknownTarget(Exception):
+    """A ``_target_`` outside the allow-list; the message says what is allowed."""
+
+
+def target_fields(section: str, target: str) -> dict[str, Field]:
+    """Fields of the library class that ``_target_`` names in a config section.
+
+    Raises ``UnknownTarget`` if the class is not one of ``ALLOWED_TARGETS``.
+    """
+    package, patterns, base = ALLOWED_TARGETS[section]
+    classes = _target_classes(package, patterns, base)
+    name = target.removeprefix(f"{package}.")
+    if not target.startswith(f"{package}.") or name not in classes:
+        allowed = [f"{package}.{known}" for known in classes]
+        raise UnknownTarget(f"{target!r} is not a {package} class allowed here; {nearest(target, allowed)}")
+    return class_fields(classes[name], name)
+
+
+@cache
+def _target_classes(package: str, patterns: tuple[str, ...], base: str) -> dict[str, Path]:
+    root = _package_dir(package)
+    files = sorted(file for pattern in patterns for file in root.glob(pattern))
+    found = {}
+    for file in files:
+        for name, node in _classes(file).items():
+            if not name.startswith("_") and any(parent == base for parent in _ancestors(file, node)):
+                found[name] = file
+    return found
+
+
+@cache
+def class_fields(file: Path, name: str) -> dict[str, Field]:
+    """Fields of a dataclass, or the parameters of a plain class's ``__init__``, base classes included."""
+    node = _classes(file)[name]
+    fields: dict[str, Field] = {}
+    for base_file, base in _bases(file, node):
+        fields |= class_fields(base_file, base)
+    init = next((item for item in node.body if isinstance(item, ast.FunctionDef) and item.name == "__init__"), None)
+    if init is not None:
+        arguments = [*init.args.args[1:], *init.args.kwonlyargs]
+        return {item.arg: Field(item.arg, *_accepted(file, item.annotation)) for item in arguments}
+    for item in node.body:
+        if isinstance(item, ast.AnnAssign) and isinstance(item.target, ast.Name):
+            types, choices = _accepted(file, item.annotation)
+            fields[item.target.id] = Field(item.target.id, types, choices or _metadata_choices(item.value))
+    return fields
+
+
+def _metadata_choices(default: ast.expr | None) -> tuple[str, ...]:
+    """Strings listed under "choices" in a dataclass field's metadata."""
+    for node in ast.walk(default) if default is not None else ():
+        if isinstance(node, ast.Dict):
+            for key, value in zip(node.keys, node.values, strict=True):
+                if isinstance(key, ast.Constant) and key.value == "choices" and isinstance(value, ast.List):
+                    return tuple(ast.literal_eval(value))
+    return ()
+
+
+def _accepted(file: Path, annotation: ast.expr | None) -> tuple[frozenset[str], tuple[str, ...]]:
+    """Types and strings that an annotation accepts; ``(empty, empty)`` when part of it is not understood."""
+    types: set[str] = set()
+    choices: list[str] = []
+    for part in _union(annotation):
+        name = part.id if isinstance(part, ast.Name) else None
+        if isinstance(part, ast.Constant) and part.value is None:
+            types.add("none")
+        elif name in _PLAIN:
+            types.add(name)
+        elif name in _CONTAINERS:
+            types.add(_CONTAINERS[name])
+        elif isinstance(part, ast.Subscript) and isinstance(part.value, ast.Name):
+            outer = part.value.id
+            if outer == "Literal":
+                literal = ast.literal_eval(part.slice)
+                values = literal if isinstance(literal, tuple) else (literal,)
+                choices += [value for value in values if isinstance(value, str)]
+            elif outer in _PLAIN or outer in _CONTAINERS:
+                types.add(_CONTAINERS.get(outer, outer))
+            else:
+                return frozenset(), ()
+        elif name and (members := _enum_strings(file, name)):
+            choices += members
+        else:
+            return frozenset(), ()
+    if choices and not isinstance(annotation, ast.Name):
+        types.discard("str")  # "SchedulerType | str" means: one of the scheduler's names, as a string
+    return frozenset(types), tuple(choices)
+
+
+def _union(annotation: ast.expr | None) -> Iterator[ast.expr]:
+    if annotation is None:
+        yield ast.Name("unannotated")
+    elif isinstance(annotation, ast.Constant) and isinstance(annotation.value, str):
+        yield from _union(ast.parse(annotation.value, mode="eval").body)
+    elif isinstance(annotation, ast.BinOp) and isinstance(annotation.op, ast.BitOr):
+        yield from _union(annotation.left)
+        yield from _union(annotation.right)
+    elif isinstance(annotation, ast.Subscript) and isinstance(annotation.value, ast.Name):
+        if annotation.value.id == "Optional":
+            yield from _union(annotation.slice)
+            yield ast.Constant(None)
+        elif annotation.value.id == "Union" and isinstance(annotation.slice, ast.Tuple):
+            for part in annotation.slice.elts:
+                yield from _union(part)
+        else:
+            yield annotation
+    else:
+        yield annotation
+
+
+def _enum_strings(file: Path, name: str) -> list[str]:
+    located = _locate(file, name)
+    if located is None or not any("Enum" in _name(base) for base in _classes(located[0])[located[1]].bases):
+        return []
+    body = _classes(located[0])[located[1]].body
+    values = [item.value for item in body if isinstance(item, ast.Assign)]
+    return [value.value for value in values if isinstance(value, ast.Constant) and isinstance(value.value, str)]
+
+
+def _ancestors(file: Path, node: ast.ClassDef) -> Iterator[str]:
+    for base_file, base in _bases(file, node):
+        yield base
+        yield from _ancestors(base_file, _classes(base_file)[base])
+
+
+def _bases(file: Path, node: ast.ClassDef) -> Iterator[tuple[Path, str]]:
+    for base in node.bases:
+        if located := _locate(file, _name(base)):
+            yield located
+
+
+def _name(node: ast.expr) -> str:
+    return node.id if isinstance(node, ast.Name) else node.attr if isinstance(node, ast.Attribute) else ""
+
+
+@cache
+def _locate(file: Path, name: str) -> tuple[Path, str] | None:
+    """Find the file that defines the class which ``name`` means inside ``file``, through its imports."""
+    if name in _classes(file):
+        return file, name
+    for node in ast.walk(_tree(file)):
+        if not isinstance(node, ast.ImportFrom):
+            continue
+        for alias in node.names:
+            if (alias.asname or alias.name) == name and (module := _module_file(file, node)):
+                return _locate(module, alias.name) if module != file else None
+    return None
+
+
+def _module_file(file: Path, node: ast.ImportFrom) -> Path | None:
+    if node.level:
+        base = file.parents[node.level - 1]
+    else:
+        package, _, rest = (node.module or "").partition(".")
+        if package not in ("peft", "transformers", "trl", "runner"):
+            return None
+        base, node = _package_dir(package), ast.ImportFrom(rest or None, node.names, 0)
+    path = base.joinpath(*(node.module or "").split(".")) if node.module else base
+    if path == _package_dir("transformers"):  # its __init__ imports lazily; the one base class used from there
+        return path / "training_args.py"
+    return next((found for found in (path.with_suffix(".py"), path / "__init__.py") if found.is_file()), None)
+
+
+@cache
+def _package_dir(package: str) -> Path:
+    spec = find_spec(package)
+    if spec is None or not spec.submodule_search_locations:
+        raise ModuleNotFoundError(f"the package {package!r} is not installed")
+    return Path(next(iter(spec.submodule_search_locations)))
+
+
+@cache
+def _tree(file: Path) -> ast.Module:
+    return ast.parse(file.read_text(encoding="utf-8"))
+
+
+@cache
+def _classes(file: Path) -> dict[str, ast.ClassDef]:
+    return {node.name: node for node in _tree(file).body if isinstance(node, ast.ClassDef)}
