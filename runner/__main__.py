@@ -1,11 +1,11 @@
-"""The command line: ``python -m runner [key=value ...]``. Checks everything first, then hands over to Hydra."""
+"""The command line, ``python -m runner [key=value ...]``: check everything, then hand over to Hydra."""
 
 from __future__ import annotations
 
 import os
 import sys
 
-# Both are read when their libraries are imported: no usage statistics leave the machine, and one warning less.
+# Read when the libraries are imported: no usage statistics leave the machine, and one warning less.
 os.environ.setdefault("HF_HUB_DISABLE_TELEMETRY", "1")
 os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
 
@@ -15,6 +15,7 @@ from omegaconf import DictConfig, OmegaConf, open_dict
 
 from runner import config, console
 from runner.errors import ExitCode, Refused
+from runner.paths import CONFIG_DIR
 
 
 def main(argv: list[str] | None = None) -> int:
@@ -29,7 +30,7 @@ def main(argv: list[str] | None = None) -> int:
     config.register()
     codes: list[int] = []
 
-    @hydra.main(version_base="1.3", config_path=str(config.CONFIG_DIR), config_name="config")
+    @hydra.main(version_base="1.3", config_path=str(CONFIG_DIR), config_name="config")
     def task(composed: DictConfig) -> None:
         codes.append(_run(composed, command))
 
@@ -48,7 +49,9 @@ def _run(composed: DictConfig, command: config.Command) -> int:
         if hydra_config.mode.name == "MULTIRUN":
             composed.output_dir = os.path.join(hydra_config.sweep.dir, hydra_config.sweep.subdir)
     run_config = config.freeze(composed)
-    from recipes import run_recipe  # the recipe's libraries are imported only once the config is known to be right
+    from recipes import (
+        run_recipe,
+    )  # the recipe's libraries are imported only once the config is known to be right
 
     return run_recipe(run_config, list(OmegaConf.to_container(hydra_config.overrides.task)))  # type: ignore[arg-type]
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 from collections.abc import Callable, Iterator
 from functools import cache
 from pathlib import Path
@@ -12,11 +11,9 @@ from runner import settings
 from runner.errors import Problem, nearest
 from runner.fields import Field, UnknownTarget, class_fields, target_fields
 from runner.origins import Origins
+from runner.paths import ARCHITECTURES, EXAMPLES
 
 Values = dict[str, Any]
-
-ARCHITECTURES = Path(__file__).parent / "architectures"
-EXAMPLES = Path(__file__).parent / "examples"
 
 # Fields of the TRL config that another key of the runner decides, so that no value stands in two places.
 RESERVED_TRAINER = {
@@ -129,7 +126,9 @@ def _check_section(section: str, values: Values, origins: Origins) -> Iterator[P
         if name not in fields:
             yield Problem(origins.where(key), f"unknown key {key!r}", nearest(name, fields))
         elif section == "trainer" and name in RESERVED_TRAINER:
-            yield Problem(origins.where(key), f"{key} is decided elsewhere", f"instead: {RESERVED_TRAINER[name]}")
+            yield Problem(
+                origins.where(key), f"{key} is decided elsewhere", f"instead: {RESERVED_TRAINER[name]}"
+            )
         elif value == "???":
             yield Problem(origins.where(key), f"{key} must be given", f"add {key}=...")
         elif reason := fields[name].problem(value):
@@ -168,7 +167,9 @@ def _check_model(values: Values, origins: Origins) -> Iterator[Problem]:
         message = f"model.weights=random needs model.architecture, got {model.get('architecture')!r}"
         yield Problem(origins.where("model.architecture"), message, nearest(model.get("architecture"), known))
     if not random and not path:
-        yield Problem(origins.where("model.path"), "model.path must be given", "a hub name, a folder or a .gguf file")
+        yield Problem(
+            origins.where("model.path"), "model.path must be given", "a hub name, a folder or a .gguf file"
+        )
     if not random and isinstance(path, str) and _looks_local(path) and not Path(path).expanduser().exists():
         yield Problem(origins.where("model.path"), f"model.path: nothing is at {path!r}", _nearest_file(path))
 
@@ -184,15 +185,21 @@ def _check_quantization(values: Values, origins: Origins) -> Iterator[Problem]:
         yield Problem(where, "load_in_4bit and load_in_8bit contradict each other", "keep one of them")
     init = lora.get("init_lora_weights")
     if isinstance(init, str) and init.split("_")[0] in ("pissa", "olora", "corda", "loftq"):
-        message = f"lora.init_lora_weights={init} changes the base weights, which a quantised base does not allow"
-        yield Problem(origins.where("lora.init_lora_weights"), message, "quantization=none, or init_lora_weights=true")
+        message = (
+            f"lora.init_lora_weights={init} changes the base weights, which a quantised base does not allow"
+        )
+        yield Problem(
+            origins.where("lora.init_lora_weights"), message, "quantization=none, or init_lora_weights=true"
+        )
 
 
 def _check_precision(values: Values, origins: Origins) -> Iterator[Problem]:
     trainer = values.get("trainer") or {}
     precision, bf16, fp16 = trainer.get("precision", "auto"), trainer.get("bf16"), trainer.get("fp16")
     if bf16 and fp16:
-        yield Problem(origins.where("trainer.fp16"), "trainer.fp16 and trainer.bf16 contradict each other", "keep one")
+        yield Problem(
+            origins.where("trainer.fp16"), "trainer.fp16 and trainer.bf16 contradict each other", "keep one"
+        )
     for name, value in (("bf16", bf16), ("fp16", fp16)):
         if value and precision not in ("auto", name):
             message = f"trainer.{name}=true contradicts trainer.precision={precision}"
@@ -202,9 +209,15 @@ def _check_precision(values: Values, origins: Origins) -> Iterator[Problem]:
 def _check_trainer(values: Values, origins: Origins) -> Iterator[Problem]:
     trainer, data = values.get("trainer") or {}, values.get("data") or {}
     if trainer.get("packing") and trainer.get("max_length", 1024) is None:
-        yield Problem(origins.where("trainer.max_length"), "trainer.packing needs trainer.max_length", "set max_length")
+        yield Problem(
+            origins.where("trainer.max_length"), "trainer.packing needs trainer.max_length", "set max_length"
+        )
     has_eval = data.get("eval_path") or data.get("eval_split")
-    wants_eval = [key for key in ("eval_strategy", "load_best_model_at_end") if trainer.get(key, "no") not in ("no", False)]
+    wants_eval = [
+        key
+        for key in ("eval_strategy", "load_best_model_at_end")
+        if trainer.get(key, "no") not in ("no", False)
+    ]
     for key in wants_eval if not has_eval else ():
         message = f"trainer.{key}={trainer[key]} needs held-out rows"
         yield Problem(origins.where(f"trainer.{key}"), message, "set data.eval_path or data.eval_split")
@@ -219,7 +232,9 @@ def _check_trainer(values: Values, origins: Origins) -> Iterator[Problem]:
 def _check_paths(values: Values, origins: Origins) -> Iterator[Problem]:
     data = values.get("data") or {}
     if not data.get("path"):
-        yield Problem(origins.where("data.path"), "data.path must be given", "a file, a hub name, or embedded:orders")
+        yield Problem(
+            origins.where("data.path"), "data.path must be given", "a file, a hub name, or embedded:orders"
+        )
     for key in ("path", "eval_path"):
         given = data.get(key)
         for source in given if isinstance(given, list) else [given]:
@@ -227,10 +242,18 @@ def _check_paths(values: Values, origins: Origins) -> Iterator[Problem]:
             if isinstance(path, str) and path.startswith("embedded:"):
                 known = [file.stem for file in EXAMPLES.glob("*.jsonl")]
                 if path.removeprefix("embedded:") not in known:
-                    yield Problem(origins.where(f"data.{key}"), f"data.{key}: no embedded data set {path!r}", nearest(path.removeprefix("embedded:"), known))
+                    yield Problem(
+                        origins.where(f"data.{key}"),
+                        f"data.{key}: no embedded data set {path!r}",
+                        nearest(path.removeprefix("embedded:"), known),
+                    )
             elif isinstance(path, str) and _looks_local(path) and not Path(path).expanduser().exists():
-                yield Problem(origins.where(f"data.{key}"), f"data.{key}: nothing is at {path!r}", _nearest_file(path))
-            elif isinstance(source, dict) and (set(source) - {"path", "weight", "format", "columns"} or not path):
+                yield Problem(
+                    origins.where(f"data.{key}"), f"data.{key}: nothing is at {path!r}", _nearest_file(path)
+                )
+            elif isinstance(source, dict) and (
+                set(source) - {"path", "weight", "format", "columns"} or not path
+            ):
                 message = f"data.{key}: a source of a mix has path and optionally weight, format, columns; got {source}"
                 yield Problem(origins.where(f"data.{key}"), message)
     for key in ("adapter", "resume"):
@@ -242,7 +265,9 @@ def _check_paths(values: Values, origins: Origins) -> Iterator[Problem]:
 def _looks_local(path: str) -> bool:
     """Whether a path can only mean this machine: a hub name is NAME or OWNER/NAME without a file's ending."""
     endings = (".json", ".jsonl", ".csv", ".tsv", ".parquet", ".gguf", ".txt", ".zip", ".gz")
-    return path.startswith((".", "/", "~")) or path.endswith(endings) or path.count("/") > 1 and ":" not in path
+    return (
+        path.startswith((".", "/", "~")) or path.endswith(endings) or (path.count("/") > 1 and ":" not in path)
+    )
 
 
 def _nearest_file(path: str) -> str:

@@ -25,14 +25,18 @@ from omegaconf.errors import OmegaConfBaseException
 from runner.checks import check_config
 from runner.errors import Problem, Refused, nearest
 from runner.origins import Origins
+from runner.paths import CONFIG_DIR
 from runner.settings import LIBRARY_SECTIONS, OWN_SECTIONS, RunConfig
 
-PACKAGED = Path(__file__).parent / "conf"
-CONFIG_DIR = PACKAGED if PACKAGED.is_dir() else Path(__file__).parent.parent / "conf"
 TOP_LEVEL = tuple(item.name for item in dataclasses.fields(RunConfig))
 
 # What a saved config.yaml needs in front of it to run again through the same command.
-_RERUN_DEFAULTS = ["runner", {"override hydra/job_logging": "none"}, {"override hydra/hydra_logging": "none"}, "_self_"]
+_RERUN_DEFAULTS = [
+    "runner",
+    {"override hydra/job_logging": "none"},
+    {"override hydra/hydra_logging": "none"},
+    "_self_",
+]
 
 
 @dataclass(frozen=True)
@@ -65,7 +69,11 @@ def parse(argv: list[str]) -> Command:
     args = get_args_parser().parse_args(argv)
     config_dir = Path(args.config_path).resolve() if args.config_path else CONFIG_DIR
     extra_dir = Path(args.config_dir).resolve() if args.config_dir else None
-    absolute = {str(raw): str(path) for raw, path in ((args.config_path, config_dir), (args.config_dir, extra_dir)) if raw}
+    absolute = {
+        str(raw): str(path)
+        for raw, path in ((args.config_path, config_dir), (args.config_dir, extra_dir))
+        if raw
+    }
     return Command(
         overrides=args.overrides,
         config_dir=config_dir,
@@ -88,7 +96,9 @@ def check(command: Command) -> list[RunConfig]:
         except Refused as refused:
             problems += [problem for problem in refused.problems if problem not in problems]
         except (HydraException, OmegaConfBaseException) as error:
-            problems.append(Problem("config", str(error).splitlines()[0], "; ".join(str(error).splitlines()[1:3])))
+            problems.append(
+                Problem("config", str(error).splitlines()[0], "; ".join(str(error).splitlines()[1:3]))
+            )
     if problems:
         raise Refused(problems)
     return configs
@@ -156,7 +166,9 @@ def _check_overrides(command: Command) -> tuple[list[Override], list[Problem]]:
             allowed = [file.stem for folder in folders for file in (folder / key).glob("*.yaml")]
             chosen = _values(override)
             wrong = [value for value in chosen if isinstance(value, str) and value not in allowed]
-            problems += [Problem(text, f"unknown {key} {value!r}", nearest(value, allowed)) for value in wrong]
+            problems += [
+                Problem(text, f"unknown {key} {value!r}", nearest(value, allowed)) for value in wrong
+            ]
             if wrong:
                 continue
         elif top not in ("hydra", *TOP_LEVEL, *groups):
@@ -175,7 +187,8 @@ def _values(override: Override) -> list[object]:
 def _cells(overrides: list[Override], multirun: bool) -> Iterator[list[str]]:
     """Overrides of the run; for a sweep, its first cell and then every other value of each axis, one at a time."""
     axes = [
-        list(item.sweep_string_iterator()) if multirun and item.is_sweep_override() else [None] for item in overrides
+        list(item.sweep_string_iterator()) if multirun and item.is_sweep_override() else [None]
+        for item in overrides
     ]
 
     def cell(chosen: list[str | None]) -> list[str]:

@@ -1,28 +1,162 @@
-"""What a person sees in the terminal: colours and a live line there, plain text when it is not a terminal."""
+"""What a person sees in the terminal: colours and live lines there, plain text when it is not a terminal."""
 
 from __future__ import annotations
 
+import time
 from collections.abc import Iterable
+from pathlib import Path
+from types import TracebackType
+from typing import TYPE_CHECKING, Any
 
 from rich.console import Console
 from rich.markup import escape
+from rich.progress import BarColumn, MofNCompleteColumn, TextColumn, TimeRemainingColumn
+from rich.progress import Progress as RichProgress
+from rich.table import Table
 
 from runner.errors import Problem
 
+if TYPE_CHECKING:
+    from runner.artifacts import RunFolder
+    from runner.model import Precision
+    from runner.prepare import Data
+
 out = Console(highlight=False, soft_wrap=True)
 err = Console(stderr=True, highlight=False, soft_wrap=True)
+
+_PLAIN_LINES = 10  # progress lines of a phase when the output is no terminal
 
 
 def refused(problems: Iterable[Problem]) -> None:
     """Print all mistakes of a command, before anything was loaded."""
     problems = list(problems)
-    err.print(f"[bold red]refused[/], {len(problems)} mistake{'s' * (len(problems) != 1)}, nothing was loaded:")
+    err.print(
+        f"[bold red]refused[/], {len(problems)} mistake{'s' * (len(problems) != 1)}, nothing was loaded:"
+    )
     for problem in problems:
         err.print(f"  [bold]{escape(problem.where)}[/]: {escape(problem.message)}")
         if problem.hint:
             err.print(f"      [green]{escape(problem.hint)}[/]")
 
 
-def note(text: str) -> None:
-    """Say something that a user should know and that is no mistake."""
-    out.print(f"[yellow]note[/] {escape(text)}")
+def failed(message: str, folder: Path, details: bool = False) -> None:
+    """Say that a run failed, and where its record is."""
+    err.print(f"[bold red]failed[/] {escape(message)}")
+    err.print(f"  {'the traceback is' if details else 'see'} in {escape(str(folder / 'run.json'))}")
+
+
+def opening(config: Any, data: Data, precision: Precision, steps: int, folder: RunFolder) -> None:
+    """Say what is about to be trained, on what, and every remark."""
+    train = data.train
+    share = train.trained_tokens / max(train.tokens, 1)
+    formats = ", ".join(sorted({source.row_format for source in train.sources}))
+    held_out = f", {len(data.eval.rows):,} held out" if data.eval else ""
+    method = str(config.lora.get("_target_", "full fine-tuning")).removeprefix("peft.").removesuffix("Config")
+    model = config.model.path or f"{config.model.architecture} (random weights)"
+    out.print(f"[bold]{config.recipe}[/]  {escape(str(model).partition('#')[0])}, {method}, {precision.name}")
+    out.print(
+        f"[bold]data[/] {len(train.rows):,} rows ({formats}){held_out}, "
+        f"{train.tokens:,} tokens, {share:.0%} trained on"
+    )
+    out.print(f"[bold]run[/]  {escape(str(folder.path))}, about {steps:,} steps")
+    for note in folder.notes:
+        out.print(f"[yellow]note[/] {escape(note)}")
+
+
+def closing(record: dict[str, Any], folder: Path) -> None:
+    """The closing table of a run: results first, then time, speed, memory and where everything is."""
+    metrics = record["metrics"]
+    table = Table(show_header=False, box=None, padding=(0, 2, 0, 0))
+    names = [name.removesuffix("_after") for name in metrics if name.endswith("_after")]
+    for name in names:
+        table.add_row(
+            name.replace("_", " "),
+            f"{metrics[f'{name}_before']:.1%} before, [bold green]{metrics[f'{name}_after']:.1%} after[/]",
+        )
+    for key, label in (("train_loss", "training loss"), ("eval_loss", "held-out loss")):
+        if metrics.get(key) is not None:
+            table.add_row(label, f"{metrics[key]:.4f}")
+    if "trainable_parameters" in metrics:
+        trained, total = metrics["trainable_parameters"], metrics["total_parameters"]
+        table.add_row("trained", f"{trained:,} of {total:,} parameters ({trained / total:.2%})")
+    phases = ", ".join(f"{name.replace('_', ' ')} {seconds:.0f}" for name, seconds in record["times"].items())
+    table.add_row("time", f"{record['seconds']:.0f} s ({phases})")
+    if "tokens_per_second" in metrics:
+        table.add_row("speed", f"{metrics['tokens_per_second']:,.0f} tokens/s")
+    if "peak_memory_bytes" in metrics:
+        table.add_row("peak memory", f"{metrics['peak_memory_bytes'] / 2**30:.2f} GiB")
+    table.add_row("device", escape(f"{record['device']['name']} ({record['device']['kind']})"))
+    for file in ("adapter", "model", "report.html", "inspect.jsonl"):
+        if (folder / file).exists():
+            table.add_row(file.partition(".")[0], escape(str(folder / file)))
+    out.print()
+    out.print(table)
+
+
+def samples(rows: list[dict[str, Any]]) -> None:
+    """Print held-out prompts with the answers before and after."""
+    for row in rows:
+        mark = "[green]right[/]" if row["after_match"] else "[red]wrong[/]"
+        out.print(f"\n[bold]{escape(row['prompt'])}[/]")
+        out.print(f"  [dim]before[/] {escape(_short(row['before']))}")
+        out.print(f"  [dim]after [/] {escape(_short(row['after']))} {mark if row['expected'] else ''}")
+
+
+def _short(text: str) -> str:
+    line = " ".join(text.split())
+    return line if len(line) <= 200 else line[:197] + "..."
+
+
+class Progress:
+    """A progress bar in a terminal, ten plain lines elsewhere."""
+
+    def __init__(self, label: str, total: int) -> None:
+        self._label, self._total, self._done, self._said = label, total, 0, 0
+        self._live = RichProgress(
+            TextColumn("{task.description}"),
+            BarColumn(bar_width=30),
+            MofNCompleteColumn(),
+            TimeRemainingColumn(),
+            TextColumn("{task.fields[detail]}"),
+            console=out,
+            transient=True,
+            disable=not out.is_terminal,
+        )
+        self._task = self._live.add_task(label, total=total, detail="")
+
+    def __enter__(self) -> Progress:
+        self._live.start()
+        self._began = time.monotonic()
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self._live.stop()
+
+    def advance(self, count: int = 1) -> None:
+        """Count some more as done."""
+        self.show(self._done + count, "")
+
+    def show(self, done: int, detail: str, total: int | None = None) -> None:
+        """Set what is done, with a text behind the bar."""
+        self._done, self._total = done, total or self._total
+        self._live.update(self._task, completed=done, total=self._total, detail=detail)
+        part = done * _PLAIN_LINES // max(self._total, 1)
+        if not out.is_terminal and part > self._said:
+            self._said = part
+            out.print(f"{self._label} {done}/{self._total} {detail}".rstrip())
+
+
+class TrainingProgress(Progress):
+    """Steps with the loss of the last one."""
+
+    def __init__(self, steps: int) -> None:
+        super().__init__("training", steps)
+
+    def update(self, entry: dict[str, Any]) -> None:
+        """Show a logged step."""
+        loss = entry.get("loss")
+        if loss is not None:
+            detail = f"loss {loss:.4f}  lr {entry.get('learning_rate', 0):.2e}"
+            self.show(entry["step"], detail, entry.get("max_steps"))

@@ -40,7 +40,10 @@ class Field:
         kind = {type(None): "none"}.get(type(value), type(value).__name__)
         if self.choices and isinstance(value, str):
             # PEFT writes an open choice as "pissa_niter_[number of iters]"
-            known = any(value == choice or ("[" in choice and value.startswith(choice.split("[")[0])) for choice in self.choices)
+            known = any(
+                value == choice or ("[" in choice and value.startswith(choice.split("[")[0]))
+                for choice in self.choices
+            )
             return None if known else f"{value!r} is not allowed; {nearest(value, self.choices)}"
         if not self.types or kind in self.types or (kind == "int" and "float" in self.types):
             return None
@@ -87,7 +90,9 @@ def class_fields(file: Path, name: str) -> dict[str, Field]:
     fields: dict[str, Field] = {}
     for base_file, base in _bases(file, node):
         fields |= class_fields(base_file, base)
-    init = next((item for item in node.body if isinstance(item, ast.FunctionDef) and item.name == "__init__"), None)
+    init = next(
+        (item for item in node.body if isinstance(item, ast.FunctionDef) and item.name == "__init__"), None
+    )
     if init is not None:
         arguments = [*init.args.args[1:], *init.args.kwonlyargs]
         return {item.arg: Field(item.arg, *_accepted(file, item.annotation)) for item in arguments}
@@ -166,7 +171,9 @@ def _enum_strings(file: Path, name: str) -> list[str]:
         return []
     body = _classes(located[0])[located[1]].body
     values = [item.value for item in body if isinstance(item, ast.Assign)]
-    return [value.value for value in values if isinstance(value, ast.Constant) and isinstance(value.value, str)]
+    return [
+        value.value for value in values if isinstance(value, ast.Constant) and isinstance(value.value, str)
+    ]
 
 
 def _ancestors(file: Path, node: ast.ClassDef) -> Iterator[str]:
@@ -208,7 +215,9 @@ def _module_file(file: Path, node: ast.ImportFrom) -> Path | None:
             return None
         base, node = _package_dir(package), ast.ImportFrom(rest or None, node.names, 0)
     path = base.joinpath(*(node.module or "").split(".")) if node.module else base
-    if path == _package_dir("transformers"):  # its __init__ imports lazily; the one base class used from there
+    if path == _package_dir(
+        "transformers"
+    ):  # its __init__ imports lazily; the one base class used from there
         return path / "training_args.py"
     return next((found for found in (path.with_suffix(".py"), path / "__init__.py") if found.is_file()), None)
 

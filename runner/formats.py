@@ -69,7 +69,9 @@ def recognise(columns: Iterable[str]) -> str | None:
 
 def expected() -> str:
     """All recognised formats and their columns, for a message."""
-    return "; ".join(f"{name}: {' + '.join('|'.join(part) for part in parts)}" for name, parts in FORMATS.items())
+    return "; ".join(
+        f"{name}: {' + '.join('|'.join(part) for part in parts)}" for name, parts in FORMATS.items()
+    )
 
 
 def to_example(row: Row, source: int, row_format: str) -> Example:

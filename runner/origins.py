@@ -16,7 +16,9 @@ class Origins:
     def __init__(self, hydra: Any) -> None:
         self._overrides = [str(text) for text in hydra.overrides.task]
         self._choices = {str(group): option for group, option in hydra.runtime.choices.items()}
-        self._folders = [Path(source.path) for source in hydra.runtime.config_sources if source.schema == "file"]
+        self._folders = [
+            Path(source.path) for source in hydra.runtime.config_sources if source.schema == "file"
+        ]
         self._primary = str(hydra.job.config_name or "config")
 
     def where(self, key: str) -> str:
@@ -47,7 +49,9 @@ class Origins:
     def _read(self) -> Iterator[tuple[Path, str, yaml.Node | None]]:
         grouped = []
         for group, option in self._choices.items():
-            file = self._locate(f"{group}/{option}.yaml") if option and not group.startswith("hydra") else None
+            file = (
+                self._locate(f"{group}/{option}.yaml") if option and not group.startswith("hydra") else None
+            )
             if file is not None:
                 text = file.read_text(encoding="utf-8")
                 package = "" if "# @package _global_" in text else group

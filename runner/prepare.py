@@ -191,7 +191,9 @@ def _encode(split: Split, data: DataSettings, renderer: Renderer, max_length: in
     if not split.rows:
         lost = ", ".join(f"{count} {reason}" for reason, count in split.counts.items() if count)
         raise Refused(
-            Problem(f"data ({split.name})", f"no row is left to train on: {lost}", "raise trainer.max_length?")
+            Problem(
+                f"data ({split.name})", f"no row is left to train on: {lost}", "raise trainer.max_length?"
+            )
         )
 
 
@@ -213,7 +215,13 @@ def _encoded(split: Split, renderer: Renderer) -> Iterator[list[Encoded]]:
 
 def _remarks(split: Split, max_length: int | None) -> list[str]:
     counts, notes = split.counts, []
-    for reason in ("empty answer", "duplicate", "answer too short", "longer than max_length", "more than max_tokens"):
+    for reason in (
+        "empty answer",
+        "duplicate",
+        "answer too short",
+        "longer than max_length",
+        "more than max_tokens",
+    ):
         if counts[reason]:
             notes.append(f"{split.name}: {counts[reason]} of {counts['read']} rows dropped: {reason}")
     if counts["truncated"]:
@@ -223,5 +231,7 @@ def _remarks(split: Split, max_length: int | None) -> list[str]:
         notes.append(f"{split.name}: {lost} rows dropped: their prompt alone fills max_length={max_length}")
     if counts["unrolled into turns"]:
         more = counts["unrolled into turns"]
-        notes.append(f"{split.name}: the template rewrites earlier turns; {more} rows added, one for each answer")
+        notes.append(
+            f"{split.name}: the template rewrites earlier turns; {more} rows added, one for each answer"
+        )
     return notes

@@ -13,9 +13,9 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from runner.checks import EXAMPLES
 from runner.errors import Problem, Refused, nearest
 from runner.formats import FORMATS, BadRow, Example, Row, expected, recognise, to_example
+from runner.paths import EXAMPLES
 from runner.settings import DataSettings
 
 SHOWN_PROBLEMS = 20
@@ -122,7 +122,9 @@ def _open(path: str, data: DataSettings, key: str) -> tuple[str, list[tuple[int,
 def _file_rows(file: Path, content: bytes) -> Iterable[tuple[int, Row]]:
     kind = FILE_KINDS.get(file.suffix.lower())
     if kind is None:
-        raise Refused(Problem(str(file), f"unknown file type {file.suffix!r}", f"allowed: {', '.join(FILE_KINDS)}"))
+        raise Refused(
+            Problem(str(file), f"unknown file type {file.suffix!r}", f"allowed: {', '.join(FILE_KINDS)}")
+        )
     if kind in ("csv", "parquet"):
         return _table_rows(file, kind)
     text = _decode(file, content)
@@ -165,7 +167,9 @@ def _json_rows(file: Path, text: str) -> Iterator[tuple[int, Row]]:
         raise Refused(Problem(f"{file}:{error.lineno}", message)) from error
     wrong = [number for number, row in enumerate(rows, start=1) if not isinstance(row, dict)]
     if wrong:
-        raise Refused([Problem(f"{file}, row {number}", "must be an object") for number in wrong[:SHOWN_PROBLEMS]])
+        raise Refused(
+            [Problem(f"{file}, row {number}", "must be an object") for number in wrong[:SHOWN_PROBLEMS]]
+        )
     yield from enumerate(rows, start=1)
 
 
@@ -210,4 +214,3 @@ def _weighted(examples: list[Example], weight: float, seed: int) -> list[Example
     whole, share = divmod(weight, 1)
     part = sorted(random.Random(seed).sample(range(len(examples)), round(share * len(examples))))
     return [*examples * int(whole), *(examples[index] for index in part)]
-

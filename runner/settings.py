@@ -34,9 +34,10 @@ class ModelSettings:
 class DataSettings:
     """Which rows, how they are recognised, cleaned and split, and what is trained on.
 
-    ``path`` is a file (JSON, JSONL, CSV, Parquet), a folder of such files, a hub name, ``embedded:NAME``, or a
-    list of these; a list entry may be ``{path: ..., weight: 0.5}``, which takes that share of its rows (2 takes
-    each twice). Lengths are in characters of the answer (``min_chars``) and tokens of the row (``max_tokens``).
+    ``path`` is a file (JSON, JSONL, CSV, Parquet), a folder of such files, a hub name, ``embedded:NAME``, or
+    a list of these; a list entry may be ``{path: ..., weight: 0.5}``, which takes that share of its rows (2
+    takes each twice). ``min_chars`` counts characters of the answer, ``max_tokens`` tokens of the row.
+    ``columns`` maps a file's own column names to those of the format.
     """
 
     path: str | list | None = None
@@ -69,12 +70,15 @@ class TemplateSettings:
 
 @dataclass(frozen=True)
 class GenerationSettings:
-    """Greedy answers to held-out prompts: how many are kept as samples, and how they are batched."""
+    """Greedy answers to held-out prompts: how many are scored (``rows``) and kept (``samples``).
+
+    ``max_new_tokens`` of null allows what the longest expected answer needs, and a few more.
+    """
 
     samples: int = 5
     rows: int | None = None
     batch_size: int = 25
-    max_new_tokens: int = 128
+    max_new_tokens: int | None = None
 
 
 @dataclass(frozen=True)

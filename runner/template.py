@@ -111,7 +111,9 @@ class Renderer:
         ends = [match.end() for match in self._cut_at.finditer(text, len(prompt))]
         if ends and not text[ends[-1] :].strip():
             return text, (len(prompt), ends[-1])
-        if index == len(messages) - 1:  # the template never ends the turn: without this the model would not stop
+        if (
+            index == len(messages) - 1
+        ):  # the template never ends the turn: without this the model would not stop
             text = text.rstrip("\n") + self._end()
         return text, (len(prompt), len(text))
 
@@ -157,7 +159,10 @@ def apply_template(tokenizer: Any, settings: TemplateSettings) -> None:
     if settings.stop:
         tokenizer.eos_token = settings.stop
     vocabulary = tokenizer.get_vocab()
-    used = {*re.findall(r"<\|[^|<>{}]+\|>", str(tokenizer.chat_template)), *([settings.stop] if settings.stop else [])}
+    used = {
+        *re.findall(r"<\|[^|<>{}]+\|>", str(tokenizer.chat_template)),
+        *([settings.stop] if settings.stop else []),
+    }
     missing = sorted(token for token in used if token not in vocabulary)
     if missing and settings.chat_template:
         message = f"the template uses {', '.join(missing)}, which this tokenizer has no token for"
@@ -182,4 +187,7 @@ def _label(ids: list[int], offsets: list[tuple[int, int]], spans: tuple[tuple[in
 
 
 def _common(first: list[int], second: list[int]) -> int:
-    return next((i for i, (a, b) in enumerate(zip(first, second, strict=False)) if a != b), min(len(first), len(second)))
+    return next(
+        (i for i, (a, b) in enumerate(zip(first, second, strict=False)) if a != b),
+        min(len(first), len(second)),
+    )

@@ -1,0 +1,63 @@
+"""The recipes: one function each, ``run(config, folder)``, read from top to bottom."""
+
+from __future__ import annotations
+
+import importlib
+import shlex
+import sys
+import warnings
+from pathlib import Path
+
+from runner import artifacts, config, console
+from runner.errors import ExitCode, Refused, RunnerError
+from runner.settings import RunConfig
+
+_STATUS = {ExitCode.FAILED: "failed", ExitCode.DIVERGED: "diverged", ExitCode.PREEMPTED: "preempted"}
+
+
+def run_recipe(run: RunConfig, overrides: list[str]) -> int:
+    """Make the run folder, run the recipe in it, record how it ended, and return the exit code."""
+    _quiet_libraries()
+    recipe = importlib.import_module(f"recipes.{run.recipe}")
+    model = run.model.architecture or Path(str(run.model.path)).name
+    command = shlex.join(["python", "-m", "runner", *overrides])
+    path = None
+    try:
+        path = artifacts.create(run.output_dir, f"{run.recipe}-{model}")
+        folder = artifacts.RunFolder(path, command, overrides, config.to_yaml(run), run.seed)
+        folder.record["recipe"] = run.recipe
+    except Refused as refused:
+        console.refused(refused.problems)
+        return ExitCode.REFUSED
+    try:
+        recipe.run(run, folder)
+    except Refused as refused:
+        console.refused(refused.problems)
+        artifacts.discard(path)
+        return ExitCode.REFUSED
+    except KeyboardInterrupt as error:
+        folder.finish("failed", error)
+        console.failed("interrupted", path)
+        return ExitCode.FAILED
+    except Exception as error:
+        code = error.code if isinstance(error, RunnerError) else ExitCode.FAILED
+        folder.finish(_STATUS[code], error)
+        console.failed(f"{type(error).__name__}: {error}", path, details=not isinstance(error, RunnerError))
+        return code
+    folder.finish("completed")
+    console.closing(folder.record, path)
+    return ExitCode.COMPLETED
+
+
+def _quiet_libraries() -> None:
+    """Progress bars and advice of the libraries, where the runner prints its own."""
+    import datasets
+    import transformers
+
+    transformers.logging.set_verbosity_error()
+    transformers.logging.disable_progress_bar()
+    datasets.disable_progress_bars()
+    datasets.logging.set_verbosity_error()
+    if not sys.warnoptions:
+        warnings.filterwarnings("ignore", category=FutureWarning)
+        warnings.filterwarnings("ignore", category=UserWarning)

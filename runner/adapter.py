@@ -1,0 +1,88 @@
+"""Put an adapter on the base, save it so that plain PEFT loads it, and start from an earlier one."""
+
+from __future__ import annotations
+
+import json
+import tempfile
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from runner.errors import Problem, Refused
+
+if TYPE_CHECKING:
+    from peft import PeftConfig, PeftModel
+    from transformers import PreTrainedModel
+
+# Initialisations that change the base weights; PEFT converts such an adapter to one for the original base.
+_CONVERTED = ("pissa", "olora", "corda")
+
+
+def changes_base(config: PeftConfig | None) -> bool:
+    """Whether the adapter's initialisation rewrites the base weights, so that the two belong together."""
+    init = getattr(config, "init_lora_weights", None)
+    return isinstance(init, str) and init.startswith((*_CONVERTED, "loftq"))
+
+
+def add_adapter(model: PreTrainedModel, config: PeftConfig, seed: int) -> PeftModel:
+    """Wrap the base in a fresh adapter; ``seed`` is set first, so that it decides the initialisation."""
+    from peft import get_peft_model
+    from transformers import set_seed
+
+    set_seed(seed)
+    try:
+        return get_peft_model(model, config)  # type: ignore[return-value]
+    except ValueError as error:
+        raise Refused(Problem("lora", str(error).splitlines()[0])) from error
+
+
+def continue_adapter(model: PreTrainedModel, path: str) -> PeftModel:
+    """Load an earlier adapter (a run folder or an adapter folder) to train it further."""
+    from peft import PeftModel
+
+    return PeftModel.from_pretrained(model, adapter_folder(path), is_trainable=True)
+
+
+def adapter_folder(path: str) -> Path:
+    """The PEFT folder that ``adapter=`` names: a run folder's ``adapter/``, or the folder itself."""
+    folder = Path(path).expanduser()
+    for candidate in (folder / "adapter", folder):
+        if (candidate / "adapter_config.json").is_file():
+            return candidate
+    raise Refused(
+        Problem(f"adapter={path}", "holds no adapter_config.json", "name a run folder or its adapter/")
+    )
+
+
+class AdapterSaver:
+    """Saves the trained adapter; remembers the initial one where its initialisation changed the base."""
+
+    def __init__(self, model: PeftModel) -> None:
+        self._model = model
+        self._initial: tempfile.TemporaryDirectory[str] | None = None
+        init = getattr(model.peft_config["default"], "init_lora_weights", None)
+        if isinstance(init, str) and init.startswith(_CONVERTED):
+            self._initial = tempfile.TemporaryDirectory()
+            self._save_as_plain(model, self._initial.name)
+
+    def save(self, folder: Path) -> None:
+        """Write ``adapter_config.json`` and ``adapter_model.safetensors`` for the original base."""
+        if self._initial is None:
+            self._model.save_pretrained(folder)
+        else:
+            self._model.save_pretrained(folder, path_initial_model_for_weight_conversion=self._initial.name)
+
+    @staticmethod
+    def _save_as_plain(model: PeftModel, folder: str) -> None:
+        """PEFT's conversion wants the initial adapter marked as one that leaves the base alone."""
+        config: Any = model.peft_config["default"]
+        kept, config.init_lora_weights = config.init_lora_weights, True
+        model.save_pretrained(folder)
+        config.init_lora_weights = kept
+
+
+def set_base(folder: Path, base: str) -> None:
+    """Record in ``adapter_config.json`` the base that a user can name, not a path inside a cache."""
+    file = folder / "adapter_config.json"
+    values = json.loads(file.read_text(encoding="utf-8"))
+    values["base_model_name_or_path"] = base
+    file.write_text(json.dumps(values, indent=2, sort_keys=True) + "\n", encoding="utf-8")

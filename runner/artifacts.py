@@ -1,0 +1,155 @@
+"""The run folder: made once, filled as the run goes on, and complete also when the run fails."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import math
+import os
+import shutil
+import time
+import traceback
+from collections.abc import Iterator
+from contextlib import contextmanager
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+from runner import environment
+from runner.errors import Problem, Refused
+
+_FALLBACK_NAME = "run"
+
+
+class RunFolder:
+    """One run's folder and its record, ``run.json``.
+
+    ``record`` may be filled by anyone; it is written on every change of status. ``metrics`` and ``times`` are
+    its parts for figures (bytes, tokens per second, scores) and for seconds by phase.
+    """
+
+    def __init__(self, path: Path, command: str, overrides: list[str], config_yaml: str, seed: int) -> None:
+        self.path = path
+        self._started = time.monotonic()
+        self.metrics: dict[str, Any] = {}
+        self.times: dict[str, float] = {}
+        self.notes: list[str] = []
+        self.record: dict[str, Any] = {
+            "status": "running",
+            "command": command,
+            "overrides": overrides,
+            "started": _now(),
+            "seed": seed,
+            "metrics": self.metrics,
+            "times": self.times,
+            "notes": self.notes,
+            "git": environment.git_state(),
+            "packages": environment.package_versions(),
+            "python": environment.python_version(),
+            "device": environment.device(),
+            "digests": {},
+        }
+        (path / "config.yaml").write_text(config_yaml, encoding="utf-8")
+        self.write()
+
+    @contextmanager
+    def timed(self, phase: str) -> Iterator[None]:
+        """Add the seconds of a phase to ``times``."""
+        began = time.monotonic()
+        try:
+            yield
+        finally:
+            self.times[phase] = round(self.times.get(phase, 0.0) + time.monotonic() - began, 3)
+
+    def log(self, entry: dict[str, Any]) -> None:
+        """Append one line to ``metrics.jsonl``; a value that is not finite becomes null there."""
+        plain = {key: _finite(value) for key, value in entry.items()}
+        with (self.path / "metrics.jsonl").open("a", encoding="utf-8") as stream:
+            stream.write(json.dumps(plain) + "\n")
+
+    def write_lines(self, name: str, rows: list[dict[str, Any]]) -> None:
+        """Write a JSONL file such as ``samples.jsonl``."""
+        text = "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows)
+        write_whole(self.path / name, text)
+
+    def write(self) -> None:
+        """Write ``run.json`` as a whole, so that a reader never sees half of it."""
+        self.record["seconds"] = round(time.monotonic() - self._started, 3)
+        write_whole(self.path / "run.json", json.dumps(self.record, indent=2, ensure_ascii=False) + "\n")
+
+    def finish(self, status: str, error: BaseException | None = None) -> None:
+        """Write the final status, the error if there is one, the digests of the results, and the report."""
+        self.record |= {"status": status, "ended": _now(), "error": _error(error)}
+        adapter = self.path / "adapter" / "adapter_model.safetensors"
+        results = {"adapter": adapter, "config": self.path / "config.yaml"}
+        self.record["digests"] = {name: file_digest(file) for name, file in results.items() if file.is_file()}
+        self.write()
+        from runner.report import write_report
+
+        write_report(self.path)
+
+
+def create(output_dir: str | None, name: str) -> Path:
+    """Make the run's folder: the one asked for, new or empty, or a fresh one under ``outputs/``.
+
+    Two starts in the same second get two folders. Raises ``Refused`` for a folder that holds something.
+    """
+    if output_dir is not None:
+        path = Path(output_dir).expanduser()
+        if path.is_file() or (path.is_dir() and any(path.iterdir())):
+            message = f"{path} already holds something, and two runs are never mixed"
+            raise Refused(
+                Problem(f"output_dir={output_dir}", message, "name a new folder, or leave output_dir out")
+            )
+        path.mkdir(parents=True, exist_ok=True)
+        return path
+    now = datetime.now()
+    safe = (
+        "".join(letter if letter.isalnum() or letter in "-._" else "-" for letter in name) or _FALLBACK_NAME
+    )
+    parent = Path("outputs") / now.strftime("%Y-%m-%d")
+    parent.mkdir(parents=True, exist_ok=True)
+    for number in range(1, 1000):
+        path = parent / f"{now.strftime('%H-%M-%S')}-{safe}{f'-{number}' if number > 1 else ''}"
+        try:
+            path.mkdir()
+            return path
+        except FileExistsError:
+            continue
+    raise FileExistsError(f"no free name for a run in {parent}")
+
+
+def discard(path: Path) -> None:
+    """Remove the folder of a run that was refused before anything was loaded."""
+    shutil.rmtree(path, ignore_errors=True)
+
+
+def write_whole(file: Path, text: str) -> None:
+    """Write a file aside and rename it over the old one."""
+    aside = file.with_name(f".{file.name}.{os.getpid()}")
+    aside.write_text(text, encoding="utf-8")
+    aside.replace(file)
+
+
+def file_digest(file: Path) -> str:
+    """``sha256:HEX`` of a file."""
+    with file.open("rb") as stream:
+        return f"sha256:{hashlib.file_digest(stream, 'sha256').hexdigest()}"
+
+
+def _error(error: BaseException | None) -> dict[str, str] | None:
+    if error is None:
+        return None
+    return {
+        "type": type(error).__name__,
+        "message": str(error),
+        "traceback": "".join(traceback.format_exception(error)),
+    }
+
+
+def _finite(value: Any) -> Any:
+    return None if isinstance(value, float) and not math.isfinite(value) else value
+
+
+def _now() -> str:
+    return datetime.now(UTC).isoformat(timespec="seconds").replace("+00:00", "Z")

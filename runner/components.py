@@ -1,0 +1,113 @@
+"""Turn the library sections of the config into the objects they name: PEFT, bitsandbytes and TRL configs."""
+
+from __future__ import annotations
+
+import importlib
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from runner.errors import Problem, Refused
+from runner.model import Base, Precision
+from runner.settings import RunConfig, TrainerExtras
+
+if TYPE_CHECKING:
+    from peft import PeftConfig
+    from transformers import TrainingArguments
+
+_OWN_TRAINER_KEYS = set(TrainerExtras.__dataclass_fields__)
+
+# Optimisers of bitsandbytes need CUDA; elsewhere the same update rule without paging and 8-bit states.
+_PLAIN_OPTIMIZERS = {
+    "adamw": "adamw_torch",
+    "ademamix": "adamw_torch",
+    "lion": "adamw_torch",
+    "rmsprop": "rmsprop",
+}
+
+
+def quantization_config(config: RunConfig, precision: Precision) -> Any | None:
+    """The transformers quantization config, by default with the run's compute dtype. Raises ``Refused``."""
+    if not config.quantization:
+        return None
+    fields = dict(config.quantization)
+    if fields.get("load_in_4bit"):
+        fields.setdefault("bnb_4bit_compute_dtype", str(precision.dtype).removeprefix("torch."))
+    return _build("quantization", fields)
+
+
+def peft_config(config: RunConfig, total_steps: int | None = None) -> PeftConfig | None:
+    """The PEFT config, or None for full fine-tuning. Raises ``Refused``.
+
+    ``target_modules: attention`` stands for the query and value projections under each architecture's own
+    names. AdaLoRA's ``total_step`` follows the run when ``total_steps`` is given.
+    """
+    if not config.lora:
+        return None
+    fields = {"task_type": "CAUSAL_LM", **config.lora}
+    if fields.get("target_modules") == "attention":
+        fields["target_modules"] = (
+            None  # PEFT's own table, by model type: q_proj and v_proj and their equivalents
+        )
+    if fields["_target_"] == "peft.AdaLoraConfig":
+        steps = total_steps or 100
+        fields.setdefault("total_step", steps)
+        fields.setdefault("tinit", steps // 10)
+        fields.setdefault("tfinal", steps // 5)
+    return _build("lora", fields)
+
+
+def training_arguments(
+    config: RunConfig, precision: Precision, folder: Path, has_cuda: bool
+) -> tuple[TrainingArguments, list[str]]:
+    """The TRL config of the run and remarks on what was replaced. Raises ``Refused``."""
+    notes: list[str] = []
+    fields = {key: value for key, value in config.trainer.items() if key not in _OWN_TRAINER_KEYS}
+    optimizer = str(fields.get("optim", ""))
+    if not has_cuda and (replacement := _plain_optimizer(optimizer)):
+        notes.append(f"trainer.optim={optimizer} needs CUDA; {replacement} is used instead")
+        fields["optim"] = replacement
+    fields |= {
+        "output_dir": str(folder / "checkpoints"),
+        "seed": config.seed,
+        "data_seed": config.seed,
+        "bf16": precision.bf16,
+        "fp16": precision.fp16,
+        "use_cpu": not has_cuda,
+        "disable_tqdm": True,
+        "dataloader_pin_memory": has_cuda,
+        "run_name": folder.name,
+    }
+    return _build("trainer", fields), notes
+
+
+def check_targets(config: RunConfig, base: Base, names: list[str]) -> None:
+    """Refuse target modules that the model does not have; ``names`` are its linear layers."""
+    targets = config.lora.get("target_modules")
+    if not isinstance(targets, list) or not names:
+        return
+    known = {part for name in names for part in (name, name.rpartition(".")[2])}
+    missing = [
+        target
+        for target in targets
+        if target not in known and not any(n.endswith(f".{target}") for n in names)
+    ]
+    if missing:
+        short = sorted({name.rpartition(".")[2] for name in names})
+        message = f"{type(base.config).__name__} has no modules {', '.join(map(repr, missing))}"
+        raise Refused(Problem("lora.target_modules", message, f"it has: {', '.join(short)}; or all-linear"))
+
+
+def _plain_optimizer(name: str) -> str | None:
+    if not name.startswith("paged_") and not name.endswith(("8bit", "32bit")):
+        return None
+    return next((plain for family, plain in _PLAIN_OPTIMIZERS.items() if family in name), None)
+
+
+def _build(section: str, fields: dict[str, Any]) -> Any:
+    """Instantiate an allow-listed class; its own complaints become problems of that section."""
+    package, _, name = str(fields["_target_"]).partition(".")
+    kind = getattr(importlib.import_module(package), name)
+    try:
+        return kind(**{key: value for key, value in fields.items() if key != "_target_"})
+    except (ValueError, TypeError, ImportError) as error:
+        raise Refused(Problem(section, f"{name}: {error}")) from error

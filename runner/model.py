@@ -1,0 +1,215 @@
+"""Load or build the base model and its tokenizer; decide the number formats they run in."""
+
+from __future__ import annotations
+
+import json
+import os
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import yaml
+
+from runner.errors import Problem, Refused
+from runner.paths import ARCHITECTURES, CONFIG_DIR
+from runner.settings import ModelSettings
+from runner.weights import model_folder
+
+if TYPE_CHECKING:
+    import torch
+    from transformers import PreTrainedConfig, PreTrainedModel
+
+# Special tokens of the byte-level tokenizer, in the order of their ids from 256 on.
+_BYTE_SPECIALS = ("<|im_start|>", "<|im_end|>", "<|endoftext|>")
+
+
+@dataclass
+class Base:
+    """What ``model`` names, before weights are loaded: config, tokenizer and folder (None: random)."""
+
+    settings: ModelSettings
+    config: PreTrainedConfig
+    tokenizer: Any
+    folder: Path | None
+
+    def record(self) -> dict[str, Any]:
+        """What ``run.json`` keeps of it."""
+        return {
+            "path": self.settings.path,
+            "weights": self.settings.weights,
+            "revision": self.settings.revision or (self.folder.name if self.folder else None),
+            "architecture": type(self.config).__name__,
+            "trust_remote_code": self.settings.trust_remote_code,
+        }
+
+
+@dataclass(frozen=True)
+class Precision:
+    """Number formats of a run: of the frozen weights, and of the autocast that the step runs under."""
+
+    name: str
+    dtype: torch.dtype
+    bf16: bool
+    fp16: bool
+
+
+def device() -> torch.device:
+    """The device of this process: its CUDA device (``LOCAL_RANK`` under a launcher), Apple's, or the CPU."""
+    import torch
+
+    if torch.cuda.is_available():
+        return torch.device("cuda", int(os.environ.get("LOCAL_RANK", "0")))
+    return torch.device("mps" if torch.backends.mps.is_available() else "cpu")
+
+
+def choose_precision(trainer: dict[str, Any], settings: ModelSettings, full_finetuning: bool) -> Precision:
+    """Resolve ``trainer.precision`` and ``model.dtype``.
+
+    ``auto`` is bf16 where the hardware computes in it (CUDA from Ampere on, CPUs with AVX512-BF16 or AMX),
+    fp16 on older CUDA, fp32 elsewhere. With full fine-tuning the weights stay in float32 under autocast,
+    since bf16 weights lose small updates.
+    """
+    import torch
+
+    name = trainer.get("precision", "auto")
+    if name == "auto":
+        name = next((known for known in ("bf16", "fp16") if trainer.get(known)), None) or _native_precision()
+    dtypes = {"bf16": torch.bfloat16, "fp16": torch.float16, "fp32": torch.float32}
+    dtype = torch.float32 if full_finetuning else dtypes[name]
+    if settings.dtype != "auto":
+        dtype = getattr(torch, settings.dtype)
+    return Precision(name, dtype, bf16=name == "bf16", fp16=name == "fp16")
+
+
+def _native_precision() -> str:
+    import torch
+
+    if torch.cuda.is_available():
+        return "bf16" if torch.cuda.get_device_capability() >= (8, 0) else "fp16"
+    capable = torch.cpu._is_avx512_bf16_supported() or torch.cpu._is_amx_tile_supported()
+    return "bf16" if capable and not torch.backends.mps.is_available() else "fp32"
+
+
+def find_base(settings: ModelSettings) -> Base:
+    """Locate the model's files and load its config and tokenizer, but no weights. Raises ``Refused``."""
+    from transformers import AutoConfig, AutoTokenizer
+
+    if settings.weights == "random":
+        config = _architecture(str(settings.architecture))
+        tokenizer = (
+            AutoTokenizer.from_pretrained(settings.tokenizer) if settings.tokenizer else byte_tokenizer()
+        )
+        config.bos_token_id, config.eos_token_id = tokenizer.bos_token_id, tokenizer.eos_token_id
+        config.pad_token_id = tokenizer.pad_token_id
+        return Base(settings, config, tokenizer, None)
+    folder = model_folder(str(settings.path), settings.revision)
+    trust = settings.trust_remote_code
+    try:
+        config = AutoConfig.from_pretrained(folder, trust_remote_code=trust)
+        tokenizer = AutoTokenizer.from_pretrained(settings.tokenizer or folder, trust_remote_code=trust)
+    except (ValueError, OSError, KeyError) as error:
+        problem = Problem("model.path", f"{settings.path}: {str(error).splitlines()[0]}")
+        raise Refused(problem) from error
+    return Base(settings, config, tokenizer, folder)
+
+
+def load_model(base: Base, quantization: Any, dtype: torch.dtype, seed: int) -> PreTrainedModel:
+    """Load the weights, or draw them; ``quantization`` is a transformers quantization config or None.
+
+    Random weights are drawn on the run's device from ``seed`` and then quantised like a checkpoint would be.
+    """
+    import torch
+    from transformers import AutoModelForCausalLM, set_seed
+
+    settings, where = base.settings, device()
+    attention = {"attn_implementation": settings.attn_implementation} if settings.attn_implementation else {}
+    placement = settings.device_map or ({"": where} if where.type == "cuda" or quantization else None)
+    if base.folder is not None:
+        try:
+            model = AutoModelForCausalLM.from_pretrained(
+                base.folder,
+                dtype=dtype,
+                device_map=placement,
+                quantization_config=quantization,
+                trust_remote_code=settings.trust_remote_code,
+                **attention,
+            )
+        except (AttributeError, ImportError, TypeError) as error:
+            if not settings.trust_remote_code:
+                raise
+            message = f"the modelling code that {settings.path} brings fails on this transformers: {error}"
+            raise Refused(
+                Problem("model.path", message, "model.weights=random builds its shape natively")
+            ) from error
+        return _keep_trainable(model)
+    set_seed(seed)
+    with torch.device(where):
+        model = AutoModelForCausalLM.from_config(base.config, dtype=dtype, **attention)
+    if quantization is None:
+        return model
+    # the library's own loading path quantises the state dict as it would a checkpoint
+    quantized = type(model).from_pretrained(
+        None,
+        config=model.config,
+        state_dict=model.state_dict(),
+        dtype=dtype,
+        device_map=placement,
+        quantization_config=quantization,
+    )
+    return _keep_trainable(quantized)
+
+
+def _keep_trainable(model: PreTrainedModel) -> PreTrainedModel:
+    """Stop bitsandbytes from repacking 4-bit weights for CPU inference.
+
+    On CPUs with AVX512-BF16, bitsandbytes 0.50 repacks them at the first forward pass without gradients and
+    never back: every later backward pass through such a layer gives no gradient, without a word.
+    """
+    for module in model.modules():
+        if hasattr(module, "support_avx512bf16_for_cpu"):
+            setattr(module, "support_avx512bf16_for_cpu", False)  # noqa: B010
+    return model
+
+
+def linear_modules(config: PreTrainedConfig, trust_remote_code: bool = False) -> list[str]:
+    """Names of the linear layers' last parts (``q_proj``), without loading weights; empty for remote code."""
+    import torch
+    from transformers import AutoModelForCausalLM
+
+    if trust_remote_code:
+        return []
+    with torch.device("meta"):
+        model = AutoModelForCausalLM.from_config(config)
+    return sorted({name for name, module in model.named_modules() if isinstance(module, torch.nn.Linear)})
+
+
+def _architecture(name: str) -> PreTrainedConfig:
+    from transformers import AutoConfig
+
+    facts = json.loads((ARCHITECTURES / f"{name}.json").read_text(encoding="utf-8"))
+    return AutoConfig.for_model(
+        facts.pop("model_type"), **{k: v for k, v in facts.items() if not k.startswith("_")}
+    )
+
+
+def byte_tokenizer() -> Any:
+    """A tokenizer of the 256 bytes and three control tokens, with the ChatML template; needs no files."""
+    from tokenizers import Tokenizer, decoders, models, pre_tokenizers
+    from transformers import PreTrainedTokenizerFast
+
+    alphabet = sorted(pre_tokenizers.ByteLevel.alphabet())
+    tokenizer = Tokenizer(
+        models.BPE(vocab={letter: index for index, letter in enumerate(alphabet)}, merges=[])
+    )
+    tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    tokenizer.decoder = decoders.ByteLevel()
+    tokenizer.add_special_tokens(list(_BYTE_SPECIALS))
+    start, end, pad = _BYTE_SPECIALS
+    chatml = yaml.safe_load((CONFIG_DIR / "template" / "chatml.yaml").read_text(encoding="utf-8"))
+    return PreTrainedTokenizerFast(
+        tokenizer_object=tokenizer,
+        bos_token=start,
+        eos_token=end,
+        pad_token=pad,
+        chat_template=chatml["chat_template"],
+    )

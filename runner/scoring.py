@@ -1,0 +1,161 @@
+"""Greedy answers to held-out prompts, and the score by which they are judged."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from contextlib import AbstractContextManager, nullcontext
+from typing import Any
+
+import torch
+
+from runner import console
+from runner.formats import Example
+from runner.model import Precision
+from runner.prepare import Split
+from runner.settings import RunConfig
+from runner.template import Renderer
+
+_MARGIN = 8  # tokens beyond the longest expected answer: room to end the turn, or to show that it goes on
+
+
+def exact_match(answer: str, expected: str) -> bool:
+    """Whether two texts are equal but for white space around them."""
+    return answer.strip() == expected.strip()
+
+
+METRICS: dict[str, Callable[[str, str], bool]] = {"exact_match": exact_match}
+
+
+class Judge:
+    """Answers the same held-out prompts before and after training, and compares the two.
+
+    With ``data.metric`` all held-out rows are answered, or ``generation.rows`` of them; otherwise the samples.
+    """
+
+    def __init__(
+        self, config: RunConfig, renderer: Renderer, held_out: Split | None, precision: Precision
+    ) -> None:
+        self._config, self._renderer = config, renderer
+        self._autocast = {"bf16": torch.bfloat16, "fp16": torch.float16}.get(precision.name)
+        examples = [example for example in held_out.examples if example.messages] if held_out else []
+        limit = config.generation.rows if config.data.metric else config.generation.samples
+        self._examples = examples[:limit]
+
+    def answer(self, model: Any, label: str, base_only: bool = False) -> list[str]:
+        """Greedy answers to the held-out prompts, from the base alone where ``base_only``."""
+        if not self._examples:
+            return []
+        alone = model.disable_adapter() if base_only and hasattr(model, "disable_adapter") else nullcontext()
+        settings = self._config.generation
+        with alone, console.Progress(f"answering, {label}", len(self._examples)) as progress:
+            return generate(
+                model,
+                self._renderer,
+                self._examples,
+                settings.batch_size,
+                settings.max_new_tokens,
+                self._autocast,
+                progress.advance,
+            )
+
+    def scores(self, before: list[str], after: list[str]) -> dict[str, float]:
+        """Share of right answers as ``<metric>_before`` and ``<metric>_after``; empty without a metric."""
+        name = self._config.data.metric
+        if not name or not self._examples:
+            return {}
+        pairs = (("before", before), ("after", after))
+        return {f"{name}_{when}": sum(self._right(texts)) / len(texts) for when, texts in pairs}
+
+    def samples(self, before: list[str], after: list[str]) -> list[dict[str, Any]]:
+        """The lines of ``samples.jsonl``."""
+        right_before, right_after = self._right(before), self._right(after)
+        return [
+            {
+                "index": index,
+                "prompt": str(example.messages[-2]["content"]) if len(example.messages) > 1 else "",
+                "expected": example.answer,
+                "before": before[index],
+                "after": after[index],
+                "before_match": right_before[index],
+                "after_match": right_after[index],
+            }
+            for index, example in enumerate(self._examples[: self._config.generation.samples])
+        ]
+
+    def _right(self, answers: list[str]) -> list[bool]:
+        judge = METRICS[self._config.data.metric or "exact_match"]
+        return [judge(text, example.answer) for text, example in zip(answers, self._examples, strict=True)]
+
+
+def generate(
+    model: Any,
+    renderer: Renderer,
+    examples: Sequence[Example],
+    batch_size: int,
+    max_new_tokens: int | None,
+    autocast: torch.dtype | None = None,
+    on_batch: Callable[[int], None] | None = None,
+) -> list[str]:
+    """Answer the last turn of every example greedily, in batches of similar length; the order is kept.
+
+    ``max_new_tokens`` of None allows as many as the longest expected answer has, and a few more.
+    ``on_batch`` is called with the number of answers of each finished batch.
+    """
+    tokenizer = renderer.tokenizer
+    prompts = [
+        tokenizer(renderer.prompt(example), add_special_tokens=False)["input_ids"] for example in examples
+    ]
+    if max_new_tokens is None:
+        answers = tokenizer([example.answer for example in examples], add_special_tokens=False)["input_ids"]
+        max_new_tokens = max(map(len, answers)) + _MARGIN
+    order = sorted(range(len(prompts)), key=lambda index: len(prompts[index]))
+    answers_by_index: dict[int, str] = {}
+    training = model.training
+    model.eval()
+    try:
+        for start in range(0, len(order), batch_size):
+            chosen = order[start : start + batch_size]
+            with torch.inference_mode(), _autocast(model.device, autocast):
+                texts = _answer(model, tokenizer, [prompts[index] for index in chosen], max_new_tokens)
+            answers_by_index |= dict(zip(chosen, texts, strict=True))
+            if on_batch:
+                on_batch(len(chosen))
+    finally:
+        model.train(training)
+    return [answers_by_index[index] for index in range(len(prompts))]
+
+
+def _answer(model: Any, tokenizer: Any, prompts: list[list[int]], max_new_tokens: int) -> list[str]:
+    longest = max(map(len, prompts))
+    pad = tokenizer.pad_token_id
+    ids = torch.tensor([[pad] * (longest - len(prompt)) + prompt for prompt in prompts], device=model.device)
+    mask = torch.tensor([[0] * (longest - len(p)) + [1] * len(p) for p in prompts], device=model.device)
+    made = model.generate(
+        input_ids=ids,
+        attention_mask=mask,
+        max_new_tokens=max_new_tokens,
+        do_sample=False,
+        temperature=None,
+        top_p=None,
+        top_k=None,
+        pad_token_id=pad,
+        eos_token_id=_stop_ids(model, tokenizer),
+        use_cache=True,
+    )
+    return [_decode(tokenizer, row[longest:].tolist(), _stop_ids(model, tokenizer)) for row in made]
+
+
+def _decode(tokenizer: Any, ids: list[int], stops: list[int]) -> str:
+    end = next((index for index, token in enumerate(ids) if token in stops), len(ids))
+    return tokenizer.decode(ids[:end], skip_special_tokens=True)
+
+
+def _stop_ids(model: Any, tokenizer: Any) -> list[int]:
+    """The end token of the run's template, and whatever else the model was made to stop at."""
+    own = model.generation_config.eos_token_id
+    others = own if isinstance(own, list) else [own] if own is not None else []
+    return sorted({tokenizer.eos_token_id, *others})
+
+
+def _autocast(device: torch.device, dtype: torch.dtype | None) -> AbstractContextManager[Any]:
+    return torch.autocast(device.type, dtype=dtype) if dtype is not None else nullcontext()

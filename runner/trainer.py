@@ -1,0 +1,131 @@
+"""TRL's trainer with three guarantees: stop at the first non-finite loss, checkpoints that are complete or
+not there, and adapters that are trained in float32."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import torch
+from datasets import Dataset
+from transformers import PrinterCallback, TrainerCallback, TrainerControl, TrainerState, TrainingArguments
+from transformers.trainer_utils import rotate_checkpoints
+from trl.trainer.sft_config import SFTConfig
+from trl.trainer.sft_trainer import SFTTrainer
+
+from runner.errors import Diverged
+
+# Called at every logged step with what the trainer logs, the step and the seconds since training began.
+OnLog = Callable[[dict[str, Any]], None]
+
+
+class SupervisedTrainer(SFTTrainer):
+    """``SFTTrainer`` on rows that are already ``input_ids`` and ``labels``.
+
+    Raises ``Diverged`` from the first step whose loss or gradient norm is not finite, before the optimizer
+    uses it.
+    """
+
+    def __init__(
+        self,
+        model: Any,
+        args: SFTConfig,
+        tokenizer: Any,
+        train: Dataset,
+        held_out: Dataset | None,
+        on_log: OnLog,
+    ) -> None:
+        if getattr(args, "_n_gpu", 1) > 1 and "WORLD_SIZE" not in os.environ:
+            args._n_gpu = 1  # TRL refuses DataParallel; one process drives one GPU
+        super().__init__(
+            model=model,
+            args=args,
+            processing_class=tokenizer,
+            train_dataset=train,
+            eval_dataset=held_out,
+            callbacks=[_Report(on_log)],
+        )
+        self.remove_callback(PrinterCallback)
+        assert self.model is not None
+        for parameter in self.model.parameters():
+            # TRL casts the adapter of a quantised base to bfloat16, in which small updates are lost
+            if parameter.requires_grad and parameter.dtype == torch.bfloat16 and self.is_peft:
+                parameter.data = parameter.data.float()
+
+    @property
+    def is_peft(self) -> bool:
+        """Whether an adapter is trained, rather than the whole model."""
+        return hasattr(self.model, "peft_config")
+
+    def training_step(self, *args: Any, **kwargs: Any) -> torch.Tensor:
+        """One forward and backward pass; the loss must be finite."""
+        loss = super().training_step(*args, **kwargs)
+        if not torch.isfinite(loss):
+            raise Diverged(f"the loss of step {self.state.global_step + 1} is {loss.item()}")
+        return loss
+
+    def create_model_card(self, *args: Any, **kwargs: Any) -> None:
+        """Nothing: the run writes one card, with the adapter."""
+
+    def _save_checkpoint(self, model: Any, trial: Any) -> None:
+        """Write the checkpoint aside and rename it, so that a kill leaves a complete one or none."""
+        final = Path(str(self.args.output_dir))
+        aside = final / ".writing"
+        shutil.rmtree(aside, ignore_errors=True)
+        self.args.output_dir = str(aside)
+        save_total_limit, self.args.save_total_limit = self.args.save_total_limit, None
+        try:
+            super()._save_checkpoint(model, trial)
+        finally:
+            self.args.output_dir, self.args.save_total_limit = str(final), save_total_limit
+        if not self.args.should_save:
+            return
+        name = f"checkpoint-{self.state.global_step}"
+        if self.state.best_model_checkpoint and Path(self.state.best_model_checkpoint).parent == aside:
+            self.state.best_model_checkpoint = str(final / name)
+            self.state.save_to_json(str(aside / name / "trainer_state.json"))
+        shutil.rmtree(final / name, ignore_errors=True)
+        (aside / name).rename(final / name)
+        shutil.rmtree(aside)
+        rotate_checkpoints(
+            output_dir=str(final),
+            save_total_limit=save_total_limit,
+            best_model_checkpoint=self.state.best_model_checkpoint,
+        )
+
+
+class _Report(TrainerCallback):
+    """Hands every logged step on, and stops at a gradient that is not finite."""
+
+    def __init__(self, on_log: OnLog) -> None:
+        self._on_log, self._started = on_log, time.monotonic()
+
+    def on_train_begin(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
+    ) -> None:
+        self._started = time.monotonic()
+
+    def on_log(
+        self,
+        args: TrainingArguments,
+        state: TrainerState,
+        control: TrainerControl,
+        logs: dict[str, Any] | None = None,
+        **kwargs: Any,
+    ) -> None:
+        seconds = round(time.monotonic() - self._started, 3)
+        self._on_log(
+            {"step": state.global_step, **(logs or {}), "seconds": seconds, "max_steps": state.max_steps}
+        )
+        norm = (logs or {}).get("grad_norm")
+        if norm is not None and not torch.isfinite(torch.as_tensor(norm)):
+            raise Diverged(f"the gradient norm of step {state.global_step} is {norm}")
+
+
+def all_finite(model: torch.nn.Module) -> bool:
+    """Whether every trained weight is finite."""
+    return all(bool(torch.isfinite(p).all()) for p in model.parameters() if p.requires_grad)
