@@ -18,7 +18,7 @@ from runner.template import Renderer, apply_template
 
 
 def run(config: RunConfig, folder: RunFolder) -> None:
-    """Train one adapter, or the whole model, in a run folder. Raises ``Refused`` before weights are loaded."""
+    """Train one adapter, or the whole model, in a run folder. Raises ``Refused`` before loading weights."""
     with folder.timed("check"):
         precision = choose_precision(config.trainer, config.model, full_finetuning=not config.lora)
         base = find_base(config.model)
@@ -60,18 +60,16 @@ def run(config: RunConfig, folder: RunFolder) -> None:
         )
 
     progress = console.TrainingProgress(steps)
+
+    def on_log(entry: dict[str, Any]) -> None:
+        folder.log(entry)
+        progress.update(entry)
+
     held_out = data.eval.dataset() if data.eval else None
-    trainer = SupervisedTrainer(
-        model,
-        arguments,
-        base.tokenizer,
-        data.train.dataset(),
-        held_out,
-        on_log=lambda entry: (folder.log(entry), progress.update(entry)),
-    )
+    trainer = SupervisedTrainer(model, arguments, base.tokenizer, data.train.dataset(), held_out, on_log)
     with folder.timed("train"), progress:
         result = trainer.train(resume_from_checkpoint=config.resume)
-    if not all_finite(trainer.model):
+    if not all_finite(model):
         raise Diverged("a trained weight is not finite; nothing was saved")
     tokens = trainer.state.num_input_tokens_seen or trainer._total_train_tokens
     folder.metrics |= {
@@ -91,11 +89,11 @@ def run(config: RunConfig, folder: RunFolder) -> None:
             saver.save(target)
             set_base(target, config.model.path or f"random:{config.model.architecture}")
         else:
-            trainer.model.save_pretrained(target)
+            model.save_pretrained(target)
         base.tokenizer.save_pretrained(target)
 
     with folder.timed("score_after"):
-        after = judge.answer(trainer.model, "after training")
+        after = judge.answer(model, "after training")
     folder.metrics |= judge.scores(before, after)
     folder.write_lines("samples.jsonl", judge.samples(before, after))
     (target / "README.md").write_text(model_card(config, folder.record), encoding="utf-8")

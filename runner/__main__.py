@@ -11,6 +11,7 @@ os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
 
 import hydra
 from hydra.core.hydra_config import HydraConfig
+from hydra.types import RunMode
 from omegaconf import DictConfig, OmegaConf, open_dict
 
 from runner import config, console
@@ -46,7 +47,7 @@ def _run(composed: DictConfig, command: config.Command) -> int:
     hydra_config = HydraConfig.get()
     with open_dict(composed):
         composed.hydra = hydra_config
-        if hydra_config.mode.name == "MULTIRUN":
+        if hydra_config.mode == RunMode.MULTIRUN:
             composed.output_dir = os.path.join(hydra_config.sweep.dir, hydra_config.sweep.subdir)
     run_config = config.freeze(composed)
     from recipes import (

@@ -67,9 +67,9 @@ class AdapterSaver:
     def save(self, folder: Path) -> None:
         """Write ``adapter_config.json`` and ``adapter_model.safetensors`` for the original base."""
         if self._initial is None:
-            self._model.save_pretrained(folder)
+            self._model.save_pretrained(str(folder))
         else:
-            self._model.save_pretrained(folder, path_initial_model_for_weight_conversion=self._initial.name)
+            self._model.save_pretrained(str(folder), path_initial_model_for_weight_conversion=self._initial.name)
 
     @staticmethod
     def _save_as_plain(model: PeftModel, folder: str) -> None:

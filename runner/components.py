@@ -12,7 +12,7 @@ from runner.settings import RunConfig, TrainerExtras
 
 if TYPE_CHECKING:
     from peft import PeftConfig
-    from transformers import TrainingArguments
+    from trl.trainer.sft_config import SFTConfig
 
 _OWN_TRAINER_KEYS = set(TrainerExtras.__dataclass_fields__)
 
@@ -58,7 +58,7 @@ def peft_config(config: RunConfig, total_steps: int | None = None) -> PeftConfig
 
 def training_arguments(
     config: RunConfig, precision: Precision, folder: Path, has_cuda: bool
-) -> tuple[TrainingArguments, list[str]]:
+) -> tuple[SFTConfig, list[str]]:
     """The TRL config of the run and remarks on what was replaced. Raises ``Refused``."""
     notes: list[str] = []
     fields = {key: value for key, value in config.trainer.items() if key not in _OWN_TRAINER_KEYS}

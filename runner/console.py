@@ -19,7 +19,7 @@ from runner.errors import Problem
 if TYPE_CHECKING:
     from runner.artifacts import RunFolder
     from runner.model import Precision
-    from runner.prepare import Data
+    from runner.prepare import Data, Split
 
 out = Console(highlight=False, soft_wrap=True)
 err = Console(stderr=True, highlight=False, soft_wrap=True)
@@ -59,8 +59,8 @@ def opening(config: Any, data: Data, precision: Precision, steps: int, folder: R
         f"{train.tokens:,} tokens, {share:.0%} trained on"
     )
     out.print(f"[bold]run[/]  {escape(str(folder.path))}, about {steps:,} steps")
-    for note in folder.notes:
-        out.print(f"[yellow]note[/] {escape(note)}")
+    for remark in folder.notes:
+        note(remark)
 
 
 def closing(record: dict[str, Any], folder: Path) -> None:
@@ -160,3 +160,45 @@ class TrainingProgress(Progress):
         if loss is not None:
             detail = f"loss {loss:.4f}  lr {entry.get('learning_rate', 0):.2e}"
             self.show(entry["step"], detail, entry.get("max_steps"))
+
+
+def note(text: str) -> None:
+    """Say something that a user should know and that is no mistake."""
+    out.print(f"[yellow]note[/] {escape(text)}")
+
+
+def marked_row(source: int, pieces: list[tuple[str, bool]]) -> None:
+    """Print one row; what is trained on is green, and between brackets where there are no colours."""
+    out.print(f"\n[bold]row {source}[/]  [green]trained on[/], [dim]only read[/]")
+    for text, trained in pieces:
+        style, left, right = ("green", "[[", "]]") if trained else ("dim", "", "")
+        shown = text if out.is_terminal else f"{left}{text}{right}"
+        out.print(f"[{style}]{escape(shown)}[/]", end="")
+    out.print()
+
+
+def histogram(label: str, values: list[int], limit: int | None) -> None:
+    """Print a histogram of whole numbers in up to ten bins; ``limit`` is named below it."""
+    low, high = min(values), max(values)
+    width = max(1, -(-(high - low + 1) // 10))
+    bins = [0] * (-(-(high - low + 1) // width))
+    for value in values:
+        bins[(value - low) // width] += 1
+    out.print(f"\n[bold]{label}[/]")
+    for number, count in enumerate(bins):
+        first = low + number * width
+        out.print(f"  {first:>6}-{first + width - 1:<6} {'█' * round(40 * count / max(bins)):<40} {count:,}")
+    middle = sorted(values)[len(values) // 2]
+    out.print(f"  median {middle:,}, longest {high:,}, max_length {limit or 'none'}")
+
+
+def counts(split: Split) -> None:
+    """Print what was read, removed and kept of a split, by reason."""
+    out.print(f"\n[bold]{split.name} rows[/]")
+    table = Table(show_header=False, box=None, padding=(0, 2))
+    for reason, count in split.counts.items():
+        table.add_row(reason, f"{count:,}")
+    table.add_row("[bold]kept[/]", f"[bold]{len(split.rows):,}[/]")
+    share = split.trained_tokens / max(split.tokens, 1)
+    table.add_row("tokens", f"{split.tokens:,}, of which labelled {split.trained_tokens:,} ({share:.0%})")
+    out.print(table)

@@ -12,8 +12,19 @@ from typing import Any
 
 from runner.paths import CONFIG_DIR
 
-_PACKAGES = """torch transformers trl peft accelerate datasets bitsandbytes tokenizers safetensors
-    hydra-core omegaconf""".split()
+_PACKAGES = (
+    "torch",
+    "transformers",
+    "trl",
+    "peft",
+    "accelerate",
+    "datasets",
+    "bitsandbytes",
+    "tokenizers",
+    "safetensors",
+    "hydra-core",
+    "omegaconf",
+)
 
 
 def git_state() -> dict[str, Any] | None:

@@ -29,7 +29,7 @@ METRICS: dict[str, Callable[[str, str], bool]] = {"exact_match": exact_match}
 class Judge:
     """Answers the same held-out prompts before and after training, and compares the two.
 
-    With ``data.metric`` all held-out rows are answered, or ``generation.rows`` of them; otherwise the samples.
+    With ``data.metric`` all held-out rows are answered (or ``generation.rows``), otherwise just the samples.
     """
 
     def __init__(
