@@ -20,7 +20,7 @@ from runner.template import Renderer, apply_template
 def run(config: RunConfig, folder: RunFolder) -> None:
     """Train one adapter, or the whole model, in a run folder. Raises ``Refused`` before loading weights."""
     with folder.timed("check"):
-        precision = choose_precision(config.trainer, config.model, full_finetuning=not config.lora)
+        precision = choose_precision(config)
         base = find_base(config.model)
         apply_template(base.tokenizer, config.template)
         renderer = Renderer(base.tokenizer, config.template, config.data.train_on)

@@ -12,7 +12,7 @@ import yaml
 
 from runner.errors import Problem, Refused
 from runner.paths import ARCHITECTURES, CONFIG_DIR
-from runner.settings import ModelSettings
+from runner.settings import ModelSettings, RunConfig
 from runner.weights import model_folder
 
 if TYPE_CHECKING:
@@ -45,12 +45,11 @@ class Base:
 
 @dataclass(frozen=True)
 class Precision:
-    """Number formats of a run: of the frozen weights, and of the autocast that the step runs under."""
+    """Number formats of a run: of the frozen weights, and of the autocast that the step runs under, if any."""
 
     name: str
     dtype: torch.dtype
-    bf16: bool
-    fp16: bool
+    autocast: torch.dtype | None
 
 
 def device() -> torch.device:
@@ -62,23 +61,26 @@ def device() -> torch.device:
     return torch.device("mps" if torch.backends.mps.is_available() else "cpu")
 
 
-def choose_precision(trainer: dict[str, Any], settings: ModelSettings, full_finetuning: bool) -> Precision:
+def choose_precision(config: RunConfig) -> Precision:
     """Resolve ``trainer.precision`` and ``model.dtype``.
 
     ``auto`` is bf16 where the hardware computes in it (CUDA from Ampere on, CPUs with AVX512-BF16 or AMX),
     fp16 on older CUDA, fp32 elsewhere. With full fine-tuning the weights stay in float32 under autocast,
-    since bf16 weights lose small updates.
+    since bf16 weights lose small updates. The adapter of a quantised base is trained in bf16, as in the QLoRA
+    paper (arXiv:2305.14314, section 3) and in TRL; everything being bf16, its step needs no autocast.
     """
     import torch
 
+    trainer, settings = config.trainer, config.model
     name = trainer.get("precision", "auto")
     if name == "auto":
         name = next((known for known in ("bf16", "fp16") if trainer.get(known)), None) or _native_precision()
     dtypes = {"bf16": torch.bfloat16, "fp16": torch.float16, "fp32": torch.float32}
-    dtype = torch.float32 if full_finetuning else dtypes[name]
+    dtype = dtypes[name] if config.lora else torch.float32
     if settings.dtype != "auto":
         dtype = getattr(torch, settings.dtype)
-    return Precision(name, dtype, bf16=name == "bf16", fp16=name == "fp16")
+    pure = name == "fp32" or (name == "bf16" and config.quantization and dtype == torch.bfloat16)
+    return Precision(name, dtype, None if pure else dtypes[name])
 
 
 def _native_precision() -> str:

@@ -36,7 +36,7 @@ class Judge:
         self, config: RunConfig, renderer: Renderer, held_out: Split | None, precision: Precision
     ) -> None:
         self._config, self._renderer = config, renderer
-        self._autocast = {"bf16": torch.bfloat16, "fp16": torch.float16}.get(precision.name)
+        self._autocast = precision.autocast
         examples = [example for example in held_out.examples if example.messages] if held_out else []
         limit = config.generation.rows if config.data.metric else config.generation.samples
         self._examples = examples[:limit]

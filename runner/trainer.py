@@ -1,5 +1,5 @@
-"""TRL's trainer with three guarantees: stop at the first non-finite loss, checkpoints that are complete or
-not there, and adapters that are trained in float32."""
+"""TRL's trainer with two guarantees more: it stops at the first loss that is not finite, and a checkpoint is
+complete or not there."""
 
 from __future__ import annotations
 
@@ -50,16 +50,10 @@ class SupervisedTrainer(SFTTrainer):
             callbacks=[_Report(on_log)],
         )
         self.remove_callback(PrinterCallback)
-        assert self.model is not None
-        for parameter in self.model.parameters():
-            # TRL casts the adapter of a quantised base to bfloat16, in which small updates are lost
-            if parameter.requires_grad and parameter.dtype == torch.bfloat16 and self.is_peft:
+        for parameter in model.parameters():
+            # TRL casts the adapter of any quantised base to bfloat16, also where the run computes in float32
+            if parameter.requires_grad and model.dtype == torch.float32:
                 parameter.data = parameter.data.float()
-
-    @property
-    def is_peft(self) -> bool:
-        """Whether an adapter is trained, rather than the whole model."""
-        return hasattr(self.model, "peft_config")
 
     def training_step(self, *args: Any, **kwargs: Any) -> torch.Tensor:
         """One forward and backward pass; the loss must be finite."""
