@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib
+import logging
 import shlex
 import sys
 import warnings
@@ -50,14 +51,8 @@ def run_recipe(run: RunConfig, overrides: list[str]) -> int:
 
 
 def _quiet_libraries() -> None:
-    """Progress bars and advice of the libraries, where the runner prints its own."""
-    import datasets
-    import transformers
-
-    transformers.logging.set_verbosity_error()
-    transformers.logging.disable_progress_bar()
-    datasets.disable_progress_bars()
-    datasets.logging.set_verbosity_error()
+    """Advice of the libraries, where the runner prints its own."""
+    logging.getLogger("bitsandbytes").setLevel(logging.ERROR)
     if not sys.warnoptions:
         warnings.filterwarnings("ignore", category=FutureWarning)
         warnings.filterwarnings("ignore", category=UserWarning)

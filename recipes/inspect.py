@@ -27,7 +27,7 @@ def run(config: RunConfig, folder: RunFolder) -> None:
     max_length = config.trainer.get("max_length", 1024)
     with folder.timed("data"):
         data = prepare(config.data, renderer, max_length, config.seed)
-    folder.notes += data.notes
+    folder.notes += [*base.notes, *data.notes]
     folder.record |= {
         "model": base.record(),
         "data": {split.name: split.record() for split in (data.train, data.eval) if split},

