@@ -2,8 +2,8 @@
 
     python benchmarks/sft_against_trl.py --model qwen3-4b --batch 4 --length 512
 
-Random weights at the true shape, NF4, LoRA r=16 on all linear layers, no gradient checkpointing. Each side runs
-in a process of its own; the first steps (allocation, kernel selection) are left out of the speed.
+Random weights at the true shape, NF4, LoRA r=16 on all linear layers, no gradient checkpointing. Each side
+runs in a process of its own; the first steps (allocation, kernel selection) are left out of the speed.
 """
 
 from __future__ import annotations
@@ -15,6 +15,7 @@ import subprocess
 import sys
 import tempfile
 import time
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -38,11 +39,16 @@ def main() -> None:
         return
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
-        rows = ({"text": "".join(chr(97 + (i * 7 + j * j) % 26) for j in range(options.length))} for i in range(512))
+        rows = (
+            {"text": "".join(chr(97 + (i * 7 + j * j) % 26) for j in range(options.length))}
+            for i in range(512)
+        )
         (folder / "rows.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
         results = {}
         for side in ("trl", "runner"):
-            subprocess.run([sys.executable, __file__, *sys.argv[1:], "--side", side, "--folder", name], check=True)
+            subprocess.run(
+                [sys.executable, __file__, *sys.argv[1:], "--side", side, "--folder", name], check=True
+            )
             results[side] = json.loads((folder / f"{side}.json").read_text())
     for side, result in results.items():
         print(
@@ -137,11 +143,16 @@ def _cuda() -> bool:
 
 
 def _shared(options: argparse.Namespace) -> list[str]:
-    return [f"model={options.model}", "model.weights=random", f"quantization={options.quantization}", "lora=r16"]
+    return [
+        f"model={options.model}",
+        "model.weights=random",
+        f"quantization={options.quantization}",
+        "lora=r16",
+    ]
 
 
 def _result(options: argparse.Namespace, ends: list[float], peak: int) -> dict[str, float]:
-    steps = [after - before for before, after in zip(ends, ends[1:], strict=False)][WARMUP:]
+    steps = [after - before for before, after in pairwise(ends)][WARMUP:]
     step = statistics.median(steps)
     tokens = options.batch * options.length / step
     return {"tokens_per_second": tokens, "step_ms": step * 1000, "peak_gib": peak / 2**30}

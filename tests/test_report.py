@@ -12,7 +12,8 @@ from typing import Any
 
 import pytest
 
-from runner.report import Series, format_value, line_figure, page_environment, write_report
+from runner.figures import Series, format_value, line_figure
+from runner.report import page_environment, write_report
 
 HOSTILE = '<script>alert(1)</script><img src=x onerror="alert(2)">'
 CHROMIUM = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
