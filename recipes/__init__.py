@@ -24,7 +24,7 @@ def run_recipe(run: RunConfig, overrides: list[str]) -> int:
     command = shlex.join(["python", "-m", "runner", *overrides])
     path = None
     try:
-        path = artifacts.create(run.output_dir, f"{run.recipe}-{model}")
+        path = artifacts.create(run.output_dir, f"{run.recipe}-{model}", go_on=run.resume == "auto")
         folder = artifacts.RunFolder(path, command, overrides, config.to_yaml(run), run.seed)
         folder.record["recipe"] = run.recipe
     except Refused as refused:

@@ -9,10 +9,11 @@ from runner import console, environment
 from runner.adapter import AdapterSaver, add_adapter, changes_base, continue_adapter, set_base
 from runner.artifacts import RunFolder
 from runner.card import model_card
-from runner.components import check_targets, peft_config, quantization_config, training_arguments
+from runner.components import check_adapter, peft_config, quantization_config, training_arguments
 from runner.errors import Diverged
 from runner.model import choose_precision, device, find_base, linear_modules, load_model
 from runner.prepare import prepare
+from runner.resume import find_checkpoint
 from runner.settings import RunConfig
 from runner.template import Renderer, apply_template
 
@@ -20,14 +21,17 @@ from runner.template import Renderer, apply_template
 def run(config: RunConfig, folder: RunFolder) -> None:
     """Train one adapter, or the whole model, in a run folder. Raises ``Refused`` before loading weights."""
     with folder.timed("check"):
+        checkpoint = find_checkpoint(config)
         base = find_base(config.model)
         precision = choose_precision(config)
         apply_template(base.tokenizer, config.template)
         renderer = Renderer(base.tokenizer, config.template, config.data.train_on)
         quantization = quantization_config(config, precision)
-        arguments, notes = training_arguments(config, precision, folder.path, device().type == "cuda")
+        has_cuda = device().type == "cuda"
+        arguments, notes = training_arguments(config, precision, folder.path, has_cuda)
         peft_config(config)
-        check_targets(config, base, linear_modules(base.config, config.model.trust_remote_code))
+        names = linear_modules(base.config, config.model.trust_remote_code)
+        check_adapter(config, base, names, has_cuda)
     with folder.timed("data"):
         data = prepare(config.data, renderer, arguments.max_length, config.seed)
     steps = _total_steps(arguments, len(data.train.rows))
@@ -45,7 +49,7 @@ def run(config: RunConfig, folder: RunFolder) -> None:
         if config.adapter:
             model = continue_adapter(model, config.adapter)
         elif adapter is not None:
-            model = add_adapter(model, adapter, config.seed)
+            model = add_adapter(model, adapter, config.seed, base.folder)
         saver = AdapterSaver(model) if adapter is not None else None
         trained = sum(p.numel() for p in model.parameters() if p.requires_grad)
         folder.metrics |= {"trainable_parameters": trained, "total_parameters": _total_parameters(model)}
@@ -68,7 +72,7 @@ def run(config: RunConfig, folder: RunFolder) -> None:
     held_out = data.eval.dataset() if data.eval else None
     trainer = SupervisedTrainer(model, arguments, base.tokenizer, data.train.dataset(), held_out, on_log)
     with folder.timed("train"), progress:
-        result = trainer.train(resume_from_checkpoint=config.resume)
+        result = trainer.train(resume_from_checkpoint=str(checkpoint) if checkpoint else None)
     if not all_finite(model):
         raise Diverged("a trained weight is not finite; nothing was saved")
     tokens = trainer.state.num_input_tokens_seen or trainer._total_train_tokens

@@ -20,19 +20,28 @@ _CONVERTED = ("pissa", "olora", "corda")
 def changes_base(config: PeftConfig | None) -> bool:
     """Whether the adapter's initialisation rewrites the base weights, so that the two belong together."""
     init = getattr(config, "init_lora_weights", None)
-    return isinstance(init, str) and init.startswith((*_CONVERTED, "loftq"))
+    return isinstance(init, str) and init.startswith(_CONVERTED)
 
 
-def add_adapter(model: PreTrainedModel, config: PeftConfig, seed: int) -> PeftModel:
-    """Wrap the base in a fresh adapter; ``seed`` is set first, so that it decides the initialisation."""
-    from peft import get_peft_model
+def add_adapter(model: PreTrainedModel, config: Any, seed: int, base_folder: Path | None) -> PeftModel:
+    """Wrap the base in a fresh adapter; ``seed`` is set first, so that it decides the initialisation.
+
+    LoftQ compares the quantised weights with those in ``base_folder``.
+    """
+    from peft import get_peft_model, replace_lora_weights_loftq
     from transformers import set_seed
 
     set_seed(seed)
+    loftq = getattr(config, "init_lora_weights", None) == "loftq"
+    if loftq:
+        config.init_lora_weights = True
     try:
-        return get_peft_model(model, config)  # type: ignore[return-value]
+        wrapped: Any = get_peft_model(model, config)
     except ValueError as error:
         raise Refused(Problem("lora", str(error).splitlines()[0])) from error
+    if loftq:
+        replace_lora_weights_loftq(wrapped, str(base_folder))
+    return wrapped
 
 
 def continue_adapter(model: PreTrainedModel, path: str) -> PeftModel:
@@ -69,7 +78,9 @@ class AdapterSaver:
         if self._initial is None:
             self._model.save_pretrained(str(folder))
         else:
-            self._model.save_pretrained(str(folder), path_initial_model_for_weight_conversion=self._initial.name)
+            self._model.save_pretrained(
+                str(folder), path_initial_model_for_weight_conversion=self._initial.name
+            )
 
     @staticmethod
     def _save_as_plain(model: PeftModel, folder: str) -> None:

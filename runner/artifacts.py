@@ -89,13 +89,16 @@ class RunFolder:
         write_report(self.path)
 
 
-def create(output_dir: str | None, name: str) -> Path:
+def create(output_dir: str | None, name: str, go_on: bool = False) -> Path:
     """Make the run's folder: the one asked for, new or empty, or a fresh one under ``outputs/``.
 
-    Two starts in the same second get two folders. Raises ``Refused`` for a folder that holds something.
+    Two starts in the same second get two folders. Raises ``Refused`` for a folder that holds something,
+    unless it is a run folder to ``go_on`` in.
     """
     if output_dir is not None:
         path = Path(output_dir).expanduser()
+        if go_on and (path / "run.json").is_file():
+            return path
         if path.is_file() or (path.is_dir() and any(path.iterdir())):
             message = f"{path} already holds something, and two runs are never mixed"
             raise Refused(

@@ -80,8 +80,12 @@ def training_arguments(
     return _build("trainer", fields), notes
 
 
-def check_targets(config: RunConfig, base: Base, names: list[str]) -> None:
-    """Refuse target modules that the model does not have; ``names`` are its linear layers."""
+def check_adapter(config: RunConfig, base: Base, names: list[str], has_cuda: bool) -> None:
+    """Refuse target modules outside ``names``, the linear layers, and LoftQ where PEFT cannot run it."""
+    if config.lora.get("init_lora_weights") == "loftq" and not (has_cuda and base.folder):
+        lacks = "there is no CUDA device" if base.folder else "random weights have none"
+        message = f"LoftQ is computed on CUDA from a checkpoint's weights, and {lacks}"
+        raise Refused(Problem("lora.init_lora_weights", message, "lora=r16 quantization=nf4"))
     targets = config.lora.get("target_modules")
     if not isinstance(targets, list) or not names:
         return

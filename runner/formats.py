@@ -42,6 +42,9 @@ FORMATS: dict[str, tuple[tuple[str, ...], ...]] = {
     "text": (("text",),),
 }
 
+# What a message may say besides its content; templates know these by the same names.
+_EXTRAS = ("tool_calls", "name", "tool_call_id", "reasoning_content", "thinking")
+
 
 class BadRow(ValueError):
     """A row that cannot be used; the message says why, the reader adds file and row number."""
@@ -49,22 +52,54 @@ class BadRow(ValueError):
 
 @dataclass(frozen=True)
 class Example:
-    """One training example: messages to be rendered, or plain text; ``source`` is its row number, from 1."""
+    """One training example: messages to be rendered, or plain text.
+
+    ``source`` is its row number, from 1 (in JSONL: its line), ``place`` what comes before it in a message.
+    ``tools`` are the tools it may call, as JSON schemas.
+    """
 
     source: int
     messages: tuple[Message, ...] = ()
     text: str | None = None
+    tools: tuple[dict[str, Any], ...] = ()
+    place: str = "row "
+
+    @property
+    def where(self) -> str:
+        """File and line or row, for messages."""
+        return f"{self.place}{self.source}"
 
     @property
     def answer(self) -> str:
         """The last assistant message, or the whole text."""
         return self.text if self.text is not None else str(self.messages[-1]["content"])
 
+    @property
+    def empty(self) -> bool:
+        """Whether the last answer says nothing."""
+        return not self.answer.strip() if self.text is not None else not says_something(self.messages[-1])
+
+
+def says_something(message: Message) -> bool:
+    """Whether a message has words or calls a tool."""
+    return bool(message["content"].strip() or message.get("tool_calls"))
+
+
+def is_trained(message: Message) -> bool:
+    """Whether a message can be trained on: an answer with words or calls, not excluded by a weight of 0."""
+    return message["role"] == "assistant" and message.get("weight") != 0 and says_something(message)
+
 
 def recognise(columns: Iterable[str]) -> str | None:
     """Name the format that a set of column names fits, or None."""
     names = set(columns)
-    return next((name for name, parts in FORMATS.items() if all(names & set(part) for part in parts)), None)
+    return next((name for name in FORMATS if not missing(name, names)), None)
+
+
+def missing(row_format: str, columns: Iterable[str]) -> list[str]:
+    """The columns that a format needs and that are not there."""
+    names = set(columns)
+    return [part[0] for part in FORMATS[row_format] if not names & set(part)]
 
 
 def expected() -> str:
@@ -74,30 +109,37 @@ def expected() -> str:
     )
 
 
-def to_example(row: Row, source: int, row_format: str) -> Example:
+def to_example(row: Row, source: int, row_format: str, place: str = "row ") -> Example:
     """Normalise one row of a known format. Raises ``BadRow``."""
     if row_format == "text":
-        return Example(source, text=_text(row, "text"))
+        return Example(source, text=_text(row, "text"), place=place)
     messages = _CONVERTERS[row_format](row)
-    if not any(message["role"] == "assistant" for message in messages):
+    answers = [message for message in messages if message["role"] == "assistant"]
+    if all(message.get("weight") == 0 for message in answers):
         raise BadRow("has no assistant message to train on")
     while messages[-1]["role"] != "assistant":  # what follows the last answer can neither be trained nor seen
         messages.pop()
-    return Example(source, messages=tuple(messages))
+    return Example(source, messages=tuple(messages), tools=_tools(row), place=place)
 
 
 def _alpaca(row: Row) -> list[Message]:
+    return [*_alpaca_prompt(row), {"role": "assistant", "content": _text(row, "output")}]
+
+
+def _alpaca_prompt(row: Row) -> list[Message]:
     instruction, extra = _text(row, "instruction"), _text(row, "input", optional=True)
     content = f"{instruction}\n{extra}" if extra.strip() else instruction
-    messages = [*_system(row), *_history(row)]
-    messages.append({"role": "user", "content": content, "instruction": instruction, "input": extra})
-    return [*messages, {"role": "assistant", "content": _text(row, "output")}]
+    user = {"role": "user", "content": content, "instruction": instruction, "input": extra}
+    return [*_system(row), *_history(row), user]
 
 
 def _history(row: Row) -> list[Message]:
-    turns = row.get("history") or []
-    roles = ("user", "assistant")
-    return [{"role": role, "content": text} for turn in turns for role, text in zip(roles, turn, strict=True)]
+    messages: list[Message] = []
+    for number, turn in enumerate(_parsed(row.get("history") or [], "history")):
+        if not (isinstance(turn, (list, tuple)) and len(turn) == 2 and all(isinstance(t, str) for t in turn)):
+            raise BadRow(f"history[{number}] must be a question and its answer, got {_shown(turn)}")
+        messages += _said(turn[0], "user"), _said(turn[1], "assistant")
+    return messages
 
 
 def _prompt_completion(row: Row) -> list[Message]:
@@ -106,20 +148,28 @@ def _prompt_completion(row: Row) -> list[Message]:
 
 def _preference(row: Row) -> list[Message]:
     """The chosen answer of a preference pair, which is what supervised training learns from."""
-    key = next((name for name in ("prompt", "conversations", "messages") if row.get(name)), None)
-    prompt = _side(row, key, "user") if key else []
-    return [*_system(row), *prompt, *_side(row, "chosen", "assistant")]
+    chosen = _side(row, "chosen", "assistant")
+    if chosen[0]["role"] != "assistant":  # a whole conversation, which begins with its prompt
+        return [*([] if chosen[0]["role"] == "system" else _system(row)), *chosen]
+    if row.get("instruction") is not None:
+        return [*_alpaca_prompt(row), *chosen]
+    key = next((name for name in ("prompt", *FORMATS["messages"][0]) if row.get(name)), None)
+    if key is None:
+        raise BadRow(f"has an answer but no prompt; it has {sorted(row)}")
+    prompt = _side(row, key, "user")
+    return [*([] if prompt[0]["role"] == "system" else _system(row)), *prompt, *chosen]
 
 
 def _conversation(row: Row) -> list[Message]:
-    key = next(name for name in FORMATS["messages"][0] if name in row)
-    messages = _messages(row[key], key)
+    named = [name for name in FORMATS["messages"][0] if name in row]
+    key = next((name for name in named if row[name] is not None), named[0] if named else "messages")
+    messages = _messages(row.get(key), key)
     return messages if messages[0]["role"] == "system" else [*_system(row), *messages]
 
 
 def _system(row: Row) -> list[Message]:
-    text = row.get("system")
-    return [{"role": "system", "content": text}] if isinstance(text, str) and text.strip() else []
+    text = _text(row, "system", optional=True)
+    return [_said(text, "system")] if text.strip() else []
 
 
 def _side(row: Row, key: str, role: str) -> list[Message]:
@@ -127,15 +177,15 @@ def _side(row: Row, key: str, role: str) -> list[Message]:
     value = row.get(key)
     if isinstance(value, dict):
         value = [value]
-    return _messages(value, key) if isinstance(value, list) else [{"role": role, "content": _text(row, key)}]
+    return _messages(value, key) if isinstance(value, list) else [_said(_text(row, key), role)]
+
+
+def _said(text: str, role: str) -> Message:
+    return {"role": role, "content": _sound(text, role)}
 
 
 def _messages(value: Any, key: str) -> list[Message]:
-    if isinstance(value, str):  # CSV and some Parquet files hold the list as JSON text
-        try:
-            value = json.loads(value)
-        except json.JSONDecodeError as error:
-            raise BadRow(f"{key} is text that is not JSON") from error
+    value = _parsed(value, key)
     if not isinstance(value, (list, tuple)) or not len(value):
         raise BadRow(f"{key} must be a list of messages, got {_shown(value)}")
     return [_message(item, f"{key}[{number}]") for number, item in enumerate(value)]
@@ -144,15 +194,50 @@ def _messages(value: Any, key: str) -> list[Message]:
 def _message(item: Any, where: str) -> Message:
     if not isinstance(item, dict):
         raise BadRow(f"{where} must be a message, got {_shown(item)}")
-    role, content = item.get("role", item.get("from")), item.get("content", item.get("value"))
-    if role not in ROLES:
+    role, content = (
+        next((item[name] for name in names if item.get(name) is not None), None)
+        for names in (("role", "from"), ("content", "value"))
+    )
+    if role is None:
+        raise BadRow(f"{where} has no role; it has {sorted(map(str, item))}; {nearest('role', item)}")
+    known = ROLES.get(str(role).lower())
+    if known is None:
         raise BadRow(f"{where} has the unknown role {role!r}; {nearest(role, ROLES)}")
-    if content is None and item.get("tool_calls"):
+    kept = {name: _without_nulls(item[name]) for name in _EXTRAS if item.get(name)}
+    if content is None and "tool_calls" in kept:
         content = ""
+    if isinstance(content, list):  # parts, as multimodal chats have them; only text can be trained on here
+        texts = [part["text"] for part in content if isinstance(part, dict) and "text" in part]
+        content = "".join(map(str, texts)) if len(texts) == len(content) > 0 else content
     if not isinstance(content, str):
         raise BadRow(f"{where} has no text content, got {_shown(content)}")
-    kept = {name: item[name] for name in ("tool_calls", "name", "tool_call_id") if item.get(name)}
-    return {"role": ROLES[role], "content": content, **kept}
+    if item.get("weight") == 0:  # OpenAI's mark of an answer that is read but not learnt
+        kept["weight"] = 0
+    return {"role": known, "content": _sound(content, where), **kept}
+
+
+def _tools(row: Row) -> tuple[dict[str, Any], ...]:
+    tools = _without_nulls(_parsed(row.get("tools") or [], "tools"))
+    if not isinstance(tools, list) or not all(isinstance(tool, dict) for tool in tools):
+        raise BadRow(f"tools must be a list of JSON schemas, got {_shown(tools)}")
+    return tuple(tools)
+
+
+def _parsed(value: Any, key: str) -> Any:
+    """A list as it is, or from JSON text, as which CSV and some Parquet files hold it."""
+    if not isinstance(value, str):
+        return value
+    try:
+        return json.loads(value)
+    except json.JSONDecodeError as error:
+        raise BadRow(f"{key} is text that is not JSON: {error.msg} at column {error.colno}") from error
+
+
+def _without_nulls(value: Any) -> Any:
+    """Drop empty keys: a typed table gives each object the keys of all others, as null."""
+    if isinstance(value, dict):
+        return {name: _without_nulls(item) for name, item in value.items() if item is not None}
+    return [_without_nulls(item) for item in value] if isinstance(value, (list, tuple)) else value
 
 
 def _text(row: Row, key: str, optional: bool = False) -> str:
@@ -163,7 +248,16 @@ def _text(row: Row, key: str, optional: bool = False) -> str:
         raise BadRow(f"has no {key!r}" if key not in row else f"has null in {key!r}")
     if not isinstance(value, str):
         raise BadRow(f"{key!r} must be text, got {_shown(value)}")
-    return value
+    return _sound(value, key)
+
+
+def _sound(text: str, where: str) -> str:
+    try:
+        text.encode()
+    except UnicodeEncodeError as error:  # JSON can escape half of a character, which no tokenizer can read
+        broken = text[error.start]
+        raise BadRow(f"{where} holds {broken!r}, half of a surrogate pair, at {error.start}") from error
+    return text
 
 
 def _shown(value: Any) -> str:

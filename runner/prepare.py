@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 
 from runner.errors import Problem, Refused
 from runner.formats import BadRow, Example
-from runner.reader import SHOWN_PROBLEMS, Source, read_sources
+from runner.reader import Source, limited, read_sources
 from runner.settings import DataSettings
 from runner.template import IGNORE, Encoded, Renderer
 
@@ -30,6 +30,7 @@ class Split:
     """Training or held-out rows, ready to train on.
 
     ``counts`` holds what the reader found and removed, by reason; ``examples`` are the rows before rendering.
+    ``firsts`` says where the first row stands of each reason that leaves the row in but deserves a look.
     """
 
     name: str
@@ -37,6 +38,7 @@ class Split:
     examples: list[Example]
     rows: list[Encoded] = field(default_factory=list)
     counts: Counter[str] = field(default_factory=Counter)
+    firsts: dict[str, str] = field(default_factory=dict)
 
     @property
     def tokens(self) -> int:
@@ -90,12 +92,11 @@ def prepare(data: DataSettings, renderer: Renderer, max_length: int | None, seed
 
     Raises ``Refused`` for unusable rows, each named, and when no row has anything left to train on.
     """
-    assert data.path is not None
-    train_sources = read_sources(data.path, data, "data.path", seed)
-    train = _filter("train", train_sources, data)
+    sources = _read(data, seed)
+    train = _filter("train", sources["data.path"], data)
     held_out = None
     if data.eval_path:
-        held_out = _filter("eval", read_sources(data.eval_path, data, "data.eval_path", seed), data)
+        held_out = _filter("eval", sources["data.eval_path"], data)
     elif data.eval_split:
         held_out = _split_off(train, data.eval_split, seed)
     _limit(train, data.max_rows, seed)
@@ -106,54 +107,85 @@ def prepare(data: DataSettings, renderer: Renderer, max_length: int | None, seed
     for split in (train, held_out):
         if split is not None:
             _encode(split, data, renderer, max_length)
+            split.counts = +split.counts  # without the reasons that met no row
             notes += _remarks(split, max_length)
     return Data(train, held_out, notes)
 
 
+def _read(data: DataSettings, seed: int) -> dict[str, list[Source]]:
+    """All sources by key; the mistakes of training and held-out files are reported together."""
+    sources: dict[str, list[Source]] = {}
+    problems: list[Problem] = []
+    for key, given in (("data.path", data.path), ("data.eval_path", data.eval_path)):
+        try:
+            sources[key] = read_sources(given, data, key, seed) if given else []
+        except Refused as refused:
+            problems += refused.problems
+    if problems:
+        raise Refused(problems)
+    return sources
+
+
 def _filter(name: str, sources: list[Source], data: DataSettings) -> Split:
     split = Split(name, sources, [])
-    seen: set[str] = set()
-    for example in (example for source in sources for example in source.examples):
+    seen: dict[str, Example] = {}
+    for row in (example for source in sources for example in source.examples):
         split.counts["read"] += 1
-        example = _clean(example) if data.clean else example
-        identity = _identity(example)
-        if not example.answer.strip():
+        example = _clean(row) if data.clean else row
+        first = seen.setdefault(_identity(example), row)
+        duplicate = first is not row  # a row that its source's weight repeats is the same object
+        if example.empty:
             split.counts["empty answer"] += 1
         elif len(example.answer) < data.min_chars:
             split.counts["answer too short"] += 1
-        elif data.deduplicate and identity in seen:
+        elif data.deduplicate and duplicate:
             split.counts["duplicate"] += 1
         else:
-            split.counts["repeated"] += identity in seen
+            split.counts["repeated"] += duplicate
             split.examples.append(example)
-        seen.add(identity)
     return split
 
 
 def _clean(example: Example) -> Example:
-    """Unicode NFC, no control or zero-width characters, no white space around a message."""
+    """Unicode NFC, plain line ends, no control or zero-width characters, no white space around a message."""
 
     def tidy(text: str) -> str:
-        return _CONTROL.sub("", unicodedata.normalize("NFC", text)).strip()
+        plain = unicodedata.normalize("NFC", text).replace("\r\n", "\n")
+        return _CONTROL.sub("", plain).strip()
 
     if example.text is not None:
         return replace(example, text=tidy(example.text))
-    texts = ("content", "instruction", "input")
+    texts = ("content", "instruction", "input", "reasoning_content", "thinking")
     messages = ({key: tidy(v) if key in texts else v for key, v in m.items()} for m in example.messages)
     return replace(example, messages=tuple(messages))
 
 
 def _identity(example: Example) -> str:
-    return example.text or json.dumps([(m["role"], m["content"]) for m in example.messages])
+    """What makes two rows the same: all that can be rendered, wherever it was read."""
+    if example.text is not None:
+        return example.text
+    return json.dumps([example.messages, example.tools], sort_keys=True, default=str)
 
 
 def _split_off(train: Split, share: float, seed: int) -> Split:
-    count = max(1, round(len(train.examples) * share))
-    chosen = set(random.Random(seed).sample(range(len(train.examples)), min(count, len(train.examples))))
-    held_out = [example for index, example in enumerate(train.examples) if index in chosen]
-    train.examples = [example for index, example in enumerate(train.examples) if index not in chosen]
-    train.counts["held out"] = len(held_out)
-    return Split("eval", train.sources, held_out, counts=Counter({"read": len(held_out)}))
+    """Move about ``share`` of the rows, at least one, out of training; equal rows go together, and once."""
+    groups: dict[str, list[int]] = {}
+    for index, example in enumerate(train.examples):
+        groups.setdefault(_identity(example), []).append(index)
+    order = list(groups.values())
+    random.Random(seed).shuffle(order)
+    moved: set[int] = set()
+    firsts: set[int] = set()
+    for indices in order:
+        if len(moved) >= max(1, round(len(train.examples) * share)):
+            break
+        moved.update(indices)
+        firsts.add(indices[0])
+    held_out = [train.examples[index] for index in sorted(firsts)]
+    train.examples = [example for index, example in enumerate(train.examples) if index not in moved]
+    train.counts["held out"] = len(moved)
+    counts = Counter({"read": len(moved), "duplicate": len(moved) - len(firsts)})
+    return Split("eval", train.sources, held_out, counts=+counts)
 
 
 def _limit(split: Split, rows: int | None, seed: int) -> None:
@@ -177,24 +209,34 @@ def _encode(split: Split, data: DataSettings, renderer: Renderer, max_length: in
             if data.max_tokens is not None and length > data.max_tokens:
                 split.counts["more than max_tokens"] += 1
                 continue
-            if max_length is not None and length > max_length:
-                if data.overlong == "drop":
-                    split.counts["longer than max_length"] += 1
-                    continue
-                split.counts["truncated"] += 1
+            overlong = max_length is not None and length > max_length
+            if overlong and data.overlong == "drop":
+                split.counts["longer than max_length"] += 1
+                continue
+            if overlong:
                 row = Encoded(row.source, row.input_ids[:max_length], row.labels[:max_length])
             # the first token is never predicted, so a label there trains nothing
             if not any(label != IGNORE for label in row.labels[1:]):
                 split.counts["nothing left to train on"] += 1
                 continue
+            split.counts["truncated"] += overlong
             split.rows.append(row)
     if not split.rows:
         lost = ", ".join(f"{count} {reason}" for reason, count in split.counts.items() if count)
-        raise Refused(
-            Problem(
-                f"data ({split.name})", f"no row is left to train on: {lost}", "raise trainer.max_length?"
-            )
-        )
+        raise Refused(Problem(f"data ({split.name})", f"no row is left to train on: {lost}", _remedy(split)))
+
+
+def _remedy(split: Split) -> str:
+    """What to change when no row is left, by what removed most of them."""
+    remedies = {
+        "nothing left to train on": "raise trainer.max_length",
+        "longer than max_length": "raise trainer.max_length, or data.overlong=truncate",
+        "more than max_tokens": "raise data.max_tokens",
+        "answer too short": "lower data.min_chars",
+        "empty answer": "is data.columns naming the right columns?",
+        "held out": "give more rows, or data.eval_path instead of data.eval_split",
+    }
+    return remedies[max(remedies, key=lambda reason: split.counts[reason])]
 
 
 def _encoded(split: Split, renderer: Renderer) -> Iterator[list[Encoded]]:
@@ -204,34 +246,52 @@ def _encoded(split: Split, renderer: Renderer) -> Iterator[list[Encoded]]:
         for example in split.examples[start : start + _BATCH]:
             try:
                 rows = renderer.render(example)
-                split.counts["unrolled into turns"] += len(rows) - 1
-                rendered += rows
             except BadRow as error:
-                problems.append(Problem(f"{split.sources[0].path}, row {example.source}", str(error)))
-        yield renderer.encode(rendered)
+                problems.append(Problem(example.where, str(error)))
+                continue
+            for doubt in renderer.doubts(example, rows):
+                split.counts[doubt] += 1
+                split.firsts.setdefault(doubt, example.where)
+            split.counts["unrolled into turns"] += max(len(rows) - 1, 0)
+            split.counts["nothing left to train on"] += not rows
+            rendered += rows
+        if not problems:
+            yield renderer.encode(rendered)
     if problems:
-        raise Refused(problems[:SHOWN_PROBLEMS])
+        # a row that its source's weight repeats is one mistake
+        raise Refused(limited(list(dict.fromkeys(problems)), f"data ({split.name})"))
+
+
+_DROPPED = (
+    "empty answer",
+    "duplicate",
+    "answer too short",
+    "longer than max_length",
+    "more than max_tokens",
+    "over the row limit",
+)
 
 
 def _remarks(split: Split, max_length: int | None) -> list[str]:
-    counts, notes = split.counts, []
-    for reason in (
-        "empty answer",
-        "duplicate",
-        "answer too short",
-        "longer than max_length",
-        "more than max_tokens",
-    ):
-        if counts[reason]:
-            notes.append(f"{split.name}: {counts[reason]} of {counts['read']} rows dropped: {reason}")
-    if counts["truncated"]:
-        notes.append(f"{split.name}: {counts['truncated']} rows cut at max_length={max_length}")
-    if counts["nothing left to train on"]:
-        lost = counts["nothing left to train on"]
-        notes.append(f"{split.name}: {lost} rows dropped: their prompt alone fills max_length={max_length}")
-    if counts["unrolled into turns"]:
-        more = counts["unrolled into turns"]
-        notes.append(
-            f"{split.name}: the template rewrites earlier turns; {more} rows added, one for each answer"
+    counts, name = split.counts, split.name
+    notes = [
+        f"{name}: {counts[reason]} of {counts['read']} rows dropped: {reason}"
+        for reason in _DROPPED
+        if counts[reason]
+    ]
+    notes += [
+        f"{name}: {counts[reason]} {said}"
+        for reason, said in (
+            ("repeated", "rows repeat earlier ones; data.deduplicate=true drops them"),
+            ("truncated", f"rows cut at max_length={max_length}"),
+            ("nothing left to train on", f"rows dropped: their prompt alone fills max_length={max_length}"),
+            (
+                "unrolled into turns",
+                "rows added, one for each answer: later turns change how earlier ones stand",
+            ),
         )
-    return notes
+        if counts[reason]
+    ]
+    return notes + [
+        f"{name}: {counts[doubt]} rows with {doubt}, {where} first" for doubt, where in split.firsts.items()
+    ]

@@ -6,20 +6,20 @@ Everything wrong in a file is reported with its file and line or row number, bef
 from __future__ import annotations
 
 import hashlib
-import json
+import math
 import random
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable
 from dataclasses import dataclass, field
-from pathlib import Path
+from difflib import get_close_matches
 from typing import Any
 
 from runner.errors import Problem, Refused, nearest
-from runner.formats import FORMATS, BadRow, Example, Row, expected, recognise, to_example
-from runner.paths import EXAMPLES
+from runner.files import Rows, file_rows, local_files
+from runner.formats import FORMATS, BadRow, Example, Row, expected, missing, recognise, to_example
 from runner.settings import DataSettings
 
 SHOWN_PROBLEMS = 20
-FILE_KINDS = {".json": "json", ".jsonl": "jsonl", ".csv": "csv", ".tsv": "csv", ".parquet": "parquet"}
+_NAMES = sorted({name for parts in FORMATS.values() for part in parts for name in part})
 
 
 @dataclass
@@ -44,162 +44,135 @@ class Source:
 def read_sources(given: str | list, data: DataSettings, key: str, seed: int) -> list[Source]:
     """Read every source of ``data.path`` or ``data.eval_path`` (``key`` names it in messages).
 
-    Weights of a mix are applied here: 0.5 keeps a seeded half of a source's rows, 2 repeats each twice.
-    Raises ``Refused`` with up to ``SHOWN_PROBLEMS`` problems.
+    Weights of a mix are applied here: 0.5 keeps a seeded half of a source's rows, 2 repeats each twice, as
+    the same object, so that a repeated row is not taken for a duplicate. Raises ``Refused`` with up to
+    ``SHOWN_PROBLEMS`` problems and the number of the others.
     """
     sources, problems = [], []
     for entry in given if isinstance(given, list) else [given]:
         options = entry if isinstance(entry, dict) else {"path": entry}
         try:
             source = _read_source(options, data, key)
-            source.examples = _weighted(source.examples, options.get("weight", 1), seed)
+            source.examples = _weighted(source.examples, options.get("weight", 1), seed, options, key)
             sources.append(source)
         except Refused as refused:
             problems += refused.problems
     if problems:
-        hidden = len(problems) - SHOWN_PROBLEMS
-        more = [Problem(key, f"and {hidden} more rows like these")] if hidden > 0 else []
-        raise Refused([*problems[:SHOWN_PROBLEMS], *more])
+        raise Refused(limited(problems, key))
     return sources
 
 
+def limited(problems: list[Problem], key: str) -> list[Problem]:
+    """The first ``SHOWN_PROBLEMS`` of them, and how many there are besides."""
+    hidden = len(problems) - SHOWN_PROBLEMS
+    more = [Problem(key, f"and {hidden} more mistakes like these")] if hidden > 0 else []
+    return [*problems[:SHOWN_PROBLEMS], *more]
+
+
 def _read_source(options: dict[str, Any], data: DataSettings, key: str) -> Source:
-    path = str(options["path"])
-    location, rows, fingerprint = _open(path, data, key)
-    columns = options.get("columns") or data.columns
-    rows = [(number, {columns.get(name, name): value for name, value in row.items()}) for number, row in rows]
-    if not rows:
-        raise Refused(Problem(location, "holds no rows"))
-    row_format = str(options.get("format") or data.format)
-    if row_format == "auto":
-        row_format = recognise(rows[0][1]) or ""
-        if not row_format:
-            message = f"the columns {sorted(rows[0][1])} fit no format"
-            raise Refused(Problem(location, message, f"map them with data.columns; {expected()}"))
-    examples, problems = [], []
-    for number, row in rows:
+    path, row_format = str(options["path"]), str(options.get("format") or data.format)
+    if row_format != "auto" and row_format not in FORMATS:
+        message = f"{path}: unknown format {row_format!r}"
+        raise Refused(Problem(key, message, nearest(row_format, ["auto", *FORMATS])))
+    columns = data.columns if options.get("columns") is None else options["columns"]
+    digest, source, formats = hashlib.sha256(), Source(path, "", ""), set()
+    problems: list[Problem] = []
+    files = local_files(path, key)
+    for file in files:
         try:
-            examples.append(to_example(row, number, row_format))
-        except BadRow as error:
-            problems.append(Problem(f"{location}, row {number}", _explain(row, row_format, error)))
+            with file.open("rb") as stream:
+                digest.update(hashlib.file_digest(stream, "sha256").digest())
+        except OSError as error:
+            problems.append(Problem(str(file), f"cannot be read: {error.strerror}"))
+            continue
+        place, rows = file_rows(file)
+        formats.add(_convert(str(file), place, rows, row_format, columns, source.examples, problems))
+    source.fingerprint = f"sha256:{digest.hexdigest()}"
+    if not files:
+        rows, source.fingerprint = _hub_rows(path, data, key)
+        formats.add(_convert(path, f"{path}, row ", rows, row_format, columns, source.examples, problems))
     if problems:
         raise Refused(problems)
-    return Source(path, row_format, fingerprint, examples)
+    source.row_format = ", ".join(sorted(formats))
+    return source
+
+
+def _convert(
+    name: str,
+    place: str,
+    rows: Rows,
+    row_format: str,
+    columns: dict[str, str],
+    examples: list[Example],
+    problems: list[Problem],
+) -> str:
+    """Add a file's rows to ``examples`` and what is wrong with it to ``problems``; return its format."""
+    rows = list(rows)
+    found = {column: None for _, row in rows if isinstance(row, dict) for column in row}
+    first = next((row for _, row in rows if isinstance(row, dict)), None)
+    if first is None:
+        problems += [row for _, row in rows if isinstance(row, Problem)] or [Problem(name, "holds no rows")]
+        return row_format
+    reason = _mapping_problem(columns, found)
+    if not reason and row_format == "auto":
+        row_format = recognise(_renamed(first, columns)) or ""
+        if not row_format:
+            reason = (f"the columns {sorted(_renamed(first, columns))} fit no format", _suggested(first))
+    elif not reason and (lost := missing(row_format, _renamed(found, columns))):
+        listed = f"has no {lost[0]!r}, which the format {row_format!r} needs; it has {sorted(found)}"
+        reason = (listed, nearest(lost[0], found))
+    for number, row in rows:
+        if isinstance(row, Problem):
+            problems.append(row)
+        elif not reason:
+            row = _renamed(row, columns)
+            try:
+                examples.append(to_example(row, number, row_format, place))
+            except BadRow as error:
+                problems.append(Problem(f"{place}{number}", _explain(row, row_format, error)))
+    if reason:
+        problems.append(Problem(name, *reason))
+    return row_format
+
+
+def _renamed(row: dict[str, Any], columns: dict[str, str]) -> dict[str, Any]:
+    """A row under the format's names; a mapped column wins over one that has the name already."""
+    if not columns:
+        return row
+    kept = {name: value for name, value in row.items() if name not in columns}
+    return kept | {columns[name]: value for name, value in row.items() if name in columns}
+
+
+def _mapping_problem(columns: dict[str, str], found: Iterable[str]) -> tuple[str, str] | None:
+    absent = [name for name in columns if name not in found]
+    if not absent:
+        return None
+    message = f"columns maps {absent[0]!r}, which the file lacks; it has {sorted(found)}"
+    if columns[absent[0]] in found and absent[0] in _NAMES:
+        return message, f"the file's name comes first: {{{columns[absent[0]]}: {absent[0]}}}"
+    return message, nearest(absent[0], found)
+
+
+def _suggested(columns: Iterable[str]) -> str:
+    """A mapping of misspelt columns to the nearest right names, or how to write one."""
+    close = {column: get_close_matches(column.lower(), _NAMES, n=1, cutoff=0.75) for column in columns}
+    pairs = [f"{column}: {match[0]}" for column, match in close.items() if match and match[0] != column]
+    if pairs:
+        return f"did you mean data.columns={{{', '.join(pairs)}}}? {expected()}"
+    return f"map them, as in data.columns={{question: prompt, answer: completion}}; {expected()}"
 
 
 def _explain(row: Row, row_format: str, error: BadRow) -> str:
-    missing = [part for part in FORMATS[row_format] if not set(part) & set(row)]
-    other = recognise(row)
-    if missing and other:
+    lost, other = missing(row_format, row), recognise(row)
+    if lost and other:
         return f"is in the format {other!r}, but the file began in {row_format!r}: one format a file"
-    if missing:
-        wanted = missing[0][0]
-        return f"has no {wanted!r}; it has {sorted(row)}; {nearest(wanted, row)}"
+    if lost:
+        close = get_close_matches(lost[0], row, n=1)
+        return f"has no {lost[0]!r}; it has {sorted(row)}" + (f"; is it {close[0]!r}?" if close else "")
     return str(error)
 
 
-def _open(path: str, data: DataSettings, key: str) -> tuple[str, list[tuple[int, Row]], str]:
-    """Rows with their numbers (from 1), a name for messages, and a fingerprint of the bytes."""
-    if path.startswith("embedded:"):
-        path = str(EXAMPLES / f"{path.removeprefix('embedded:')}.jsonl")
-    local = Path(path).expanduser()
-    if local.is_dir():
-        files = sorted(file for file in local.iterdir() if file.suffix in FILE_KINDS)
-        if not files:
-            raise Refused(Problem(f"{key}={path}", f"the folder holds none of {', '.join(FILE_KINDS)}"))
-    elif local.exists():
-        files = [local]
-    else:
-        return _open_hub(path, data, key)
-    digest, rows = hashlib.sha256(), []
-    for file in files:
-        content = file.read_bytes()
-        digest.update(content)
-        rows += _file_rows(file, content)
-    return str(path), rows, f"sha256:{digest.hexdigest()}"
-
-
-def _file_rows(file: Path, content: bytes) -> Iterable[tuple[int, Row]]:
-    kind = FILE_KINDS.get(file.suffix.lower())
-    if kind is None:
-        raise Refused(
-            Problem(str(file), f"unknown file type {file.suffix!r}", f"allowed: {', '.join(FILE_KINDS)}")
-        )
-    if kind in ("csv", "parquet"):
-        return _table_rows(file, kind)
-    text = _decode(file, content)
-    first = text.lstrip()[:1]
-    return _json_rows(file, text) if kind == "json" and first == "[" else _jsonl_rows(file, text)
-
-
-def _decode(file: Path, content: bytes) -> str:
-    try:
-        return content.decode("utf-8-sig")
-    except UnicodeDecodeError as error:
-        line = content[: error.start].count(b"\n") + 1
-        message = f"byte {error.start} is not UTF-8 ({content[error.start : error.start + 1]!r})"
-        raise Refused(Problem(f"{file}:{line}", message, "save the file as UTF-8")) from error
-
-
-def _jsonl_rows(file: Path, text: str) -> Iterator[tuple[int, Row]]:
-    problems = []
-    for number, line in enumerate(text.split("\n"), start=1):
-        if not line.strip():
-            continue
-        try:
-            row = json.loads(line)
-        except json.JSONDecodeError as error:
-            problems.append(Problem(f"{file}:{number}", f"is not JSON: {error.msg} at column {error.colno}"))
-            continue
-        if isinstance(row, dict):
-            yield number, row
-        else:
-            problems.append(Problem(f"{file}:{number}", f"must be an object, got {type(row).__name__}"))
-    if problems:
-        raise Refused(problems)
-
-
-def _json_rows(file: Path, text: str) -> Iterator[tuple[int, Row]]:
-    try:
-        rows = json.loads(text)
-    except json.JSONDecodeError as error:
-        message = f"is not JSON: {error.msg} at column {error.colno}"
-        raise Refused(Problem(f"{file}:{error.lineno}", message)) from error
-    wrong = [number for number, row in enumerate(rows, start=1) if not isinstance(row, dict)]
-    if wrong:
-        raise Refused(
-            [Problem(f"{file}, row {number}", "must be an object") for number in wrong[:SHOWN_PROBLEMS]]
-        )
-    yield from enumerate(rows, start=1)
-
-
-def _table_rows(file: Path, kind: str) -> Iterator[tuple[int, Row]]:
-    import pandas
-
-    try:
-        if kind == "parquet":
-            table = pandas.read_parquet(file)
-        else:
-            separator = "\t" if file.suffix.lower() == ".tsv" else ","
-            table = pandas.read_csv(file, sep=separator, dtype=str, keep_default_na=False)
-    except (ValueError, OSError) as error:
-        raise Refused(Problem(str(file), f"cannot be read as {kind}: {error}")) from error
-    for number, row in enumerate(table.to_dict("records"), start=1):
-        yield number, {str(name): _plain(value) for name, value in row.items()}
-
-
-def _plain(value: Any) -> Any:
-    """Lists and structs of a Parquet cell as Python objects; a missing cell as None."""
-    if hasattr(value, "tolist"):
-        value = value.tolist()
-    if isinstance(value, list):
-        return [_plain(item) for item in value]
-    if isinstance(value, dict):
-        return {name: _plain(item) for name, item in value.items()}
-    return None if isinstance(value, float) and value != value else value
-
-
-def _open_hub(path: str, data: DataSettings, key: str) -> tuple[str, list[tuple[int, Row]], str]:
+def _hub_rows(path: str, data: DataSettings, key: str) -> tuple[Rows, str]:
     from datasets import load_dataset
 
     try:
@@ -207,10 +180,19 @@ def _open_hub(path: str, data: DataSettings, key: str) -> tuple[str, list[tuple[
     except Exception as error:  # the library raises many kinds, all of which mean: not to be had
         message = f"{path!r} is no file here, and the hub gave no data set: {type(error).__name__}: {error}"
         raise Refused(Problem(f"{key}={path}", message.splitlines()[0][:300])) from error
-    return path, list(enumerate(map(dict, table), start=1)), f"datasets:{table._fingerprint}"
+    return enumerate(map(dict, table), start=1), f"datasets:{table._fingerprint}"
 
 
-def _weighted(examples: list[Example], weight: float, seed: int) -> list[Example]:
+def _weighted(
+    examples: list[Example], weight: Any, seed: int, options: dict[str, Any], key: str
+) -> list[Example]:
+    number = isinstance(weight, (int, float)) and not isinstance(weight, bool)
+    if not number or not 0 < weight < math.inf:
+        message = f"the weight of {options['path']} must be a number above 0, got {weight!r}"
+        raise Refused(Problem(key, message, "0.5 takes half of its rows, 2 each of them twice"))
     whole, share = divmod(weight, 1)
     part = sorted(random.Random(seed).sample(range(len(examples)), round(share * len(examples))))
+    if not whole and not part:
+        message = f"the weight {weight} leaves none of the {len(examples)} rows of {options['path']}"
+        raise Refused(Problem(key, message))
     return [*examples * int(whole), *(examples[index] for index in part)]

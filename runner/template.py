@@ -2,46 +2,38 @@
 
 Each assistant turn is rendered twice: the messages before it with the generation prompt, and the messages up
 to it. The second must extend the first; what it adds, up to the end-of-turn token, is trained on. That is
-what the model is asked for when it is served with the same template, so no markers in the template are needed.
+what the model is asked for when it is served with the same template, so the template needs no markers.
 """
 
 from __future__ import annotations
 
+import json
 import re
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from typing import Any
 
-from jinja2.exceptions import TemplateError
+from jinja2.exceptions import TemplateError, TemplateSyntaxError
 
-from runner.errors import Problem, Refused
-from runner.formats import BadRow, Example, Message
+from runner.errors import Problem, Refused, nearest
+from runner.formats import BadRow, Example, Message, is_trained
+from runner.labels import IGNORE, Encoded, Rendered, encode
 from runner.settings import TemplateSettings
 
-IGNORE = -100  # the label that the loss skips (PyTorch's cross_entropy)
+_PROBE = "answer-0b9f"  # stands for an answer where only what comes before it is wanted
+# What a template raises on messages that it was not written for.
+_REFUSALS = (TemplateError, TypeError, ValueError, LookupError, AttributeError)
+
+Tools = tuple[dict[str, Any], ...]
 
 
 @dataclass(frozen=True)
-class Rendered:
-    """One row as text, with the character spans of it that are trained on, and the row it came from."""
+class _Turn:
+    """An answer after its prompt: where it starts, and after which control tokens it may end."""
 
-    source: int
     text: str
-    spans: tuple[tuple[int, int], ...]
-
-
-@dataclass(frozen=True)
-class Encoded:
-    """One row as ``input_ids`` and ``labels`` of equal length; labels are ``IGNORE`` where nothing is trained."""
-
-    source: int
-    input_ids: list[int]
-    labels: list[int]
-
-    @property
-    def trained_tokens(self) -> int:
-        """Number of labelled tokens."""
-        return sum(label != IGNORE for label in self.labels)
+    start: int
+    ends: list[int]
 
 
 class Renderer:
@@ -49,84 +41,108 @@ class Renderer:
 
     def __init__(self, tokenizer: Any, settings: TemplateSettings, train_on: str = "assistant") -> None:
         self.tokenizer, self.settings, self.train_on = tokenizer, settings, train_on
-        stops = sorted(_stops(tokenizer), key=len, reverse=True)
-        self._cut_at = re.compile("|".join(map(re.escape, stops)) or r"(?!)")
+        stops = "|".join(map(re.escape, sorted(_stops(tokenizer), key=len, reverse=True))) or r"(?!)"
+        self._stop = re.compile(stops)
 
     def render(self, example: Example) -> list[Rendered]:
         """Text and trained spans of one example.
 
-        Usually one row. A template that rewrites earlier turns when later ones follow (Qwen3 drops their
-        reasoning) gives one row per assistant turn, each trained on its last turn only, since that is the
-        text the model sees when it is served. Raises ``BadRow``.
+        Usually one row. Where a turn stands differently once later turns follow (Qwen3 drops its reasoning,
+        or the template never ends it), every assistant turn is a row of its own, trained on that turn only,
+        since that is the text the model sees when it is served. Raises ``BadRow``.
         """
         if example.text is not None:
-            text = example.text + self._end()
+            begin, end = _beginning(self.tokenizer), self._end()
+            text = begin + example.text.removeprefix(begin).removesuffix(end) + end
             return [Rendered(example.source, text, ((0, len(text)),))]
         messages = self._with_system(example.messages)
-        turns = [index for index, message in enumerate(messages) if message["role"] == "assistant"]
-        if self.train_on == "completion":
+        turns = [index for index, message in enumerate(messages) if is_trained(message)]
+        if self.train_on in ("completion", "all"):
             turns = turns[-1:]
-        rendered = [self._turn(messages, index) for index in turns]
-        full, last_span = rendered[-1]
+        if not turns:
+            return []
+        rendered = [self._turn(messages, index, example.tools) for index in turns]
+        full = rendered[-1].text
         if self.train_on == "all":
             return [Rendered(example.source, full, ((0, len(full)),))]
-        if all(full.startswith(text[: span[1]]) for text, span in rendered):
+        nested = [[end for end in turn.ends if full.startswith(turn.text[:end])] for turn in rendered]
+        if all(nested):
             # what follows the last answer cannot change the loss and is left out
-            return [Rendered(example.source, full[: last_span[1]], tuple(span for _, span in rendered))]
-        return [Rendered(example.source, text[: span[1]], (span,)) for text, span in rendered]
+            spans = tuple((turn.start, ends[-1]) for turn, ends in zip(rendered, nested, strict=True))
+            return [Rendered(example.source, full[: spans[-1][1]], spans)]
+        last = [(turn, turn.ends[-1]) for turn in rendered]
+        return [Rendered(example.source, turn.text[:end], ((turn.start, end),)) for turn, end in last]
 
     def encode(self, rows: list[Rendered]) -> list[Encoded]:
-        """Tokenise rows and label the tokens inside their spans.
-
-        A token that straddles the start of a span is labelled, as it carries the first characters of the
-        answer. Tokenizers without offsets are asked twice and the common beginning is left unlabelled.
-        """
-        if not rows:
-            return []
-        texts = [row.text for row in rows]
-        if not self.tokenizer.is_fast:
-            return [self._encode_slowly(row) for row in rows]
-        batch = self.tokenizer(texts, add_special_tokens=False, return_offsets_mapping=True)
-        return [
-            Encoded(row.source, ids, _label(ids, offsets, row.spans))
-            for row, ids, offsets in zip(rows, batch["input_ids"], batch["offset_mapping"], strict=True)
-        ]
+        """Tokenise rows and label the tokens inside their spans."""
+        return encode(self.tokenizer, rows)
 
     def prompt(self, example: Example) -> str:
         """The text after which the model has to write the last answer."""
         messages = self._with_system(example.messages)
-        return self._apply(messages[:-1], generate=True)
+        return self._prompt(messages[:-1], example.tools)
+
+    def doubts(self, example: Example, rows: list[Rendered]) -> list[str]:
+        """What may be wrong with a rendered example, as reasons to count: nothing here stops a run."""
+        found, text = [], rows[-1].text if rows else ""
+        for message in example.messages if rows else ():
+            content, role = message["content"], message["role"]
+            if self._stop.search(content):
+                found.append("control tokens in its words")
+            if role in ("system", "tool") and not _shows(text, content.strip()):
+                found.append(f"{role} message left out by the template")
+            if any(not _shows(text, _tool_name(call)) for call in message.get("tool_calls", ())):
+                found.append("tool calls left out by the template")
+        if text and any(not _shows(text, _tool_name(tool)) for tool in example.tools):
+            found.append("tools left out by the template")
+        return sorted(set(found))
 
     def trained_text(self, row: Encoded) -> str:
         """What the labelled tokens say, decoded."""
         return self.tokenizer.decode([label for label in row.labels if label != IGNORE])
 
-    def _turn(self, messages: list[Message], index: int) -> tuple[str, tuple[int, int]]:
-        prompt = self._apply(messages[:index], generate=True)
-        text = self._apply(messages[: index + 1])
+    def _turn(self, messages: list[Message], index: int, tools: Tools) -> _Turn:
+        before = messages[:index]
+        prompt = self._prompt(before, tools)
+        text = self._apply(messages[: index + 1], tools)
         if not text.startswith(prompt):
-            at = next((i for i, (a, b) in enumerate(zip(prompt, text, strict=False)) if a != b), len(text))
-            shown = f"...{prompt[max(0, at - 30) : at + 20]!r} against ...{text[max(0, at - 30) : at + 20]!r}"
-            raise BadRow(f"the template renders the answer of message {index} over its own prompt: {shown}")
-        ends = [match.end() for match in self._cut_at.finditer(text, len(prompt))]
-        if ends and not text[ends[-1] :].strip():
-            return text, (len(prompt), ends[-1])
-        if (
-            index == len(messages) - 1
-        ):  # the template never ends the turn: without this the model would not stop
-            text = text.rstrip("\n") + self._end()
-        return text, (len(prompt), len(text))
+            # some templates write the system prompt or the tools into the last user turn, and only while it
+            # is last: the model is then served the prompt, so the answer is put after that
+            opening = self._opening(before, tools)
+            last = prompt.rfind(before[-1]["content"].strip()) if before else -1
+            if last < 0 or not opening.endswith(prompt[last:]) or not text.startswith(opening):
+                raise BadRow(_mismatch(index, prompt, text))
+            text = prompt + text[len(opening) :]
+        ends = self._ends(text, len(prompt))
+        if not ends:  # the template never ends the turn: without this the model would not stop
+            text = prompt + text[len(prompt) :].rstrip("\n") + self._end()
+            ends = [len(text)]
+        return _Turn(text, len(prompt), ends)
 
-    def _encode_slowly(self, row: Rendered) -> Encoded:
-        ids = self._ids(row.text)
-        labels = [IGNORE] * len(ids)
-        for start, end in row.spans:
-            first, last = (_common(ids, self._ids(row.text[:cut])) for cut in (start, end))
-            labels[first:last] = ids[first:last]
-        return Encoded(row.source, ids, labels)
+    def _ends(self, text: str, start: int) -> list[int]:
+        """Where the control tokens end that nothing but white space and control tokens follows."""
+        ends, edge = [], len(text)
+        for match in reversed(list(self._stop.finditer(text, start))):
+            if text[match.end() : edge].strip():
+                break
+            ends, edge = [match.end(), *ends], match.start()
+        return ends
 
-    def _ids(self, text: str) -> list[int]:
-        return self.tokenizer(text, add_special_tokens=False)["input_ids"]
+    def _prompt(self, messages: list[Message], tools: Tools) -> str:
+        """What the model is served before it answers.
+
+        Where the template has no generation prompt, all it writes before the answer's own words.
+        """
+        served = self._apply(messages, tools, generate=True) if messages else ""
+        if messages and served != self._apply(messages, tools):
+            return served
+        opening = self._opening(messages, tools)
+        return opening if opening.startswith(served) else served
+
+    def _opening(self, messages: list[Message], tools: Tools) -> str:
+        """What the template writes before an answer, without trailing spaces: tokens begin with theirs."""
+        text = self._apply([*messages, {"role": "assistant", "content": _PROBE}], tools)
+        return text[: text.rfind(_PROBE)].rstrip(" ") if _PROBE in text else ""
 
     def _with_system(self, messages: Iterable[Message]) -> list[Message]:
         messages = list(messages)
@@ -134,12 +150,16 @@ class Renderer:
             return [{"role": "system", "content": self.settings.system}, *messages]
         return messages
 
-    def _apply(self, messages: list[Message], generate: bool = False) -> str:
+    def _apply(self, messages: list[Message], tools: Tools, generate: bool = False) -> str:
         try:
             return self.tokenizer.apply_chat_template(
-                messages, tokenize=False, add_generation_prompt=generate, **self.settings.kwargs
+                messages,
+                tools=list(tools) or None,
+                tokenize=False,
+                add_generation_prompt=generate,
+                **self.settings.kwargs,
             )
-        except (TemplateError, TypeError, KeyError, IndexError) as error:
+        except _REFUSALS as error:
             raise BadRow(f"the template refuses it: {error}") from error
 
     def _end(self) -> str:
@@ -152,42 +172,65 @@ def apply_template(tokenizer: Any, settings: TemplateSettings) -> None:
     Raises ``Refused`` if there is no template at all, or if it uses control tokens that the tokenizer lacks.
     """
     if settings.chat_template:
-        tokenizer.chat_template = settings.chat_template
+        own = settings.chat_template
+        # a model that has always read a beginning token keeps it, when trained and when served
+        adds_bos = _beginning(tokenizer) and "bos_token" not in own
+        tokenizer.chat_template = "{{ bos_token }}" + own if adds_bos else own
     if not tokenizer.chat_template:
         message = "the tokenizer has no chat template of its own"
         raise Refused(Problem("template", message, "choose one: template=chatml, alpaca, llama2"))
     if settings.stop:
         tokenizer.eos_token = settings.stop
-    vocabulary = tokenizer.get_vocab()
-    used = {
-        *re.findall(r"<\|[^|<>{}]+\|>", str(tokenizer.chat_template)),
-        *([settings.stop] if settings.stop else []),
-    }
-    missing = sorted(token for token in used if token not in vocabulary)
-    if missing and settings.chat_template:
-        message = f"the template uses {', '.join(missing)}, which this tokenizer has no token for"
-        raise Refused(Problem("template", message, "template=chat keeps the tokenizer's own template"))
+    problems = list(_template_problems(tokenizer, settings))
+    if problems:
+        raise Refused(problems)
     if tokenizer.pad_token is None:
         tokenizer.pad_token = tokenizer.eos_token
 
 
+def _beginning(tokenizer: Any) -> str:
+    """The token that the tokenizer puts before plain text, as in pretraining; mostly none."""
+    first, bos = tokenizer("")["input_ids"][:1], tokenizer.bos_token_id
+    return tokenizer.bos_token if bos is not None and first == [bos] else ""
+
+
+def _template_problems(tokenizer: Any, settings: TemplateSettings) -> Iterator[Problem]:
+    vocabulary, template = tokenizer.get_vocab(), str(tokenizer.chat_template)
+    if settings.stop and settings.stop not in vocabulary:
+        message = f"the tokenizer has no token {settings.stop!r} to end a turn with"
+        yield Problem("template.stop", message, nearest(settings.stop, _stops(tokenizer) - {settings.stop}))
+    elif tokenizer.eos_token is None:
+        message = "the tokenizer names no end token, so that the model could never stop"
+        yield Problem("template.stop", message, "name one of its tokens: template.stop=...")
+    used = sorted(set(re.findall(r"<\|[^|<>{}]+\|>", template)) - {settings.stop} - set(vocabulary))
+    if used and settings.chat_template:
+        message = f"the template uses {', '.join(used)}, which this tokenizer has no token for"
+        yield Problem("template", message, "template=chat keeps the tokenizer's own template")
+    try:
+        tokenizer.apply_chat_template([{"role": "user", "content": ""}], tokenize=False)
+    except TemplateSyntaxError as error:
+        yield Problem("template.chat_template", f"line {error.lineno} is not Jinja: {error.message}")
+    except _REFUSALS:
+        return  # it may well want other messages than these; the rows will tell
+
+
 def _stops(tokenizer: Any) -> set[str]:
     """Strings of the control tokens, any of which can end a turn."""
-    added = {str(token) for token in tokenizer.get_added_vocab() if str(token).startswith("<")}
-    return {str(token) for token in tokenizer.all_special_tokens} | added
+    added = tokenizer.added_tokens_decoder.values()
+    return {str(token) for token in added if token.special} | set(map(str, tokenizer.all_special_tokens))
 
 
-def _label(ids: list[int], offsets: list[tuple[int, int]], spans: tuple[tuple[int, int], ...]) -> list[int]:
-    labels = [IGNORE] * len(ids)
-    for start, end in spans:
-        for index, (first, last) in enumerate(offsets):
-            if first < end and last > start:
-                labels[index] = ids[index]
-    return labels
+def _shows(text: str, words: str) -> bool:
+    return words in text or json.dumps(words, ensure_ascii=False)[1:-1] in text
 
 
-def _common(first: list[int], second: list[int]) -> int:
-    return next(
-        (i for i, (a, b) in enumerate(zip(first, second, strict=False)) if a != b),
-        min(len(first), len(second)),
-    )
+def _tool_name(tool: Any) -> str:
+    """The name in a tool's schema or call, which may stand under ``function``."""
+    inner = tool.get("function", tool) if isinstance(tool, dict) else None
+    return str(inner.get("name", "")) if isinstance(inner, dict) else ""
+
+
+def _mismatch(index: int, prompt: str, text: str) -> str:
+    at = next((i for i, (a, b) in enumerate(zip(prompt, text, strict=False)) if a != b), len(text))
+    shown = f"...{prompt[max(0, at - 30) : at + 20]!r} against ...{text[max(0, at - 30) : at + 20]!r}"
+    return f"the template renders the answer of message {index} over its own prompt: {shown}"

@@ -68,7 +68,7 @@ def test_the_saved_config_runs_again_to_the_same_bytes(cli, tmp_path):
     assert first.record["data"] == again.record["data"]
 
 
-@pytest.mark.parametrize("option", [name for name in OPTIONS if name != "none"])
+@pytest.mark.parametrize("option", [name for name in OPTIONS if name not in ("none", "loftq")])
 def test_every_adapter_trains_and_loads_in_plain_peft(cli, option, monkeypatch):
     from peft import PeftModel
 
@@ -224,3 +224,57 @@ def test_two_starts_in_the_same_second_get_two_folders(cli, tmp_path):
     from runner.artifacts import create
 
     assert len({create(None, "same") for _ in range(5)}) == 5
+
+
+@pytest.mark.gpu
+def test_loftq_starts_closer_to_the_full_model_than_plain_lora(cli, tmp_path):
+    """On CUDA, from a checkpoint: the quantisation error is smaller from the first step on."""
+    from runner.model import byte_tokenizer
+
+    _tiny_base().save_pretrained(tmp_path / "base")
+    byte_tokenizer().save_pretrained(tmp_path / "base")
+    own = ("model.weights=pretrained", f"model.path={tmp_path / 'base'}", "quantization=nf4")
+    losses = [
+        cli(*TINY, *own, f"lora={option}", folder=option).lines("metrics.jsonl")[0]["loss"]
+        for option in ("r16", "loftq")
+    ]
+    full = cli(*TINY, *own[:2], folder="full").lines("metrics.jsonl")[0]["loss"]
+    assert abs(losses[1] - full) < abs(losses[0] - full)
+
+
+def test_loftq_without_what_it_needs_is_refused(cli, capsys):
+    assert cli(*TINY, "lora=loftq", "quantization=nf4").code == 2
+    assert "LoftQ" in capsys.readouterr().err
+
+
+def test_a_resumed_run_ends_with_the_bytes_of_an_undisturbed_one(cli, monkeypatch):
+    from runner.trainer import SupervisedTrainer
+
+    steps = (
+        *TINY,
+        "trainer.max_steps=4",
+        "trainer.save_strategy=steps",
+        "trainer.save_steps=2",
+        "lora.lora_dropout=0.1",
+    )
+    whole = cli(*steps, folder="whole")
+    step = SupervisedTrainer.training_step
+
+    def stop(self, *args, **kwargs):
+        if self.state.global_step == 3:
+            raise RuntimeError("power cut")
+        return step(self, *args, **kwargs)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(SupervisedTrainer, "training_step", stop)
+        assert cli(*steps, folder="cut").code == 1
+    assert cli(*steps, "resume=auto", folder="cut").code == 0
+    weights = [(Path(name) / "adapter/adapter_model.safetensors").read_bytes() for name in ("whole", "cut")]
+    assert weights[0] == weights[1]
+    assert whole.code == 0
+
+
+def test_resuming_with_another_learning_rate_is_refused(cli, capsys):
+    first = cli(*TINY)
+    assert cli(*TINY, f"resume={first.folder}", "trainer.learning_rate=5e-5", folder="second").code == 2
+    assert "trainer.learning_rate" in capsys.readouterr().err

@@ -1,0 +1,152 @@
+"""Rows of a local file: JSON, JSONL, CSV, TSV or Parquet.
+
+What cannot be read stands as a problem in its place, so that all mistakes of a file are found together.
+"""
+
+from __future__ import annotations
+
+import csv
+import json
+from collections.abc import Iterable, Iterator
+from pathlib import Path
+
+from runner.errors import Problem, Refused
+from runner.formats import Row
+from runner.paths import EXAMPLES
+
+FILE_KINDS = {".json": "json", ".jsonl": "json", ".csv": "csv", ".tsv": "csv", ".parquet": "parquet"}
+_CELL_LIMIT = 2**31 - 1  # characters; the csv module's own limit is 128 Ki, less than a long conversation
+_MARK = b"\xef\xbb\xbf"  # the byte order mark, with which some editors begin UTF-8
+
+# A row, or why it is none, with its number from 1.
+Rows = Iterable[tuple[int, Row | Problem]]
+
+
+def local_files(path: str, key: str) -> list[Path]:
+    """The files that a path means; none for a name on the hub."""
+    if path.startswith("embedded:"):
+        path = str(EXAMPLES / f"{path.removeprefix('embedded:')}.jsonl")
+    local = Path(path).expanduser()
+    if not local.is_dir():
+        return [local] if local.exists() else []
+    kinds = [file for file in sorted(local.iterdir()) if file.suffix.lower() in FILE_KINDS]
+    files = [file for file in kinds if not file.name.startswith(".")]
+    if not files:
+        raise Refused(Problem(f"{key}={path}", f"the folder holds none of {', '.join(FILE_KINDS)}"))
+    return files
+
+
+def file_rows(file: Path) -> tuple[str, Rows]:
+    """What comes before a row's number in a message, and the rows."""
+    kind = FILE_KINDS.get(file.suffix.lower())
+    if kind is None:
+        problem = Problem(
+            str(file), f"unknown file type {file.suffix!r}", f"allowed: {', '.join(FILE_KINDS)}"
+        )
+        return f"{file}, row ", [(0, problem)]
+    if kind == "csv":
+        return f"{file}, row ", _csv_rows(file)
+    if kind == "parquet":
+        return f"{file}, row ", _parquet_rows(file)
+    # the content tells, as files named .json often hold JSONL; a lone brace opens an object over many lines
+    begins = _first_line(file)
+    if begins.startswith(b"[") or begins == b"{":
+        return f"{file}, row ", _json_rows(file)
+    return f"{file}:", _jsonl_rows(file)
+
+
+def _first_line(file: Path) -> bytes:
+    with file.open("rb") as stream:
+        lines = (line.removeprefix(_MARK).strip() for line in stream)
+        return next((line for line in lines if line), b"")
+
+
+def _lines(file: Path) -> Iterator[tuple[int, str | Problem]]:
+    with file.open("rb") as stream:
+        for number, line in enumerate(stream, start=1):
+            try:
+                yield number, line.decode("utf-8-sig" if number == 1 else "utf-8")
+            except UnicodeDecodeError as error:
+                broken = line[error.start : error.end]
+                message = f"byte {error.start + 1} of the line is not UTF-8 ({broken!r})"
+                yield number, Problem(f"{file}:{number}", message, "save the file as UTF-8")
+
+
+def _jsonl_rows(file: Path) -> Iterator[tuple[int, Row | Problem]]:
+    for number, line in _lines(file):
+        if isinstance(line, Problem):
+            yield number, line
+        elif line.strip():
+            yield number, _json_row(file, number, line)
+
+
+def _json_row(file: Path, number: int, line: str) -> Row | Problem:
+    try:
+        row = json.loads(line)
+    except json.JSONDecodeError as error:
+        return Problem(f"{file}:{number}", f"is not JSON: {error.msg} at column {error.colno}")
+    if isinstance(row, dict):
+        return row
+    return Problem(f"{file}:{number}", f"must be an object, got {type(row).__name__}")
+
+
+def _json_rows(file: Path) -> Iterator[tuple[int, Row | Problem]]:
+    lines = [line for _, line in _lines(file)]
+    broken = [line for line in lines if isinstance(line, Problem)]
+    if broken:
+        yield from enumerate(broken, start=1)
+        return
+    try:
+        rows = json.loads("".join(map(str, lines)))
+    except json.JSONDecodeError as error:
+        yield 0, Problem(f"{file}:{error.lineno}", f"is not JSON: {error.msg} at column {error.colno}")
+        return
+    if not isinstance(rows, list):
+        message = f"holds one object with the keys {sorted(rows)}, not a list of rows"
+        yield 0, Problem(str(file), message, "an object a line, or all of them in [ ]")
+        return
+    for number, row in enumerate(rows, start=1):
+        wrong = Problem(f"{file}, row {number}", f"must be an object, got {type(row).__name__}")
+        yield number, row if isinstance(row, dict) else wrong
+
+
+def _csv_rows(file: Path) -> Iterator[tuple[int, Row | Problem]]:
+    lines = list(_lines(file))
+    broken = [(number, line) for number, line in lines if isinstance(line, Problem)]
+    if broken:
+        yield from broken
+        return
+    csv.field_size_limit(_CELL_LIMIT)
+    separator = "\t" if file.suffix.lower() == ".tsv" else ","
+    reader = csv.reader((str(line) for _, line in lines), delimiter=separator, strict=True)
+    header: list[str] = []
+    number = 0
+    try:
+        for cells in reader:
+            if not cells:
+                continue
+            if not header:
+                header = [name.strip() for name in cells]
+                continue
+            number += 1
+            if len(cells) == len(header):
+                yield number, dict(zip(header, cells, strict=True))
+            else:
+                message = f"has {len(cells)} cells, but the header names {len(header)} columns"
+                hint = "quote cells that hold separators"
+                yield number, Problem(f"{file}:{reader.line_num}", message, hint)
+    except csv.Error as error:
+        yield number, Problem(f"{file}:{reader.line_num}", f"is not CSV: {error}")
+
+
+def _parquet_rows(file: Path) -> Iterator[tuple[int, Row | Problem]]:
+    from pyarrow import ArrowException
+    from pyarrow.parquet import ParquetFile
+
+    number = 0
+    try:
+        for batch in ParquetFile(file).iter_batches():
+            for number, row in enumerate(batch.to_pylist(), start=number + 1):  # noqa: B020
+                yield number, row
+    except (ArrowException, OSError) as error:
+        yield number, Problem(str(file), f"cannot be read as Parquet: {str(error).splitlines()[0]}")
