@@ -9,7 +9,13 @@ from runner import console, environment
 from runner.adapter import AdapterSaver, add_adapter, changes_base, continue_adapter, set_base
 from runner.artifacts import RunFolder
 from runner.card import model_card
-from runner.components import check_adapter, peft_config, quantization_config, training_arguments
+from runner.components import (
+    check_adapter,
+    check_packing,
+    peft_config,
+    quantization_config,
+    training_arguments,
+)
 from runner.errors import Diverged
 from runner.model import choose_precision, device, find_base, linear_modules, load_model
 from runner.prepare import prepare
@@ -22,6 +28,7 @@ def run(config: RunConfig, folder: RunFolder) -> None:
     """Train one adapter, or the whole model, in a run folder. Raises ``Refused`` before loading weights."""
     with folder.timed("check"):
         checkpoint = find_checkpoint(config)
+        check_packing(config)
         base = find_base(config.model)
         precision = choose_precision(config)
         apply_template(base.tokenizer, config.template)

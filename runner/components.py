@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib
+from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -23,6 +24,9 @@ _PLAIN_OPTIMIZERS = {
     "lion": "adamw_torch",
     "rmsprop": "rmsprop",
 }
+
+# The packages behind the values of report_to that need one.
+_REPORTERS = {"tensorboard": "tensorboard", "wandb": "wandb", "mlflow": "mlflow", "trackio": "trackio"}
 
 
 def quantization_config(config: RunConfig, precision: Precision) -> Any | None:
@@ -77,7 +81,30 @@ def training_arguments(
         "dataloader_pin_memory": has_cuda,
         "run_name": folder.name,
     }
-    return _build("trainer", fields), notes
+    arguments = _build("trainer", fields)
+    missing = [
+        name for name in arguments.report_to if name in _REPORTERS and find_spec(_REPORTERS[name]) is None
+    ]
+    if missing:
+        message = f"trainer.report_to={missing[0]} needs the package {_REPORTERS[missing[0]]}"
+        raise Refused(Problem("trainer.report_to", message, f"pip install {_REPORTERS[missing[0]]}"))
+    return arguments, notes
+
+
+def check_packing(config: RunConfig) -> None:
+    """Refuse to put rows side by side where the model's attention would look across them.
+
+    The attention of transformers' own models (SDPA, eager, flash) keeps to a document by its position ids.
+    """
+    side_by_side = [key for key in ("packing", "padding_free") if config.trainer.get(key)]
+    if side_by_side and config.model.trust_remote_code and config.model.weights == "pretrained":
+        message = (
+            f"trainer.{side_by_side[0]}: the modelling code that comes with {config.model.path} does not "
+        )
+        problem = Problem(
+            "trainer", message + "separate rows by position ids", f"trainer.{side_by_side[0]}=false"
+        )
+        raise Refused(problem)
 
 
 def check_adapter(config: RunConfig, base: Base, names: list[str], has_cuda: bool) -> None:

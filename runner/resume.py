@@ -17,7 +17,7 @@ _FREE = ("output_dir", "resume", "defaults")
 
 
 def find_checkpoint(config: RunConfig) -> Path | None:
-    """The checkpoint that ``resume`` names: a folder, a run's newest, or with ``auto`` that of ``output_dir``.
+    """The checkpoint that ``resume`` names: a folder, a run's newest, or with ``auto`` ``output_dir``'s own.
 
     ``auto`` without a checkpoint starts afresh (None). Raises ``Refused`` if there is none, or if the run
     that wrote it had another config, with every difference.

@@ -41,6 +41,8 @@ class SupervisedTrainer(SFTTrainer):
     ) -> None:
         if getattr(args, "_n_gpu", 1) > 1 and "WORLD_SIZE" not in os.environ:
             args._n_gpu = 1  # TRL refuses DataParallel; one process drives one GPU
+        if not args.packing:
+            args.max_length = None  # the rows are cut already; TRL would look at each again
         super().__init__(
             model=model,
             args=args,

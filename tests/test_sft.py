@@ -278,3 +278,20 @@ def test_resuming_with_another_learning_rate_is_refused(cli, capsys):
     first = cli(*TINY)
     assert cli(*TINY, f"resume={first.folder}", "trainer.learning_rate=5e-5", folder="second").code == 2
     assert "trainer.learning_rate" in capsys.readouterr().err
+
+
+def test_padding_free_rows_have_the_loss_of_padded_rows(cli):
+    same = ("trainer.max_steps=1", "data.max_rows=3", "trainer.per_device_train_batch_size=3")
+    losses = [
+        cli(*TINY, *same, f"trainer.padding_free={value}", folder=value).lines("metrics.jsonl")[0]["loss"]
+        for value in ("false", "true")
+    ]
+    assert losses[0] == pytest.approx(losses[1], abs=1e-5)
+
+
+def test_a_reporter_that_is_not_installed_is_refused(cli, capsys, monkeypatch):
+    from runner import components
+
+    monkeypatch.setattr(components, "find_spec", lambda name: None)
+    assert cli(*TINY, "trainer.report_to=wandb").code == 2
+    assert "pip install wandb" in capsys.readouterr().err
