@@ -16,12 +16,15 @@ from runner.settings import RunConfig
 _STATUS = {ExitCode.FAILED: "failed", ExitCode.DIVERGED: "diverged", ExitCode.PREEMPTED: "preempted"}
 
 
-def run_recipe(run: RunConfig, overrides: list[str]) -> int:
-    """Make the run folder, run the recipe in it, record how it ended, and return the exit code."""
+def run_recipe(run: RunConfig, typed: list[str], overrides: list[str]) -> int:
+    """Make the run folder, run the recipe in it, record how it ended, and return the exit code.
+
+    ``typed`` is the command line as the user wrote it, ``overrides`` what this run or cell took from it.
+    """
     _quiet_libraries()
     recipe = importlib.import_module(f"recipes.{run.recipe}")
     model = run.model.architecture or Path(str(run.model.path)).name
-    command = shlex.join(["python", "-m", "runner", *overrides])
+    command = shlex.join(["python", "-m", "runner", *typed])
     path = None
     try:
         path = artifacts.create(run.output_dir, f"{run.recipe}-{model}", go_on=run.resume == "auto")

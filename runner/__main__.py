@@ -15,7 +15,7 @@ os.environ.setdefault("HF_DATASETS_DISABLE_PROGRESS_BARS", "1")
 import hydra
 from hydra.core.hydra_config import HydraConfig
 from hydra.types import RunMode
-from omegaconf import DictConfig, OmegaConf, open_dict
+from omegaconf import DictConfig, open_dict
 
 from runner import config, console
 from runner.errors import ExitCode, Refused
@@ -24,19 +24,20 @@ from runner.paths import CONFIG_DIR
 
 def main(argv: list[str] | None = None) -> int:
     """Run one command line and return its exit code (see ``ExitCode``)."""
-    command = config.parse(sys.argv[1:] if argv is None else argv)
+    typed = sys.argv[1:] if argv is None else argv
+    command = config.parse(typed)
     if not command.informational:
         try:
             config.check(command)
         except Refused as refused:
             console.refused(refused.problems)
             return ExitCode.REFUSED
-    config.register()
+    config.register(command)
     codes: list[int] = []
 
     @hydra.main(version_base="1.3", config_path=str(CONFIG_DIR), config_name="config")
     def task(composed: DictConfig) -> None:
-        codes.append(_run(composed, command))
+        codes.append(_run(composed, typed))
 
     before, sys.argv = sys.argv, [sys.argv[0], *command.argv]
     try:
@@ -46,18 +47,22 @@ def main(argv: list[str] | None = None) -> int:
     return max(codes, default=ExitCode.COMPLETED)
 
 
-def _run(composed: DictConfig, command: config.Command) -> int:
+def _run(composed: DictConfig, typed: list[str]) -> int:
     hydra_config = HydraConfig.get()
     with open_dict(composed):
         composed.hydra = hydra_config
         if hydra_config.mode == RunMode.MULTIRUN:
-            composed.output_dir = os.path.join(hydra_config.sweep.dir, hydra_config.sweep.subdir)
-    run_config = config.freeze(composed)
-    from recipes import (
-        run_recipe,
-    )  # the recipe's libraries are imported only once the config is known to be right
+            sweep = hydra_config.sweep
+            composed.output_dir = os.path.join(composed.get("output_dir") or sweep.dir, sweep.subdir)
+    try:
+        run_config = config.freeze(composed)
+    except Refused as refused:  # a cell of a sweep that is wrong only in combination
+        console.refused(refused.problems)
+        return ExitCode.REFUSED
+    # the recipe's libraries are imported only once the config is known to be right
+    from recipes import run_recipe
 
-    return run_recipe(run_config, list(OmegaConf.to_container(hydra_config.overrides.task)))  # type: ignore[arg-type]
+    return run_recipe(run_config, typed, list(hydra_config.overrides.task))
 
 
 if __name__ == "__main__":

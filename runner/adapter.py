@@ -34,7 +34,7 @@ def add_adapter(model: PreTrainedModel, config: Any, seed: int, base_folder: Pat
     set_seed(seed)
     loftq = getattr(config, "init_lora_weights", None) == "loftq"
     if loftq:
-        config.init_lora_weights = True
+        config.init_lora_weights, config.loftq_config = True, {}
     try:
         wrapped: Any = get_peft_model(model, config)
     except ValueError as error:

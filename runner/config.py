@@ -1,104 +1,107 @@
 """Compose the run config with Hydra, find every mistake in it, and freeze it into plain objects.
 
-Only this module and the entry know Hydra and OmegaConf.
+Only this module, ``runner.command``, ``runner.compose`` and the entry know Hydra and OmegaConf.
 """
 
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Iterator
-from dataclasses import dataclass, field
-from pathlib import Path
+import re
 from typing import Any
 
 import yaml
-from hydra import compose, initialize_config_dir
-from hydra._internal.utils import get_args_parser
 from hydra.core.config_store import ConfigStore
 from hydra.core.global_hydra import GlobalHydra
 from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.core.override_parser.types import Override
-from hydra.errors import HydraException
-from omegaconf import DictConfig, OmegaConf
+from omegaconf import DictConfig, ListConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
+from runner import compose
+from runner import help as help_text
 from runner.checks import check_config
-from runner.errors import Problem, Refused, nearest
+from runner.command import (
+    SAVED_DEFAULTS,
+    SAVED_NAME,
+    Command,
+    cells,
+    check_overrides,
+    config_problems,
+    parse,
+)
+from runner.errors import Problem, Refused
 from runner.origins import Origins
-from runner.paths import CONFIG_DIR
 from runner.settings import LIBRARY_SECTIONS, OWN_SECTIONS, RunConfig
 
-TOP_LEVEL = tuple(item.name for item in dataclasses.fields(RunConfig))
-
-# What a saved config.yaml needs in front of it to run again through the same command.
-_RERUN_DEFAULTS = [
-    "runner",
-    {"override hydra/job_logging": "none"},
-    {"override hydra/hydra_logging": "none"},
-    "_self_",
-]
+__all__ = ["Command", "check", "freeze", "parse", "register", "to_yaml"]
 
 
-@dataclass(frozen=True)
-class Command:
-    """A parsed command line: overrides as typed, and where the primary config stands."""
+def register(command: Command | None = None) -> None:
+    """Store the root node that lets library sections take any field without ``+``, and a saved config.
 
-    overrides: list[str]
-    config_dir: Path
-    config_name: str
-    extra_dir: Path | None = None
-    multirun: bool = False
-    informational: bool = False
-    argv: list[str] = field(default_factory=list)
-
-
-def register() -> None:
-    """Store the root node that lets library sections take any field without ``+``.
-
-    A node made with ``struct: False`` stays open inside Hydra's closed config (tried on Hydra 1.3.8); this
-    module checks the keys afterwards, all at once and with suggestions.
+    A node made with ``struct: False`` stays open inside Hydra's closed config (tried on Hydra 1.3.8);
+    this module checks the keys afterwards, all at once and with suggestions.
     """
-    root = OmegaConf.create({"hydra": {"run": {"dir": "."}, "output_subdir": None, "job": {"chdir": False}}})
+    command = command or Command([], informational=True)
+    root = OmegaConf.create(
+        {
+            "hydra": {
+                "run": {"dir": "."},
+                "sweep": {
+                    "dir": "outputs/${now:%Y-%m-%d}/${now:%H-%M-%S}-sweep",
+                    "subdir": "${hydra.job.override_dirname}",
+                },
+                "output_subdir": None,
+                "job": {"chdir": False},
+                "help": {"template": help_text.template(command) if command.informational else ""},
+            }
+        }
+    )
     for section in (*OWN_SECTIONS, *LIBRARY_SECTIONS):
         root[section] = OmegaConf.create({}, flags={"struct": False})
     ConfigStore.instance().store(name="runner", node=root)
-
-
-def parse(argv: list[str]) -> Command:
-    """Read Hydra's command line; relative ``--config-path`` and ``--config-dir`` are taken from the current folder."""
-    args = get_args_parser().parse_args(argv)
-    config_dir = Path(args.config_path).resolve() if args.config_path else CONFIG_DIR
-    extra_dir = Path(args.config_dir).resolve() if args.config_dir else None
-    absolute = {
-        str(raw): str(path)
-        for raw, path in ((args.config_path, config_dir), (args.config_dir, extra_dir))
-        if raw
-    }
-    return Command(
-        overrides=args.overrides,
-        config_dir=config_dir,
-        config_name=(args.config_name or "config").removesuffix(".yaml"),
-        extra_dir=extra_dir,
-        multirun=bool(args.multirun),
-        informational=bool(args.help or args.hydra_help or args.shell_completion or args.info),
-        argv=[absolute.get(word, word) for word in argv],
-    )
+    if command.saved:
+        node = _saved_node(command)
+        ConfigStore.instance().store(name=SAVED_NAME, node=node, provider=str(command.saved))
 
 
 def check(command: Command) -> list[RunConfig]:
-    """Compose and check every config that the command would run. Raises ``Refused`` with all problems."""
-    register()
-    overrides, problems = _check_overrides(command)
+    """Compose and check every config that the command would run; of a sweep, every value of every axis.
+
+    Raises ``Refused`` with all problems.
+    """
+    problems = [*command.problems, *config_problems(command)]
+    if any(problem.where.startswith("--config") for problem in problems):
+        raise Refused(problems)
+    try:
+        register(command)
+    except (OSError, ValueError, OmegaConfBaseException, yaml.YAMLError) as error:
+        raise Refused([*problems, compose.blame("config", error, command)]) from error
     configs: list[RunConfig] = []
-    for cell in _cells(overrides, command.multirun):
-        try:
-            configs.append(freeze(_compose(command, cell)))
-        except Refused as refused:
-            problems += [problem for problem in refused.problems if problem not in problems]
-        except (HydraException, OmegaConfBaseException) as error:
-            problems.append(
-                Problem("config", str(error).splitlines()[0], "; ".join(str(error).splitlines()[1:3]))
-            )
+    with compose.started(command):
+        parser = OverridesParser.create(config_loader=GlobalHydra.instance().config_loader())
+        overrides, more = check_overrides(command, parser, command.overrides)
+        problems += more
+        first = compose.compose(command, next(cells(overrides, command.multirun)))
+        if texts := _file_axes(command, overrides, first, problems):
+            axes, more = check_overrides(command, parser, texts)
+            problems += more
+            overrides, first = [*axes, *overrides], None
+        left_out: set[str] = set()
+        for cell in cells(overrides, command.multirun):
+            kept = [text for text in cell if text not in left_out]
+            composed, found = first or compose.compose(command, kept)
+            first = None
+            left_out |= {problem.where for problem in found}
+            try:
+                frozen = freeze(composed) if composed is not None else None
+            except Refused as refused:
+                found = [*found, *refused.problems]
+            else:
+                if frozen in configs:
+                    found.append(Problem(" ".join(cell), "two cells of the sweep are the same run"))
+                configs += [frozen] if frozen else []
+            problems += [problem for problem in found if problem not in problems]
     if problems:
         raise Refused(problems)
     return configs
@@ -109,21 +112,26 @@ def freeze(composed: DictConfig) -> RunConfig:
 
     Raises ``Refused`` with every problem found, each with the file or override it came from.
     """
-    origins = Origins(composed.hydra)
-    plain = OmegaConf.masked_copy(composed, [key for key in composed if key != "hydra"])
-    try:
-        values = OmegaConf.to_container(plain, resolve=True)
-    except OmegaConfBaseException as error:
-        key = getattr(error, "full_key", None) or "config"
-        raise Refused(Problem(origins.where(str(key)), str(error).splitlines()[0])) from error
-    assert isinstance(values, dict)
-    problems = check_config(values, origins)  # type: ignore[arg-type]
+    hydra = composed.hydra
+    typed = OmegaConf.to_container(hydra.overrides.task)  # as typed: interpolations are not resolved
+    origins = Origins(typed, hydra.runtime.choices, lambda: compose.layers(hydra))  # type: ignore[arg-type]
+    problems: list[Problem] = []
+    values = {
+        str(key): _plain(composed, key, str(key), origins, problems) for key in composed if key != "hydra"
+    }
+    if hydra.run.dir != "." or hydra.output_subdir is not None:
+        where = f"{hydra.job.config_name}.yaml"
+        problems.append(
+            Problem(where, "the base of the runner is missing", "start its defaults list with: - runner")
+        )
+    # a value that could not be resolved is missing below: said once
+    named = {problem.where for problem in problems}
+    problems += [problem for problem in check_config(values, origins) if problem.where not in named]
     if problems:
         raise Refused(problems)
-    sections = {name: kind(**(values.get(name) or {})) for name, kind in OWN_SECTIONS.items()}
-    libraries = {name: dict(values.get(name) or {}) for name in LIBRARY_SECTIONS}
-    rest = {key: value for key, value in values.items() if key not in (*sections, *libraries)}
-    return RunConfig(**rest, **sections, **libraries)  # type: ignore[arg-type]
+    sections: dict[str, Any] = {name: kind(**(values.get(name) or {})) for name, kind in OWN_SECTIONS.items()}
+    libraries: dict[str, Any] = {name: dict(values.get(name) or {}) for name in LIBRARY_SECTIONS}
+    return RunConfig(**{**values, **sections, **libraries})
 
 
 def to_yaml(config: RunConfig) -> str:
@@ -132,73 +140,74 @@ def to_yaml(config: RunConfig) -> str:
         "# Everything this run was made from. To run it again:\n"
         "# python -m runner --config-path <this folder> --config-name config\n"
     )
-    values: dict[str, Any] = {"defaults": _RERUN_DEFAULTS, **dataclasses.asdict(config), "output_dir": None}
-    return header + yaml.safe_dump(values, sort_keys=False, allow_unicode=True, width=110)
+    values = {**dataclasses.asdict(config), "output_dir": None}
+    # OmegaConf's own writer quotes what its reader would take for a number
+    return header + OmegaConf.to_yaml({"defaults": SAVED_DEFAULTS, **_escaped(values)})
 
 
-def _compose(command: Command, overrides: list[str]) -> DictConfig:
-    GlobalHydra.instance().clear()
-    if command.extra_dir:
-        overrides = [*overrides, f"hydra.searchpath=[file://{command.extra_dir}]"]
-    with initialize_config_dir(str(command.config_dir), version_base="1.3", job_name="runner"):
-        return compose(command.config_name, overrides, return_hydra_config=True)
+def _escaped(value: Any) -> Any:
+    """Keep ``${...}`` inside a value as text, instead of an interpolation, when it is composed again."""
+    if isinstance(value, str):
+        if "${" not in value:
+            return value
+        return re.sub(r"(\\*)\$\{", lambda found: found[1] * 2 + r"\${", value)
+    if isinstance(value, dict):
+        return {key: _escaped(item) for key, item in value.items()}
+    return [_escaped(item) for item in value] if isinstance(value, (list, tuple)) else value
 
 
-def _check_overrides(command: Command) -> tuple[list[Override], list[Problem]]:
-    """Parse the overrides; return those that Hydra can compose, and the problems of the others."""
-    parser, usable, problems = OverridesParser.create(), [], []
-    folders = [folder for folder in (command.config_dir, command.extra_dir) if folder]
-    if not (command.config_dir / f"{command.config_name}.yaml").is_file():
-        found = [file.stem for file in command.config_dir.glob("*.yaml")]
-        message = f"no {command.config_name}.yaml in {command.config_dir}"
-        raise Refused(Problem("--config-name", message, nearest(command.config_name, found)))
-    groups = {path.name: path for folder in folders for path in folder.iterdir() if path.is_dir()}
-    for text in command.overrides:
-        try:
-            override = parser.parse_override(text)
-        except HydraException as error:
-            hint = "write key=value" if "=" not in text else "quote the value: \"key='a value'\""
-            problems.append(Problem(text, str(error).splitlines()[0], hint))
-            continue
-        key = override.key_or_group
-        top = key.partition(".")[0].partition("@")[0].partition("/")[0]
-        if key in groups:
-            allowed = [file.stem for folder in folders for file in (folder / key).glob("*.yaml")]
-            chosen = _values(override)
-            wrong = [value for value in chosen if isinstance(value, str) and value not in allowed]
-            problems += [
-                Problem(text, f"unknown {key} {value!r}", nearest(value, allowed)) for value in wrong
-            ]
-            if wrong:
-                continue
-        elif top not in ("hydra", *TOP_LEVEL, *groups):
-            problems.append(Problem(text, f"unknown key {key!r}", nearest(top, TOP_LEVEL)))
-            continue
-        usable.append(override)
-    return usable, problems
-
-
-def _values(override: Override) -> list[object]:
-    if override.is_sweep_override():
-        return list(override.sweep_string_iterator())
-    return [override.value()]
-
-
-def _cells(overrides: list[Override], multirun: bool) -> Iterator[list[str]]:
-    """Overrides of the run; for a sweep, its first cell and then every other value of each axis, one at a time."""
-    axes = [
-        list(item.sweep_string_iterator()) if multirun and item.is_sweep_override() else [None]
-        for item in overrides
+def _saved_node(command: Command) -> DictConfig:
+    """A saved config whose groups can be chosen again: an option on the command line replaces the section."""
+    assert command.saved is not None
+    node = OmegaConf.load(command.saved)
+    assert isinstance(node, DictConfig)  # parse has read it as a mapping
+    named = {re.split(r"[=@]", text.lstrip("+~"))[0]: text.partition("=")[2] for text in command.overrides}
+    chosen = [group for group in command.groups() if not named.get(group, "{").startswith("{")]
+    for group in chosen:
+        node.pop(group, None)
+    front = [{group: None} for group in chosen if group != "experiment"]
+    behind = [{group: None} for group in chosen if group == "experiment"]
+    node.defaults = [
+        *SAVED_DEFAULTS[:1],
+        *front,
+        *SAVED_DEFAULTS[1:2],
+        *behind,
+        *SAVED_DEFAULTS[2:],
     ]
+    return node
 
-    def cell(chosen: list[str | None]) -> list[str]:
-        return [
-            str(item.input_line) if value is None else f"{item.get_key_element()}={value}"
-            for item, value in zip(overrides, chosen, strict=True)
-        ]
 
-    first = [values[0] for values in axes]
-    yield cell(first)
-    for number, values in enumerate(axes):
-        for value in values[1:]:
-            yield cell([*first[:number], value, *first[number + 1 :]])
+def _file_axes(
+    command: Command, overrides: list[Override], first: compose.Composed, problems: list[Problem]
+) -> list[str]:
+    """The sweep that a file holds in ``hydra.sweeper.params``, less the keys given on the command line."""
+    params = OmegaConf.select(first[0], "hydra.sweeper.params") if first[0] is not None else None
+    if not params or "--cfg" in command.argv:
+        return []
+    if not command.multirun:
+        keys = ", ".join(map(str, params))
+        problems.append(
+            Problem("hydra.sweeper.params", f"a file holds a sweep over {keys}", "add -m to run it")
+        )
+        return []
+    given = {item.key_or_group for item in overrides}
+    return [f"{key}={value}" for key, value in params.items() if key not in given]
+
+
+def _plain(node: Any, key: Any, path: str, origins: Origins, problems: list[Problem]) -> Any:
+    """A value of a config node as plain Python; interpolations that lead nowhere become problems."""
+    if OmegaConf.is_missing(node, key):
+        return "???"
+    try:
+        value = node[key]
+        if path.count(".") > 50:
+            raise RecursionError(f"{path.partition('.')[0]} contains itself through an interpolation")
+    except (OmegaConfBaseException, RecursionError) as error:
+        hint = "write \\${...} for text that is no interpolation"
+        problems.append(Problem(origins.where(path), f"{path}: {str(error).splitlines()[0]}", hint))
+        return None
+    if isinstance(value, DictConfig):
+        return {name: _plain(value, name, f"{path}.{name}", origins, problems) for name in value}
+    if isinstance(value, ListConfig):
+        return [_plain(value, i, f"{path}.{i}", origins, problems) for i in range(len(value))]
+    return value

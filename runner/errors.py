@@ -56,12 +56,15 @@ class Diverged(RunnerError):
     code = ExitCode.DIVERGED
 
 
-def nearest(name: object, allowed: Iterable[str], limit: int = 12) -> str:
-    """Say what is allowed instead of ``name``: the nearest right one, or the whole list when it is short."""
+def nearest(name: object, allowed: Iterable[str], limit: int = 12, prefix: str = "") -> str:
+    """Say what is allowed instead of ``name``: the nearest right one, or the whole list when it is short.
+
+    ``prefix`` stands before the nearest one (``lora.`` for a key of that section).
+    """
     names = sorted(set(allowed))
     lowered = {candidate.lower(): candidate for candidate in names}
     close = get_close_matches(str(name).lower(), lowered, n=1, cutoff=0.6)
     if close:
-        return f"did you mean {lowered[close[0]]!r}?"
+        return f"did you mean {prefix + lowered[close[0]]!r}?"
     shown = ", ".join(names[:limit]) + (f", ... ({len(names)} in all)" if len(names) > limit else "")
     return f"allowed: {shown}" if names else ""

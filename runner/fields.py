@@ -7,6 +7,7 @@ names, types and allowed strings are read here; the library's own checks run lat
 from __future__ import annotations
 
 import ast
+import re
 from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import cache
@@ -29,15 +30,19 @@ _CONTAINERS = {"List": "list", "Sequence": "list", "tuple": "list", "Tuple": "li
 
 @dataclass(frozen=True)
 class Field:
-    """One settable field: accepted YAML types (empty: any) and allowed strings (empty: any string)."""
+    """One settable field: accepted YAML types (empty: any) and allowed strings (empty: any string).
+
+    ``items`` are the types that the entries of a list may have (empty: any).
+    """
 
     name: str
     types: frozenset[str] = frozenset()
     choices: tuple[str, ...] = ()
+    items: frozenset[str] = frozenset()
 
     def problem(self, value: object) -> str | None:
         """Say what is wrong with ``value``, or return None."""
-        kind = {type(None): "none"}.get(type(value), type(value).__name__)
+        kind = "none" if value is None else type(value).__name__
         if self.choices and isinstance(value, str):
             # PEFT writes an open choice as "pissa_niter_[number of iters]"
             known = any(
@@ -45,16 +50,28 @@ class Field:
                 for choice in self.choices
             )
             return None if known else f"{value!r} is not allowed; {nearest(value, self.choices)}"
-        if not self.types or kind in self.types or (kind == "int" and "float" in self.types):
+        if isinstance(value, list) and "list" in self.types and self.items:
+            wrong = [item for item in value if type(item).__name__ not in self.items]
+            expected = " or ".join(sorted(self.items))
+            return f"a list of {expected} cannot hold {wrong[0]!r}" if wrong else None
+        if kind in self.types or (kind == "int" and "float" in self.types):
             return None
+        if not self.types and not self.choices:
+            return None
+        if value is False and "no" in self.choices:
+            return 'YAML reads no and off as false; write "no", with the quotes'
         if self.choices and not self.types - {"none"}:
             return f"{value!r} is not allowed; {nearest(value, self.choices)}"
         expected = " or ".join(sorted(self.types - {"none"})) or "null"
-        return f"expected {expected}, got {kind} {value!r}"
+        return f"expected {expected}, got {'null' if value is None else f'{kind} {value!r}'}"
 
 
 class UnknownTarget(Exception):
-    """A ``_target_`` outside the allow-list; the message says what is allowed."""
+    """A ``_target_`` outside the allow-list; ``hint`` says what is allowed."""
+
+    def __init__(self, message: str, hint: str) -> None:
+        self.hint = hint
+        super().__init__(message)
 
 
 def target_fields(section: str, target: str) -> dict[str, Field]:
@@ -67,18 +84,20 @@ def target_fields(section: str, target: str) -> dict[str, Field]:
     name = target.removeprefix(f"{package}.")
     if not target.startswith(f"{package}.") or name not in classes:
         allowed = [f"{package}.{known}" for known in classes]
-        raise UnknownTarget(f"{target!r} is not a {package} class allowed here; {nearest(target, allowed)}")
+        raise UnknownTarget(f"{target!r} is not a {package} class allowed here", nearest(target, allowed))
     return class_fields(classes[name], name)
 
 
 @cache
 def _target_classes(package: str, patterns: tuple[str, ...], base: str) -> dict[str, Path]:
     root = _package_dir(package)
+    # "peft.NAME" must exist: the package's own __init__ names what it exports
+    exported = set(re.findall(r"\w+", (root / "__init__.py").read_text(encoding="utf-8")))
     files = sorted(file for pattern in patterns for file in root.glob(pattern))
     found = {}
     for file in files:
         for name, node in _classes(file).items():
-            if not name.startswith("_") and any(parent == base for parent in _ancestors(file, node)):
+            if name in exported and any(parent == base for parent in _ancestors(file, node)):
                 found[name] = file
     return found
 
@@ -94,13 +113,39 @@ def class_fields(file: Path, name: str) -> dict[str, Field]:
         (item for item in node.body if isinstance(item, ast.FunctionDef) and item.name == "__init__"), None
     )
     if init is not None:
-        arguments = [*init.args.args[1:], *init.args.kwonlyargs]
-        return {item.arg: Field(item.arg, *_accepted(file, item.annotation)) for item in arguments}
+        return {name: _field(file, name, *rest) for name, *rest in _parameters(init)}
     for item in node.body:
         if isinstance(item, ast.AnnAssign) and isinstance(item.target, ast.Name):
-            types, choices = _accepted(file, item.annotation)
-            fields[item.target.id] = Field(item.target.id, types, choices or _metadata_choices(item.value))
+            fields[item.target.id] = _field(file, item.target.id, item.annotation, item.value)
     return fields
+
+
+def _parameters(init: ast.FunctionDef) -> Iterator[tuple[str, ast.expr | None, ast.expr | None]]:
+    """Name, annotation and default of each parameter but ``self``."""
+    spec = init.args
+    defaults: list[ast.expr | None] = [None] * (len(spec.args) - len(spec.defaults))
+    pairs = [*zip(spec.args, [*defaults, *spec.defaults], strict=True)][1:]
+    for argument, default in [*pairs, *zip(spec.kwonlyargs, spec.kw_defaults, strict=True)]:
+        yield argument.arg, argument.annotation, default
+
+
+def _field(file: Path, name: str, annotation: ast.expr | None, default: ast.expr | None) -> Field:
+    types, choices, items = _accepted(file, annotation)
+    usual = _default_type(default)
+    if annotation is None and usual in ("bool", "int", "float", "str"):
+        types = frozenset({usual, "none"})  # no annotation: as the default is
+    elif usual == "none" and (types or choices):
+        types |= {"none"}  # "x: int = None" is written often
+    return Field(name, types, choices or _metadata_choices(default), items)
+
+
+def _default_type(default: ast.expr | None) -> str | None:
+    """Type of a constant default, also of ``field(default=...)``."""
+    if isinstance(default, ast.Call):
+        default = next((word.value for word in default.keywords if word.arg == "default"), None)
+    if not isinstance(default, ast.Constant):
+        return None
+    return "none" if default.value is None else type(default.value).__name__
 
 
 def _metadata_choices(default: ast.expr | None) -> tuple[str, ...]:
@@ -113,35 +158,42 @@ def _metadata_choices(default: ast.expr | None) -> tuple[str, ...]:
     return ()
 
 
-def _accepted(file: Path, annotation: ast.expr | None) -> tuple[frozenset[str], tuple[str, ...]]:
-    """Types and strings that an annotation accepts; ``(empty, empty)`` when part of it is not understood."""
+def _accepted(
+    file: Path, annotation: ast.expr | None
+) -> tuple[frozenset[str], tuple[str, ...], frozenset[str]]:
+    """Types, strings and list entries that an annotation accepts; empty when not all of it is understood."""
+    unknown = frozenset(), (), frozenset()
     types: set[str] = set()
     choices: list[str] = []
+    items: list[frozenset[str]] = []
     for part in _union(annotation):
         name = part.id if isinstance(part, ast.Name) else None
         if isinstance(part, ast.Constant) and part.value is None:
             types.add("none")
-        elif name in _PLAIN:
-            types.add(name)
-        elif name in _CONTAINERS:
-            types.add(_CONTAINERS[name])
+        elif name in _PLAIN or name in _CONTAINERS:
+            types.add(_CONTAINERS.get(name, name))
+            items += [frozenset()] * (_CONTAINERS.get(name, name) == "list")
         elif isinstance(part, ast.Subscript) and isinstance(part.value, ast.Name):
-            outer = part.value.id
+            outer = _CONTAINERS.get(part.value.id, part.value.id)
             if outer == "Literal":
                 literal = ast.literal_eval(part.slice)
                 values = literal if isinstance(literal, tuple) else (literal,)
                 choices += [value for value in values if isinstance(value, str)]
-            elif outer in _PLAIN or outer in _CONTAINERS:
-                types.add(_CONTAINERS.get(outer, outer))
+            elif outer in _PLAIN:
+                types.add(outer)
+                # a tuple's entries have a type each: not looked at
+                inner = part.slice if outer == "list" and not isinstance(part.slice, ast.Tuple) else None
+                items += [_accepted(file, inner)[0]] * (outer == "list")
             else:
-                return frozenset(), ()
+                return unknown
         elif name and (members := _enum_strings(file, name)):
             choices += members
         else:
-            return frozenset(), ()
+            return unknown
     if choices and not isinstance(annotation, ast.Name):
         types.discard("str")  # "SchedulerType | str" means: one of the scheduler's names, as a string
-    return frozenset(types), tuple(choices)
+    entries = frozenset().union(*items) if all(items) else frozenset()
+    return frozenset(types), tuple(choices), entries | ({"int"} if "float" in entries else set())
 
 
 def _union(annotation: ast.expr | None) -> Iterator[ast.expr]:

@@ -47,7 +47,7 @@ class Base:
 
 @dataclass(frozen=True)
 class Precision:
-    """Number formats of a run: of the frozen weights, and of the autocast that the step runs under, if any."""
+    """Number formats of a run: of the frozen weights, and of the autocast of the step, if there is any."""
 
     name: str
     dtype: torch.dtype

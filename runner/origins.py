@@ -2,86 +2,112 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Collection, Sequence
+from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
-from typing import Any
 
 import yaml
 
 
-class Origins:
-    """Looks keys up in the command line and in the YAML files that Hydra composed, strongest first."""
+@dataclass(frozen=True)
+class Layer:
+    """A composed file and the section it is placed in ('' for the whole config)."""
 
-    def __init__(self, hydra: Any) -> None:
-        self._overrides = [str(text) for text in hydra.overrides.task]
-        self._choices = {str(group): option for group, option in hydra.runtime.choices.items()}
-        self._folders = [
-            Path(source.path) for source in hydra.runtime.config_sources if source.schema == "file"
-        ]
-        self._primary = str(hydra.job.config_name or "config")
+    file: Path
+    package: str = ""
+
+
+class Origins:
+    """Looks keys up in the command line and in the composed YAML files, strongest first.
+
+    ``groups`` are the config groups: ``lora=r16`` chooses a file and sets no key itself. ``layers`` gives the
+    files in the order in which they were merged, and is only called when a key has to be looked up.
+    """
+
+    def __init__(
+        self, overrides: Sequence[str], groups: Collection[str], layers: Callable[[], Sequence[Layer]]
+    ) -> None:
+        self._overrides = list(overrides)
+        self._groups = set(groups)
+        self._layers = layers
 
     def where(self, key: str) -> str:
-        """Name the override (``lora.r=0``) or the file and line that set ``key``, for a message."""
-        return self._find(key)[1]
+        """Name the override (``lora.r=0``) or the file and line that set ``key``, or the key around it."""
+        path = key
+        while path:
+            rank, place = self._find(path)
+            if rank:
+                return place
+            path = path.rpartition(".")[0]
+        return key
+
+    def is_group(self, key: str) -> bool:
+        """Whether ``key`` names a config group, of which an option was chosen."""
+        return key in self._groups
 
     def rank(self, key: str) -> int:
-        """Strength of what set ``key``: larger beats smaller; equal means one and the same source."""
+        """Strength of what set ``key``: larger beats smaller; equal means one and the same source, 0 none."""
         return self._find(key)[0]
 
     def _find(self, key: str) -> tuple[int, str]:
         for text in reversed(self._overrides):
-            name, _, _ = text.lstrip("+~").partition("=")
+            name, _, value = text.lstrip("+~").partition("=")
+            name = name.partition("@")[0]
+            if name in self._groups and not value.startswith("{"):
+                continue
             if key == name or key.startswith(f"{name}.") or name.startswith(f"{key}."):
                 return len(self._files) + 1, text
-        for number, (file, package, root) in enumerate(self._files):
+        for rank in range(len(self._files), 0, -1):
+            layer, root = self._files[rank - 1]
+            package = layer.package.split(".") if layer.package else []
             path = key.split(".")
-            inside = path[1:] if package and path[0] == package else path if not package else None
-            if inside is not None and (line := _line(root, inside)):
-                return len(self._files) - number, f"{_short(file)}:{line}"
+            if path[: len(package)] == package and (line := _line(root, path[len(package) :])):
+                return rank, f"{short(layer.file)}:{line}"
         return 0, key
 
     @cached_property
-    def _files(self) -> list[tuple[Path, str, yaml.Node | None]]:
-        """Composed files, strongest first, each with the section it is placed in ('' for the whole config)."""
-        return list(self._read())
-
-    def _read(self) -> Iterator[tuple[Path, str, yaml.Node | None]]:
-        grouped = []
-        for group, option in self._choices.items():
-            file = (
-                self._locate(f"{group}/{option}.yaml") if option and not group.startswith("hydra") else None
-            )
-            if file is not None:
-                text = file.read_text(encoding="utf-8")
-                package = "" if "# @package _global_" in text else group
-                grouped.append((file, package, yaml.compose(text)))
-        # conf/config.yaml puts experiments behind itself and everything else in front
-        yield from (item for item in grouped if item[0].parent.name == "experiment")
-        if primary := self._locate(f"{self._primary}.yaml"):
-            yield primary, "", yaml.compose(primary.read_text(encoding="utf-8"))
-        yield from (item for item in grouped if item[0].parent.name != "experiment")
-
-    def _locate(self, name: str) -> Path | None:
-        return next((folder / name for folder in self._folders if (folder / name).is_file()), None)
+    def _files(self) -> list[tuple[Layer, yaml.Node | None]]:
+        return [(layer, yaml.compose(layer.file.read_text(encoding="utf-8"))) for layer in self._layers()]
 
 
-def _line(node: yaml.Node | None, path: list[str]) -> int | None:
-    """Line of the key at ``path``, or of its nearest parent that is a plain value."""
-    for depth, part in enumerate(path):
-        if not isinstance(node, yaml.MappingNode):
-            return None
-        found = next(((key, value) for key, value in node.value if key.value == part), None)
-        if found is None:
-            return None
-        node = found[1]
-        if depth == len(path) - 1:
-            return found[0].start_mark.line + 1
-    return None
+def line_of(file: Path, text: str) -> str | None:
+    """Name a file with the first line that contains ``text``; alone when there is no text to look for.
+
+    None means that the file does not contain it.
+    """
+    lines = file.read_text(encoding="utf-8", errors="replace").splitlines()
+    numbers = [
+        number
+        for number, line in enumerate(lines, 1)
+        if text and text in line and not line.lstrip().startswith("#")
+    ]
+    if not text:
+        return short(file)
+    return f"{short(file)}:{numbers[0]}" if numbers else None
 
 
-def _short(file: Path) -> str:
+def short(file: Path) -> str:
+    """A file relative to the current folder, or ``conf/GROUP/NAME`` when it is an installed one."""
     try:
         return str(file.relative_to(Path.cwd()))
     except ValueError:
-        return f"conf/{file.parent.name}/{file.name}" if file.parent.parent.name == "conf" else str(file)
+        parts = file.parts
+        return "/".join(parts[parts.index("conf") :]) if "runner" in parts and "conf" in parts else str(file)
+
+
+def _line(node: yaml.Node | None, path: list[str]) -> int | None:
+    """Line of the key or list entry at ``path``, or None when it is not there."""
+    line = node.start_mark.line + 1 if node is not None else 1
+    for part in path:
+        if isinstance(node, yaml.MappingNode):
+            found = next(((key, value) for key, value in node.value if key.value == part), None)
+            if found is None:
+                return None
+            line, node = found[0].start_mark.line + 1, found[1]
+        elif isinstance(node, yaml.SequenceNode) and part.isdecimal() and int(part) < len(node.value):
+            entry = node.value[int(part)]
+            line, node = entry.start_mark.line + 1, entry
+        else:
+            return None
+    return line

@@ -64,9 +64,11 @@ def test_every_architecture_has_an_option() -> None:
 
 @pytest.mark.parametrize("file", OPTIONS, ids=lambda file: file.stem)
 def test_model_option(file: Path) -> None:
-    text = file.read_text()
-    assert text.splitlines()[0] == f"# python -m runner model={file.stem}"
-    option = yaml.safe_load(text)
+    lines = file.read_text().splitlines()
+    assert f"# python -m runner model={file.stem}" in lines[:2]
+    option = yaml.safe_load("\n".join(lines))
+    if lines[0] == "# @package _global_":
+        option = option["model"]
     assert set(option) <= OPTION_KEYS
     assert option["architecture"] in PARAMETERS
     assert option["path"] is not None or option["weights"] == "random"

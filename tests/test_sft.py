@@ -18,7 +18,7 @@ TOKENIZER = {"tokenizer.json", "tokenizer_config.json", "chat_template.jinja"}
 OPTIONS = sorted(file.stem for file in (Path(__file__).parent.parent / "conf/lora").glob("*.yaml"))
 
 # First losses of the tiny model on the embedded rows; made with torch 2.13 on x86-64, float32.
-GOLDEN = [6.26849, 6.26867, 6.26709]
+GOLDEN = [6.27916, 6.27374, 6.26171]
 
 
 def _prompt_logits(model: torch.nn.Module) -> torch.Tensor:
@@ -283,7 +283,9 @@ def test_resuming_with_another_learning_rate_is_refused(cli, capsys):
 def test_padding_free_rows_have_the_loss_of_padded_rows(cli):
     same = ("trainer.max_steps=1", "data.max_rows=3", "trainer.per_device_train_batch_size=3")
     losses = [
-        cli(*TINY, *same, f"trainer.padding_free={value}", folder=value).lines("metrics.jsonl")[0]["loss"]
+        cli(*TINY, *same, f"trainer.padding_free={value}", folder=f"free-{value}").lines("metrics.jsonl")[0][
+            "loss"
+        ]
         for value in ("false", "true")
     ]
     assert losses[0] == pytest.approx(losses[1], abs=1e-5)

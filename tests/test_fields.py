@@ -1,0 +1,78 @@
+"""Fields read from a library's source are those that the imported class has."""
+
+import importlib
+import inspect
+
+import pytest
+
+from runner.checks import known_fields
+from runner.fields import ALLOWED_TARGETS, Field, UnknownTarget, target_fields
+from runner.rules import CHOICES, RANGES, RESERVED
+
+TARGETS = [
+    ("lora", "peft.LoraConfig"),
+    ("lora", "peft.AdaLoraConfig"),
+    ("lora", "peft.IA3Config"),
+    ("lora", "peft.PromptEncoderConfig"),
+    ("quantization", "transformers.BitsAndBytesConfig"),
+    ("quantization", "transformers.HqqConfig"),
+    ("trainer", "trl.SFTConfig"),
+    ("trainer", "trl.DPOConfig"),
+]
+
+
+@pytest.mark.parametrize(("section", "target"), TARGETS)
+def test_fields_are_those_of_the_class(section, target):
+    package, name = target.split(".")
+    kind = getattr(importlib.import_module(package), name)
+    parameters = set(inspect.signature(kind.__init__).parameters) - {"self", "kwargs"}
+    assert set(target_fields(section, target)) == parameters
+
+
+@pytest.mark.parametrize(("section", "target"), TARGETS)
+def test_defaults_are_accepted(section, target):
+    package, name = target.split(".")
+    parameters = inspect.signature(getattr(importlib.import_module(package), name).__init__).parameters
+    fields = target_fields(section, target)
+    plain = (bool, int, float, str, list, dict, type(None))
+    refused = {
+        key: reason
+        for key, field in fields.items()
+        if type(default := parameters[key].default) in plain and (reason := field.problem(default))
+    }
+    assert refused == {}
+
+
+@pytest.mark.parametrize(
+    "target", ["peft.Nope", "LoraConfig", "os.system", "peft.tuners.lora.LoraConfig", ""]
+)
+def test_other_classes_are_refused(target):
+    with pytest.raises(UnknownTarget):
+        target_fields("lora", target)
+
+
+def test_a_class_that_the_package_does_not_export_is_refused():
+    with pytest.raises(UnknownTarget):
+        target_fields("quantization", "transformers.VptqLayerConfig")
+
+
+def test_rules_are_about_fields_that_exist():
+    usual = dict(zip(ALLOWED_TARGETS, ("peft.LoraConfig", "transformers.BitsAndBytesConfig"), strict=False))
+    known = {"seed", "lora.num_virtual_tokens", "trainer.beta"}  # the last two belong to other classes
+    for section in ("model", "data", "template", "generation", "lora", "quantization", "trainer"):
+        target = {**usual, "trainer": "trl.SFTConfig"}.get(section)
+        known |= {f"{section}.{name}" for name in known_fields(section, target)}
+    assert {*RANGES, *CHOICES, *RESERVED} - known == set()
+
+
+def test_types_of_annotations():
+    fields = target_fields("lora", "peft.LoraConfig")
+    assert fields["r"] == Field("r", frozenset({"int"}))
+    assert fields["target_modules"].items == {"str"}
+    assert fields["init_lora_weights"].problem("pissa_niter_16") is None
+    assert "'pissa'" in str(fields["init_lora_weights"].problem("pisa"))
+    assert fields["init_lora_weights"].problem(True) is None
+    # no annotation: the type of the default
+    bits = target_fields("quantization", "transformers.BitsAndBytesConfig")
+    assert bits["load_in_4bit"].problem("yes") == "expected bool, got str 'yes'"
+    assert target_fields("trainer", "trl.SFTConfig")["optim"].problem("sgd") is None
