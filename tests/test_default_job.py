@@ -1,0 +1,76 @@
+"""The default job with the real pretrained model, as a new user runs it."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from runner.weights import cache_dir
+
+ROOT = Path(__file__).parents[1]
+# Nothing but dead ends, for a run that must not touch the network.
+DEAD = "http://127.0.0.1:9"
+OFFLINE = {
+    "HF_HUB_OFFLINE": "1",
+    "HF_ENDPOINT": DEAD,
+    "PIP_INDEX_URL": DEAD,
+    "https_proxy": DEAD,
+    "http_proxy": DEAD,
+}
+
+
+def _command(folder: Path, *words: str, **environment: str) -> subprocess.CompletedProcess[str]:
+    return subprocess.run(
+        [sys.executable, "-m", "runner", *words],
+        cwd=folder,
+        env={**os.environ, "PYTHONPATH": str(ROOT), **environment},
+        capture_output=True,
+        text=True,
+    )
+
+
+@pytest.mark.slow
+def test_the_default_job_learns_to_answer_unseen_orders(tmp_path):
+    import json
+
+    done = _command(tmp_path, "output_dir=run")
+    assert done.returncode == 0, done.stderr
+    metrics = json.loads((tmp_path / "run/run.json").read_text())["metrics"]
+    assert metrics["exact_match_before"] <= 0.05
+    assert metrics["exact_match_after"] >= 0.85
+    assert len((tmp_path / "run/samples.jsonl").read_text().splitlines()) == 5
+    assert "exact match" in done.stdout
+
+
+@pytest.mark.slow
+def test_with_a_warm_cache_nothing_is_asked_of_the_network(tmp_path):
+    warm = _command(tmp_path, "recipe=inspect", "output_dir=warm")
+    assert warm.returncode == 0, warm.stderr
+    few = ("trainer.max_steps=1", "generation.rows=1", "data.eval_max_rows=1")
+    done = _command(tmp_path, *few, "output_dir=run", RUNNER_CACHE=str(cache_dir()), **OFFLINE)
+    assert done.returncode == 0, done.stderr
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", sorted(file.stem for file in (ROOT / "conf/experiment").glob("*.yaml")))
+def test_every_experiment_runs_on_the_small_model(tmp_path, name):
+    rows = "".join(
+        f'{{"instruction": "Add {n} and {n + 1}.", "input": "", "output": "It is {2 * n + 1}."}}\n'
+        for n in range(40)
+    )
+    (tmp_path / "rows.jsonl").write_text(rows)
+    few = ("trainer.max_steps=1", "trainer.gradient_accumulation_steps=1", "generation.samples=1")
+    evaluated = ["data.eval_path=rows.jsonl"] if name == "qwen-7b-chat-qlora" else []
+    short = (
+        "data.max_rows=4",
+        "data.eval_max_rows=2",
+        'trainer.eval_strategy="no"',
+        "data.train_on=assistant",
+    )
+    words = (f"experiment={name}", "model=smollm2-135m", "data.path=rows.jsonl", *few, *short, *evaluated)
+    done = _command(tmp_path, *words, "trainer.load_best_model_at_end=false", "output_dir=run")
+    assert done.returncode == 0, done.stderr + done.stdout
