@@ -73,8 +73,8 @@ def run(config: RunConfig, folder: RunFolder) -> None:
     progress = console.TrainingProgress(steps)
 
     def on_log(entry: dict[str, Any]) -> None:
-        folder.log(entry)
         progress.update(entry)
+        folder.log({key: value for key, value in entry.items() if key != "max_steps"})
 
     held_out = data.eval.dataset() if data.eval else None
     trainer = SupervisedTrainer(model, arguments, base.tokenizer, data.train.dataset(), held_out, on_log)
@@ -106,7 +106,9 @@ def run(config: RunConfig, folder: RunFolder) -> None:
     with folder.timed("score_after"):
         after = judge.answer(model, "after training")
     folder.metrics |= judge.scores(before, after)
-    folder.write_lines("samples.jsonl", judge.samples(before, after))
+    samples = judge.samples(before, after)
+    folder.write_lines("samples.jsonl", samples)
+    console.samples(samples)
     (target / "README.md").write_text(model_card(config, folder.record), encoding="utf-8")
 
 

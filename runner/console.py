@@ -79,8 +79,11 @@ def closing(record: dict[str, Any], folder: Path) -> None:
     if "trainable_parameters" in metrics:
         trained, total = metrics["trainable_parameters"], metrics["total_parameters"]
         table.add_row("trained", f"{trained:,} of {total:,} parameters ({trained / total:.2%})")
-    phases = ", ".join(f"{name.replace('_', ' ')} {seconds:.0f}" for name, seconds in record["times"].items())
-    table.add_row("time", f"{record['seconds']:.0f} s ({phases})")
+    table.add_row("time", f"{record['seconds']:.0f} s")
+    phases = [
+        (name.replace("_", " "), seconds) for name, seconds in record["times"].items() if seconds >= 0.5
+    ]
+    table.add_row("", ", ".join(f"{name} {seconds:.0f} s" for name, seconds in phases))
     if "tokens_per_second" in metrics:
         table.add_row("speed", f"{metrics['tokens_per_second']:,.0f} tokens/s")
     if "peak_memory_bytes" in metrics:
@@ -96,10 +99,10 @@ def closing(record: dict[str, Any], folder: Path) -> None:
 def samples(rows: list[dict[str, Any]]) -> None:
     """Print held-out prompts with the answers before and after."""
     for row in rows:
-        mark = "[green]right[/]" if row["after_match"] else "[red]wrong[/]"
+        mark = {True: "[green]right[/]", False: "[red]wrong[/]"}.get(row["after_match"], "")
         out.print(f"\n[bold]{escape(row['prompt'])}[/]")
         out.print(f"  [dim]before[/] {escape(_short(row['before']))}")
-        out.print(f"  [dim]after [/] {escape(_short(row['after']))} {mark if row['expected'] else ''}")
+        out.print(f"  [dim]after [/] {escape(_short(row['after']))} {mark}")
 
 
 def _short(text: str) -> str:

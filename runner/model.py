@@ -37,6 +37,7 @@ class Base:
     def record(self) -> dict[str, Any]:
         """What ``run.json`` keeps of it."""
         return {
+            "name": self.settings.architecture or Path(str(self.settings.path)).name,
             "path": self.settings.path,
             "weights": self.settings.weights,
             "revision": self.revision,

@@ -64,7 +64,7 @@ class Judge:
         if not name or not self._examples:
             return {}
         pairs = (("before", before), ("after", after))
-        return {f"{name}_{when}": sum(self._right(texts)) / len(texts) for when, texts in pairs}
+        return {f"{name}_{when}": self._right(texts).count(True) / len(texts) for when, texts in pairs}
 
     def samples(self, before: list[str], after: list[str]) -> list[dict[str, Any]]:
         """The lines of ``samples.jsonl``."""
@@ -82,8 +82,11 @@ class Judge:
             for index, example in enumerate(self._examples[: self._config.generation.samples])
         ]
 
-    def _right(self, answers: list[str]) -> list[bool]:
-        judge = METRICS[self._config.data.metric or "exact_match"]
+    def _right(self, answers: list[str]) -> list[bool | None]:
+        """Whether each answer is right; None where no metric is set."""
+        if self._config.data.metric is None:
+            return [None] * len(answers)
+        judge = METRICS[self._config.data.metric]
         return [judge(text, example.answer) for text, example in zip(answers, self._examples, strict=True)]
 
 
