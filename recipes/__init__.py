@@ -4,13 +4,15 @@ from __future__ import annotations
 
 import importlib
 import logging
+import os
 import shlex
 import sys
 import warnings
 from pathlib import Path
 
 from runner import artifacts, config, console, environment
-from runner.errors import ExitCode, Refused, RunnerError
+from runner.errors import ExitCode, Problem, Refused, RunnerError
+from runner.resume import find_checkpoint
 from runner.settings import RunConfig
 
 _STATUS = {ExitCode.FAILED: "failed", ExitCode.DIVERGED: "diverged", ExitCode.PREEMPTED: "preempted"}
@@ -26,8 +28,9 @@ def run_recipe(run: RunConfig, typed: list[str], overrides: list[str]) -> int:
     recipe = importlib.import_module(f"recipes.{run.recipe}")
     model = run.model.architecture or Path(str(run.model.path)).name
     command = shlex.join(["python", "-m", "runner", *typed])
-    path = None
     try:
+        _refuse_several_processes()
+        find_checkpoint(run)  # before the folder is touched, which with resume=auto is the earlier run's own
         path = artifacts.create(run.output_dir, f"{run.recipe}-{model}", go_on=run.resume == "auto")
         folder = artifacts.RunFolder(path, command, overrides, config.to_yaml(run), run.seed)
         folder.record["recipe"] = run.recipe
@@ -38,7 +41,8 @@ def run_recipe(run: RunConfig, typed: list[str], overrides: list[str]) -> int:
         recipe.run(run, folder)
     except Refused as refused:
         console.refused(refused.problems)
-        artifacts.discard(path)
+        if run.resume != "auto":
+            artifacts.discard(path)
         return ExitCode.REFUSED
     except KeyboardInterrupt as error:
         folder.finish("failed", error)
@@ -52,6 +56,16 @@ def run_recipe(run: RunConfig, typed: list[str], overrides: list[str]) -> int:
     folder.finish("completed")
     console.closing(folder.record, path)
     return ExitCode.COMPLETED
+
+
+def _refuse_several_processes() -> None:
+    """Ranks of a launcher would each make a run folder of their own."""
+    if int(os.environ.get("WORLD_SIZE", "1")) > 1:
+        message = "several processes cannot share a run yet"
+        hint = (
+            "start one python -m runner; CUDA_VISIBLE_DEVICES chooses its GPU, model.device_map=auto uses all"
+        )
+        raise Refused(Problem(f"WORLD_SIZE={os.environ['WORLD_SIZE']}", message, hint))
 
 
 def _quiet_libraries() -> None:

@@ -304,3 +304,20 @@ def test_a_reporter_that_is_not_installed_is_refused(cli, capsys, monkeypatch):
     monkeypatch.setattr(components, "find_spec", lambda name: None)
     assert cli(*TINY, "trainer.report_to=wandb").code == 2
     assert "pip install wandb" in capsys.readouterr().err
+
+
+def test_ranks_of_a_launcher_are_refused(cli, capsys, monkeypatch):
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    run = cli(*TINY)
+    assert run.code == 2
+    assert "WORLD_SIZE=2" in capsys.readouterr().err
+    assert not run.folder.exists()
+
+
+def test_a_refused_resume_leaves_the_earlier_run_as_it_was(cli, capsys):
+    assert cli(*TINY).code == 0
+    before = {path: path.read_bytes() for path in Path("run").rglob("*") if path.is_file()}
+    assert cli(*TINY, "resume=auto", "trainer.learning_rate=5e-5").code == 2
+    assert "trainer.learning_rate" in capsys.readouterr().err
+    assert cli(*TINY, "resume=auto", "seed=1").code == 2
+    assert {path: path.read_bytes() for path in Path("run").rglob("*") if path.is_file()} == before
