@@ -56,12 +56,27 @@ class Diverged(RunnerError):
     code = ExitCode.DIVERGED
 
 
+# What people type and the libraries call by a longer name, too far apart to be found by likeness.
+_SHORT_NAMES = {
+    "alpha": "lora_alpha",
+    "batch_size": "per_device_train_batch_size",
+    "dropout": "lora_dropout",
+    "epochs": "num_train_epochs",
+    "grad_accum": "gradient_accumulation_steps",
+    "lr": "learning_rate",
+    "rank": "r",
+    "scheduler": "lr_scheduler_type",
+}
+
+
 def nearest(name: object, allowed: Iterable[str], limit: int = 12, prefix: str = "") -> str:
     """Say what is allowed instead of ``name``: the nearest right one, or the whole list when it is short.
 
     ``prefix`` stands before the nearest one (``lora.`` for a key of that section).
     """
     names = sorted(set(allowed))
+    if (meant := _SHORT_NAMES.get(str(name))) in names:
+        return f"did you mean {prefix + str(meant)!r}?"
     lowered = {candidate.lower(): candidate for candidate in names}
     close = get_close_matches(str(name).lower(), lowered, n=1, cutoff=0.6)
     if close:

@@ -394,3 +394,11 @@ def test_help_fits_a_screen_and_names_what_there_is():
     assert "learning_rate: 0.0002" not in done.stdout
     for word in ("sft", "qwen3-4b", "nf4", "alpaca", "-m lora.r=8,16", "--config-path"):
         assert word in done.stdout
+
+
+@pytest.mark.parametrize(
+    ("typed", "meant"), [("lora.rank=8", "lora.r"), ("trainer.lr=1e-4", "trainer.learning_rate")]
+)
+def test_a_short_name_is_answered_with_the_field_of_the_library(typed, meant, capsys):
+    assert main([typed]) == 2
+    assert f"did you mean '{meant}'?" in capsys.readouterr().err
