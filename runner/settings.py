@@ -41,7 +41,16 @@ class DataSettings:
 
     path: str | list | None = None
     eval_path: str | list | None = None
-    format: Literal["auto", "alpaca", "messages", "prompt_completion", "preference", "text"] = "auto"
+    format: Literal[
+        "auto",
+        "alpaca",
+        "messages",
+        "prompt_completion",
+        "preference",
+        "feedback",
+        "classification",
+        "text",
+    ] = "auto"
     columns: dict = field(default_factory=dict)
     split: str = "train"
     subset: str | None = None
@@ -54,7 +63,7 @@ class DataSettings:
     max_tokens: int | None = None
     overlong: Literal["truncate", "drop"] = "truncate"
     train_on: Literal["assistant", "completion", "all"] = "assistant"
-    metric: Literal["exact_match"] | None = None
+    metric: Literal["exact_match", "chrf", "bleu", "rouge_l", "json_valid"] | None = None
 
 
 @dataclass(frozen=True)
@@ -81,21 +90,103 @@ class GenerationSettings:
 
 
 @dataclass(frozen=True)
+class MergeSettings:
+    """How several adapters are combined before the merge, and how faithful the merged model must be.
+
+    ``weights`` (one for each adapter; null: 1 each), ``combination_type``, ``svd_rank``, ``density`` and
+    ``majority_sign_method`` are PEFT's, of ``add_weighted_adapter``. The merge fails when the mean KL
+    divergence (nats a token) of merged from adapter model on ``prompts`` held-out rows is above ``max_kl``.
+    """
+
+    weights: list | None = None
+    combination_type: Literal[
+        "linear",
+        "cat",
+        "svd",
+        "ties",
+        "ties_svd",
+        "dare_linear",
+        "dare_linear_svd",
+        "dare_ties",
+        "dare_ties_svd",
+        "magnitude_prune",
+        "magnitude_prune_svd",
+    ] = "linear"
+    svd_rank: int | None = None
+    density: float | None = None
+    majority_sign_method: Literal["total", "frequency"] = "total"
+    prompts: int = 8
+    max_kl: float = 0.01
+    dtype: Literal["auto", "float32", "bfloat16", "float16"] = "auto"
+    max_shard_size: str = "5GB"
+
+
+@dataclass(frozen=True)
+class GgufSettings:
+    """``export=gguf``: the kind of its tensors; ``llama_cpp`` is a checkout, for the kinds that need one."""
+
+    kind: str = "q8_0"
+    llama_cpp: str | None = None
+
+
+@dataclass(frozen=True)
+class EvaluateSettings:
+    """What ``recipe=evaluate`` measures; null for ``metrics`` means every one that fits the rows.
+
+    ``function`` is ``FILE.py:NAME``, called as ``NAME(answer, expected)`` for a number. ``tasks`` are those of
+    the optional package ``lm-eval``. Intervals are percentile bootstraps at ``confidence`` over ``resamples``.
+    """
+
+    metrics: list | None = None
+    function: str | None = None
+    tasks: list | None = None
+    confidence: float = 0.95
+    resamples: int = 1000
+
+
+@dataclass(frozen=True)
+class ChatSettings:
+    """How ``recipe=chat`` draws its answers, under the names of transformers' ``GenerationConfig``."""
+
+    max_new_tokens: int = 512
+    do_sample: bool = False
+    temperature: float = 1.0
+    top_p: float = 1.0
+    top_k: int = 50
+    repetition_penalty: float = 1.0
+
+
+@dataclass(frozen=True)
 class TrainerExtras:
-    """Keys of ``trainer`` that are the runner's own; all others belong to the TRL config class."""
+    """Keys of ``trainer`` that are the runner's own; all others belong to the library's config class.
+
+    ``max_length`` counts tokens, for a class without a field of that name.
+    """
 
     precision: Literal["auto", "bf16", "fp16", "fp32"] = "auto"
+    max_length: int | None = 1024
 
 
 @dataclass(frozen=True)
 class RunConfig:
-    """One run, composed, checked and frozen."""
+    """One run, composed, checked and frozen.
+
+    ``adapter`` is a run folder or a PEFT folder, or a list of these where a recipe takes several. ``export``
+    and ``push_to`` (a hub repository) say what becomes of a result; ``prompt`` and ``prompts`` (a file, one
+    prompt a line) are answered by ``recipe=chat`` without a conversation. ``stages`` are the commands of
+    ``recipe=chain``, by name, each a list of overrides.
+    """
 
     recipe: str
     seed: int = 0
     output_dir: str | None = None
-    adapter: str | None = None
+    adapter: str | list | None = None
     resume: str | None = None
+    export: Literal["gguf", "int4"] | None = None
+    push_to: str | None = None
+    prompt: str | None = None
+    prompts: str | None = None
+    stages: dict | None = None
     model: ModelSettings = field(default_factory=ModelSettings)
     quantization: dict[str, Any] = field(default_factory=dict)
     lora: dict[str, Any] = field(default_factory=dict)
@@ -103,6 +194,10 @@ class RunConfig:
     template: TemplateSettings = field(default_factory=TemplateSettings)
     trainer: dict[str, Any] = field(default_factory=dict)
     generation: GenerationSettings = field(default_factory=GenerationSettings)
+    merge: MergeSettings = field(default_factory=MergeSettings)
+    gguf: GgufSettings = field(default_factory=GgufSettings)
+    evaluate: EvaluateSettings = field(default_factory=EvaluateSettings)
+    chat: ChatSettings = field(default_factory=ChatSettings)
 
 
 OWN_SECTIONS = {
@@ -110,5 +205,9 @@ OWN_SECTIONS = {
     "data": DataSettings,
     "template": TemplateSettings,
     "generation": GenerationSettings,
+    "merge": MergeSettings,
+    "gguf": GgufSettings,
+    "evaluate": EvaluateSettings,
+    "chat": ChatSettings,
 }
 LIBRARY_SECTIONS = ("quantization", "lora", "trainer")

@@ -1,0 +1,109 @@
+"""What an adapter was made from: its folder, the run that made it, and the base it belongs to.
+
+Reads small files only, so that a command line with ``adapter=`` is understood without importing a library.
+"""
+
+from __future__ import annotations
+
+import json
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from runner.errors import Problem, Refused
+from runner.settings import RunConfig
+
+BASE_FILE = "base.json"  # beside adapter_config.json: the base's settings and identity
+
+
+@dataclass(frozen=True)
+class Adapter:
+    """One adapter of ``adapter=``: its short name, its PEFT folder, and the run folder around it, if any."""
+
+    name: str
+    folder: Path
+    run: Path | None
+
+    @property
+    def config(self) -> dict[str, Any]:
+        """Its ``adapter_config.json``."""
+        return json.loads((self.folder / "adapter_config.json").read_text(encoding="utf-8"))
+
+    @property
+    def base(self) -> dict[str, Any]:
+        """Its ``base.json``: ``model`` (the settings) and ``identity``; empty for an adapter from elsewhere."""
+        file = self.folder / BASE_FILE
+        return json.loads(file.read_text(encoding="utf-8")) if file.is_file() else {}
+
+    @property
+    def sections(self) -> dict[str, Any]:
+        """The config of the run that made it, empty when that is not at hand."""
+        file = self.run / "config.yaml" if self.run else None
+        values = yaml.safe_load(file.read_text(encoding="utf-8")) if file and file.is_file() else None
+        return values if isinstance(values, dict) else {}
+
+
+def adapters(config: RunConfig) -> list[Adapter]:
+    """All adapters of a config, in order, under names of their own. Raises ``Refused``."""
+    given = config.adapter if isinstance(config.adapter, list) else [config.adapter] if config.adapter else []
+    found: list[Adapter] = []
+    for path in given:
+        adapter = find_adapter(str(path))
+        taken = {other.name for other in found}
+        name = next(n for n in _names(adapter.name) if n not in taken)
+        found.append(Adapter(name, adapter.folder, adapter.run))
+    return found
+
+
+def find_adapter(path: str) -> Adapter:
+    """What one ``adapter=`` names: a run folder, its ``adapter/``, or any PEFT folder. Raises ``Refused``."""
+    given = Path(path).expanduser()
+    for folder in (given / "adapter", given):
+        if (folder / "adapter_config.json").is_file():
+            run = folder.parent if (folder.parent / "run.json").is_file() else None
+            return Adapter((run or folder).resolve().name.replace(".", "-"), folder, run)
+    where = f"adapter={path}"
+    if (given / "model" / "config.json").is_file():
+        hint = f"it holds a whole model: model.path={given / 'model'}"
+        raise Refused(Problem(where, "holds no adapter_config.json", hint))
+    raise Refused(Problem(where, "holds no adapter_config.json", "name a run folder or its adapter/"))
+
+
+def check_base(config: RunConfig, identity: dict[str, Any]) -> list[str]:
+    """Refuse adapters that belong to another base than the one whose ``identity`` is given.
+
+    Returns remarks, one for each adapter that does not say which base is its own.
+    """
+    problems: list[Problem] = []
+    notes: list[str] = []
+    for adapter in adapters(config):
+        expected = adapter.base.get("identity")
+        where = f"adapter={adapter.folder}"
+        if not expected:
+            notes.append(
+                f"{adapter.folder} does not say which base it was trained on ({BASE_FILE}); "
+                "only its shapes can be checked"
+            )
+            continue
+        differing = [key for key in ("vocabulary", "config", "weights") if expected.get(key) != identity[key]]
+        if differing:
+            name = adapter.base.get("model", {}).get("path") or adapter.base.get("model", {}).get("architecture")
+            facts = "; ".join(f"{key} {expected.get(key)} there, {identity[key]} here" for key in differing)
+            problems.append(Problem(where, f"belongs to another base ({facts})", f"its base: {name}"))
+    if problems:
+        raise Refused(problems)
+    return notes
+
+
+def write_base(folder: Path, model: dict[str, Any], identity: dict[str, Any]) -> None:
+    """Record in an adapter's folder the settings (``model``) and the identity of its base."""
+    text = json.dumps({"model": model, "identity": identity}, indent=2, sort_keys=True)
+    (folder / BASE_FILE).write_text(text + "\n", encoding="utf-8")
+
+
+def _names(name: str) -> Any:
+    yield name
+    for number in range(2, 1000):
+        yield f"{name}-{number}"
