@@ -44,22 +44,11 @@ def add_adapter(model: PreTrainedModel, config: Any, seed: int, base_folder: Pat
     return wrapped
 
 
-def continue_adapter(model: PreTrainedModel, path: str) -> PeftModel:
-    """Load an earlier adapter (a run folder or an adapter folder) to train it further."""
+def continue_adapter(model: PreTrainedModel, folder: Path) -> PeftModel:
+    """Load an earlier adapter from its PEFT folder, to train it further."""
     from peft import PeftModel
 
-    return PeftModel.from_pretrained(model, adapter_folder(path), is_trainable=True)
-
-
-def adapter_folder(path: str) -> Path:
-    """The PEFT folder that ``adapter=`` names: a run folder's ``adapter/``, or the folder itself."""
-    folder = Path(path).expanduser()
-    for candidate in (folder / "adapter", folder):
-        if (candidate / "adapter_config.json").is_file():
-            return candidate
-    raise Refused(
-        Problem(f"adapter={path}", "holds no adapter_config.json", "name a run folder or its adapter/")
-    )
+    return PeftModel.from_pretrained(model, folder, is_trainable=True)
 
 
 class AdapterSaver:
@@ -75,8 +64,8 @@ class AdapterSaver:
 
     def save(self, folder: Path) -> None:
         """Write ``adapter_config.json`` and ``adapter_model.safetensors`` for the original base."""
-        if self._initial is None:
-            self._model.save_pretrained(str(folder))
+        if self._initial is None:  # the frozen copy that a preference loss compares with is left out
+            self._model.save_pretrained(str(folder), selected_adapters=["default"])
         else:
             self._model.save_pretrained(
                 str(folder), path_initial_model_for_weight_conversion=self._initial.name
@@ -96,4 +85,6 @@ def set_base(folder: Path, base: str) -> None:
     file = folder / "adapter_config.json"
     values = json.loads(file.read_text(encoding="utf-8"))
     values["base_model_name_or_path"] = base
+    if isinstance(values.get("target_modules"), list):
+        values["target_modules"] = sorted(values["target_modules"])  # PEFT writes a set, in any order
     file.write_text(json.dumps(values, indent=2, sort_keys=True) + "\n", encoding="utf-8")

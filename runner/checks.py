@@ -11,9 +11,10 @@ from typing import Any
 
 from runner import settings
 from runner.errors import Problem, nearest
-from runner.fields import Field, UnknownTarget, class_fields, target_fields
+from runner.fields import Field, class_fields
 from runner.origins import Origins
 from runner.rules import EXCLUSIVE, RANGES, RESERVED, Values, cross_check, get
+from runner.targets import UnknownTarget, target_fields
 
 SECTIONS = (*settings.OWN_SECTIONS, *settings.LIBRARY_SECTIONS)
 

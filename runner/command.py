@@ -7,6 +7,7 @@ import re
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 import yaml
 from hydra._internal.utils import get_args_parser
@@ -14,6 +15,7 @@ from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.core.override_parser.types import Override
 from hydra.errors import HydraException
 
+from runner import inherit
 from runner.checks import nearest_key
 from runner.errors import Problem, nearest
 from runner.origins import line_of
@@ -39,6 +41,8 @@ _RESERVED_HYDRA = {
     "hydra.searchpath": "add your folder with --config-dir",
     "hydra.mode": "add -m for a sweep",
 }
+# Groups that the defaults list reads the choice of.
+_NEEDED = ("model", "trainer")
 # Flags of Hydra that are rewritten or not offered: a rerun would load a pickle, which may run any code.
 _OWN_FLAGS = {"config_path", "config_name", "config_dir", "overrides", "experimental_rerun"}
 
@@ -48,7 +52,8 @@ class Command:
     """A parsed command line: overrides as typed, and where the primary config stands.
 
     ``argv`` is the same command for Hydra, with absolute folders and the flags in front. ``saved`` is the
-    file when the primary config is one that a run has saved.
+    file when the primary config is one that a run has saved. ``inherited`` are the values of groups that the
+    run behind ``adapter=`` decides.
     """
 
     overrides: list[str]
@@ -60,6 +65,7 @@ class Command:
     informational: bool = False
     argv: list[str] = field(default_factory=list)
     problems: list[Problem] = field(default_factory=list)
+    inherited: dict[str, Any] = field(default_factory=dict)
 
     @property
     def folders(self) -> list[Path]:
@@ -68,7 +74,8 @@ class Command:
 
     def options(self, group: str) -> list[str]:
         """Options of a config group."""
-        return sorted({file.stem for folder in self.folders for file in (folder / group).glob("*.yaml")})
+        names = [file.stem for folder in self.folders for file in (folder / group).glob("*.yaml")]
+        return sorted({*names, *([inherit.OPTION] if group in self.inherited else [])})
 
     def groups(self) -> list[str]:
         """Config groups: folders with YAML files."""
@@ -122,9 +129,14 @@ def parse(argv: list[str]) -> Command:
         value = getattr(args, action.dest, None)
         if value and action.dest not in _OWN_FLAGS:
             words += [action.option_strings[0], *([] if value is True else [str(value)])]
+    overrides, taken = list(args.overrides), {}
+    if saved is None:
+        folders = [folder for folder in (config_dir, extra_dir) if folder]
+        taken, others = inherit.inherited(overrides, folders)
+        overrides = [*(f"{group}={inherit.OPTION}" for group in taken), *others, *overrides]
     informational = bool(args.help or args.hydra_help or args.shell_completion or args.info)
     return Command(
-        overrides=args.overrides,
+        overrides=overrides,
         config_dir=config_dir,
         config_name=config_name,
         extra_dir=extra_dir,
@@ -132,8 +144,9 @@ def parse(argv: list[str]) -> Command:
         multirun=bool(args.multirun),
         informational=informational and not problems,
         # a mistake among the overrides must not hide the help
-        argv=words if args.help or args.hydra_help else [*words, *args.overrides],
+        argv=words if args.help or args.hydra_help else [*words, *overrides],
         problems=problems,
+        inherited=taken,
     )
 
 
@@ -191,6 +204,8 @@ def _override_problems(
         yield Problem(text, "several values are a sweep", hint)
     if key in _RESERVED_HYDRA:
         yield Problem(text, f"{key} is decided elsewhere", f"instead: {_RESERVED_HYDRA[key]}")
+    elif override.is_delete() and key in _NEEDED:
+        yield Problem(text, f"{key} cannot be left out", f"choose one: {key}=...")
     elif key in groups and not override.is_delete():
         options = command.options(key)
         for value in values:

@@ -9,11 +9,13 @@ from typing import TYPE_CHECKING, Any
 
 from runner.errors import Problem, Refused
 from runner.model import Base, Precision
+from runner.objectives import OBJECTIVES
 from runner.settings import RunConfig, TrainerExtras
+from runner.targets import target_fields
 
 if TYPE_CHECKING:
     from peft import PeftConfig
-    from trl.trainer.sft_config import SFTConfig
+    from transformers import TrainingArguments
 
 _OWN_TRAINER_KEYS = set(TrainerExtras.__dataclass_fields__)
 
@@ -34,9 +36,16 @@ def quantization_config(config: RunConfig, precision: Precision) -> Any | None:
     if not config.quantization:
         return None
     fields = dict(config.quantization)
+    if task_type(config) == "SEQ_CLS":
+        fields.setdefault("llm_int8_skip_modules", ["score"])  # the new head is trained
     if fields.get("load_in_4bit"):
         fields.setdefault("bnb_4bit_compute_dtype", str(precision.dtype).removeprefix("torch."))
     return _build("quantization", fields)
+
+
+def task_type(config: RunConfig) -> str:
+    """PEFT's task type of the recipe: which head the model has."""
+    return OBJECTIVES[config.recipe].task_type if config.recipe in OBJECTIVES else "CAUSAL_LM"
 
 
 def peft_config(config: RunConfig, total_steps: int | None = None) -> PeftConfig | None:
@@ -47,7 +56,7 @@ def peft_config(config: RunConfig, total_steps: int | None = None) -> PeftConfig
     """
     if not config.lora:
         return None
-    fields = {"task_type": "CAUSAL_LM", **config.lora}
+    fields = {"task_type": task_type(config), **config.lora}
     if fields.get("target_modules") == "attention":
         fields["target_modules"] = (
             None  # PEFT's own table, by model type: q_proj and v_proj and their equivalents
@@ -62,10 +71,15 @@ def peft_config(config: RunConfig, total_steps: int | None = None) -> PeftConfig
 
 def training_arguments(
     config: RunConfig, precision: Precision, folder: Path, has_cuda: bool
-) -> tuple[SFTConfig, list[str]]:
-    """The TRL config of the run and remarks on what was replaced. Raises ``Refused``."""
+) -> tuple[TrainingArguments, list[str]]:
+    """The arguments of the trainer and remarks on what was replaced. Raises ``Refused``."""
     notes: list[str] = []
-    fields = {key: value for key, value in config.trainer.items() if key not in _OWN_TRAINER_KEYS}
+    taken = target_fields("trainer", str(config.trainer["_target_"]))
+    own = _OWN_TRAINER_KEYS - set(taken)
+    fields = {key: value for key, value in config.trainer.items() if key not in own}
+    for key, value in fields.items():
+        if isinstance(value, str) and key in taken and taken[key].types & {"list", "str"} == {"list"}:
+            fields[key] = [value]
     optimizer = str(fields.get("optim", ""))
     if not has_cuda and (replacement := _plain_optimizer(optimizer)):
         notes.append(f"trainer.optim={optimizer} needs CUDA; {replacement} is used instead")
@@ -136,7 +150,7 @@ def _plain_optimizer(name: str) -> str | None:
 
 def _build(section: str, fields: dict[str, Any]) -> Any:
     """Instantiate an allow-listed class; its own complaints become problems of that section."""
-    package, _, name = str(fields["_target_"]).partition(".")
+    package, _, name = str(fields["_target_"]).rpartition(".")
     kind = getattr(importlib.import_module(package), name)
     try:
         return kind(**{key: value for key, value in fields.items() if key != "_target_"})

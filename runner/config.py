@@ -17,7 +17,7 @@ from hydra.core.override_parser.types import Override
 from omegaconf import DictConfig, ListConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
-from runner import compose
+from runner import compose, inherit
 from runner import help as help_text
 from runner.checks import check_config
 from runner.command import (
@@ -60,6 +60,9 @@ def register(command: Command | None = None) -> None:
     for section in (*OWN_SECTIONS, *LIBRARY_SECTIONS):
         root[section] = OmegaConf.create({}, flags={"struct": False})
     ConfigStore.instance().store(name="runner", node=root)
+    for group, values in command.inherited.items():
+        options = OmegaConf.create(_escaped(values))
+        ConfigStore.instance().store(group=group, name=inherit.OPTION, node=options)
     if command.saved:
         node = _saved_node(command)
         ConfigStore.instance().store(name=SAVED_NAME, node=node, provider=str(command.saved))

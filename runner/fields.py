@@ -7,7 +7,6 @@ names, types and allowed strings are read here; the library's own checks run lat
 from __future__ import annotations
 
 import ast
-import re
 from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import cache
@@ -15,14 +14,6 @@ from importlib.util import find_spec
 from pathlib import Path
 
 from runner.errors import nearest
-
-# What `_target_` may name, by config section: the package, where in it the classes are defined, and the base
-# that they must derive from. Nothing else is ever instantiated.
-ALLOWED_TARGETS = {
-    "lora": ("peft", ("tuners/**/config.py",), "PeftConfig"),
-    "quantization": ("transformers", ("utils/quantization_config.py",), "QuantizationConfigMixin"),
-    "trainer": ("trl", ("trainer/*_config.py",), "TrainingArguments"),
-}
 
 _PLAIN = {"bool", "int", "float", "str", "list", "dict"}
 _CONTAINERS = {"List": "list", "Sequence": "list", "tuple": "list", "Tuple": "list", "Dict": "dict"}
@@ -54,6 +45,8 @@ class Field:
             wrong = [item for item in value if type(item).__name__ not in self.items]
             expected = " or ".join(sorted(self.items))
             return f"a list of {expected} cannot hold {wrong[0]!r}" if wrong else None
+        if kind == "str" and "list" in self.types and self.items == {"str"}:
+            return None  # one entry, for which no brackets are needed
         if kind in self.types or (kind == "int" and "float" in self.types):
             return None
         if not self.types and not self.choices:
@@ -66,46 +59,10 @@ class Field:
         return f"expected {expected}, got {'null' if value is None else f'{kind} {value!r}'}"
 
 
-class UnknownTarget(Exception):
-    """A ``_target_`` outside the allow-list; ``hint`` says what is allowed."""
-
-    def __init__(self, message: str, hint: str) -> None:
-        self.hint = hint
-        super().__init__(message)
-
-
-def target_fields(section: str, target: str) -> dict[str, Field]:
-    """Fields of the library class that ``_target_`` names in a config section.
-
-    Raises ``UnknownTarget`` if the class is not one of ``ALLOWED_TARGETS``.
-    """
-    package, patterns, base = ALLOWED_TARGETS[section]
-    classes = _target_classes(package, patterns, base)
-    name = target.removeprefix(f"{package}.")
-    if not target.startswith(f"{package}.") or name not in classes:
-        allowed = [f"{package}.{known}" for known in classes]
-        raise UnknownTarget(f"{target!r} is not a {package} class allowed here", nearest(target, allowed))
-    return class_fields(classes[name], name)
-
-
-@cache
-def _target_classes(package: str, patterns: tuple[str, ...], base: str) -> dict[str, Path]:
-    root = _package_dir(package)
-    # "peft.NAME" must exist: the package's own __init__ names what it exports
-    exported = set(re.findall(r"\w+", (root / "__init__.py").read_text(encoding="utf-8")))
-    files = sorted(file for pattern in patterns for file in root.glob(pattern))
-    found = {}
-    for file in files:
-        for name, node in _classes(file).items():
-            if name in exported and any(parent == base for parent in _ancestors(file, node)):
-                found[name] = file
-    return found
-
-
 @cache
 def class_fields(file: Path, name: str) -> dict[str, Field]:
     """Fields of a dataclass, or the parameters of a plain class's ``__init__``, base classes included."""
-    node = _classes(file)[name]
+    node = classes(file)[name]
     fields: dict[str, Field] = {}
     for base_file, base in _bases(file, node):
         fields |= class_fields(base_file, base)
@@ -219,19 +176,20 @@ def _union(annotation: ast.expr | None) -> Iterator[ast.expr]:
 
 def _enum_strings(file: Path, name: str) -> list[str]:
     located = _locate(file, name)
-    if located is None or not any("Enum" in _name(base) for base in _classes(located[0])[located[1]].bases):
+    if located is None or not any("Enum" in _name(base) for base in classes(located[0])[located[1]].bases):
         return []
-    body = _classes(located[0])[located[1]].body
+    body = classes(located[0])[located[1]].body
     values = [item.value for item in body if isinstance(item, ast.Assign)]
     return [
         value.value for value in values if isinstance(value, ast.Constant) and isinstance(value.value, str)
     ]
 
 
-def _ancestors(file: Path, node: ast.ClassDef) -> Iterator[str]:
+def ancestors(file: Path, node: ast.ClassDef) -> Iterator[str]:
+    """Names of a class's base classes and of theirs."""
     for base_file, base in _bases(file, node):
         yield base
-        yield from _ancestors(base_file, _classes(base_file)[base])
+        yield from ancestors(base_file, classes(base_file)[base])
 
 
 def _bases(file: Path, node: ast.ClassDef) -> Iterator[tuple[Path, str]]:
@@ -247,7 +205,7 @@ def _name(node: ast.expr) -> str:
 @cache
 def _locate(file: Path, name: str) -> tuple[Path, str] | None:
     """Find the file that defines the class which ``name`` means inside ``file``, through its imports."""
-    if name in _classes(file):
+    if name in classes(file):
         return file, name
     for node in ast.walk(_tree(file)):
         if not isinstance(node, ast.ImportFrom):
@@ -265,17 +223,16 @@ def _module_file(file: Path, node: ast.ImportFrom) -> Path | None:
         package, _, rest = (node.module or "").partition(".")
         if package not in ("peft", "transformers", "trl", "runner"):
             return None
-        base, node = _package_dir(package), ast.ImportFrom(rest or None, node.names, 0)
+        base, node = package_dir(package), ast.ImportFrom(rest or None, node.names, 0)
     path = base.joinpath(*(node.module or "").split(".")) if node.module else base
-    if path == _package_dir(
-        "transformers"
-    ):  # its __init__ imports lazily; the one base class used from there
+    if path == package_dir("transformers"):  # its __init__ imports lazily; the one base class used from there
         return path / "training_args.py"
     return next((found for found in (path.with_suffix(".py"), path / "__init__.py") if found.is_file()), None)
 
 
 @cache
-def _package_dir(package: str) -> Path:
+def package_dir(package: str) -> Path:
+    """The folder of an installed package, which is not imported for it."""
     spec = find_spec(package)
     if spec is None or not spec.submodule_search_locations:
         raise ModuleNotFoundError(f"the package {package!r} is not installed")
@@ -288,5 +245,6 @@ def _tree(file: Path) -> ast.Module:
 
 
 @cache
-def _classes(file: Path) -> dict[str, ast.ClassDef]:
+def classes(file: Path) -> dict[str, ast.ClassDef]:
+    """The classes that a file defines, by name."""
     return {node.name: node for node in _tree(file).body if isinstance(node, ast.ClassDef)}

@@ -8,8 +8,8 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterable
-from dataclasses import dataclass
-from typing import Any
+from dataclasses import dataclass, replace
+from typing import Any, Literal
 
 from runner.errors import nearest
 
@@ -36,10 +36,22 @@ ROLES = {
 # What each format needs (any of the alternatives of each part), most specific first.
 FORMATS: dict[str, tuple[tuple[str, ...], ...]] = {
     "preference": (("chosen",), ("rejected",)),
+    "feedback": (("prompt",), ("completion",), ("label",)),
+    "classification": (("text",), ("label",)),
     "messages": (("messages", "conversations", "conversation"),),
     "alpaca": (("instruction",), ("output",)),
     "prompt_completion": (("prompt",), ("completion",)),
     "text": (("text",),),
+}
+
+# What a recipe learns from, and the formats that hold it: an answer, the better of two answers, answers that
+# were liked or not, or the class of a text.
+Kind = Literal["answers", "pairs", "feedback", "labels"]
+KINDS: dict[Kind, tuple[str, ...]] = {
+    "answers": ("preference", "messages", "alpaca", "prompt_completion", "text"),
+    "pairs": ("preference",),
+    "feedback": ("preference", "feedback"),
+    "labels": ("classification",),
 }
 
 # What a message may say besides its content; templates know these by the same names.
@@ -55,7 +67,9 @@ class Example:
     """One training example: messages to be rendered, or plain text.
 
     ``source`` is its row number, from 1 (in JSONL: its line), ``place`` what comes before it in a message.
-    ``tools`` are the tools it may call, as JSON schemas.
+    ``tools`` are the tools it may call, as JSON schemas. ``rejected`` is the conversation with the worse
+    answer, where ``messages`` has the better one. ``label`` is the class of the text, or whether the answer
+    was liked.
     """
 
     source: int
@@ -63,6 +77,8 @@ class Example:
     text: str | None = None
     tools: tuple[dict[str, Any], ...] = ()
     place: str = "row "
+    rejected: tuple[Message, ...] = ()
+    label: str | bool | None = None
 
     @property
     def where(self) -> str:
@@ -90,10 +106,10 @@ def is_trained(message: Message) -> bool:
     return message["role"] == "assistant" and message.get("weight") != 0 and says_something(message)
 
 
-def recognise(columns: Iterable[str]) -> str | None:
-    """Name the format that a set of column names fits, or None."""
+def recognise(columns: Iterable[str], kind: Kind = "answers") -> str | None:
+    """Name the format that a set of column names fits, of those that hold this kind, or None."""
     names = set(columns)
-    return next((name for name in FORMATS if not missing(name, names)), None)
+    return next((name for name in FORMATS if name in KINDS[kind] and not missing(name, names)), None)
 
 
 def missing(row_format: str, columns: Iterable[str]) -> list[str]:
@@ -102,24 +118,90 @@ def missing(row_format: str, columns: Iterable[str]) -> list[str]:
     return [part[0] for part in FORMATS[row_format] if not names & set(part)]
 
 
-def expected() -> str:
-    """All recognised formats and their columns, for a message."""
-    return "; ".join(
-        f"{name}: {' + '.join('|'.join(part) for part in parts)}" for name, parts in FORMATS.items()
-    )
+def expected(kind: Kind = "answers") -> str:
+    """The formats that hold this kind and their columns, for a message."""
+    parts = {name: " + ".join("|".join(part) for part in FORMATS[name]) for name in FORMATS}
+    return "; ".join(f"{name}: {columns}" for name, columns in parts.items() if name in KINDS[kind])
 
 
-def to_example(row: Row, source: int, row_format: str, place: str = "row ") -> Example:
+def to_example(
+    row: Row, source: int, row_format: str, place: str = "row ", kind: Kind = "answers"
+) -> Example:
     """Normalise one row of a known format. Raises ``BadRow``."""
     if row_format == "text":
         return Example(source, text=_text(row, "text"), place=place)
+    if row_format == "classification":
+        return Example(source, text=_text(row, "text"), label=_class(row), place=place)
+    if row_format == "preference" and kind != "answers":
+        chosen, rejected = _pair(row)
+        return Example(source, messages=chosen, rejected=rejected, tools=_tools(row), place=place)
+    if row_format == "feedback":
+        prompt = [*_system(row), *_side(row, "prompt", "user")]
+        answer = _up_to_answer(_side(row, "completion", "assistant"))
+        _refuse_silence(answer, "completion")
+        messages = (*_only_read(prompt), *answer)
+        return Example(source, messages=messages, tools=_tools(row), place=place, label=_liked(row))
     messages = _CONVERTERS[row_format](row)
     answers = [message for message in messages if message["role"] == "assistant"]
     if all(message.get("weight") == 0 for message in answers):
         raise BadRow("has no assistant message to train on")
-    while messages[-1]["role"] != "assistant":  # what follows the last answer can neither be trained nor seen
-        messages.pop()
-    return Example(source, messages=tuple(messages), tools=_tools(row), place=place)
+    return Example(source, messages=tuple(_up_to_answer(messages)), tools=_tools(row), place=place)
+
+
+def unpaired(example: Example) -> list[Example]:
+    """The two answers of a preference pair, one liked and one not; anything else as it is."""
+    if not example.rejected:
+        return [example]
+    liked = replace(example, rejected=(), label=True)
+    return [liked, replace(liked, messages=example.rejected, label=False)]
+
+
+def _pair(row: Row) -> tuple[tuple[Message, ...], tuple[Message, ...]]:
+    """The conversations with the chosen and the rejected answer; what they share is only read."""
+    chosen, rejected = (_up_to_answer(_preference(row, side)) for side in ("chosen", "rejected"))
+    same = (a == b for a, b in zip(chosen, rejected, strict=False))
+    shared = next((index for index, equal in enumerate(same) if not equal), min(len(chosen), len(rejected)))
+    if shared == len(chosen) == len(rejected):  # two equal answers, which the reader of the rows counts
+        shared -= 1
+    prompt = _only_read(chosen[:shared])
+    for side, messages in (("chosen", chosen[shared:]), ("rejected", rejected[shared:])):
+        if not messages or messages[0]["role"] != "assistant" or not prompt:
+            raise BadRow("chosen and rejected are no two answers to the same prompt")
+        _refuse_silence(messages, side)
+    return (*prompt, *chosen[shared:]), (*prompt, *rejected[shared:])
+
+
+def _refuse_silence(messages: list[Message], side: str) -> None:
+    if not any(is_trained(message) for message in messages):
+        raise BadRow(f"{side!r} says nothing")
+
+
+def _only_read(messages: list[Message]) -> list[Message]:
+    """Messages with their answers marked as not to be learnt."""
+    return [{**message, "weight": 0} if message["role"] == "assistant" else message for message in messages]
+
+
+def _up_to_answer(messages: list[Message]) -> list[Message]:
+    """Without what follows the last answer, which can neither be trained nor seen."""
+    last = max((i for i, message in enumerate(messages) if message["role"] == "assistant"), default=None)
+    if last is None:
+        raise BadRow("has no assistant message to train on")
+    return messages[: last + 1]
+
+
+def _liked(row: Row) -> bool:
+    value = row.get("label")
+    known = {"true": True, "1": True, "false": False, "0": False}
+    if str(value).lower() not in known:
+        raise BadRow(f"'label' must be true or false, got {_shown(value)}")
+    return known[str(value).lower()]
+
+
+def _class(row: Row) -> str:
+    value = row.get("label")
+    if not isinstance(value, (str, int)) or not str(value).strip():
+        raise BadRow(f"'label' must be the name or number of a class, got {_shown(value)}")
+    return str(value).strip()
 
 
 def _alpaca(row: Row) -> list[Message]:
@@ -146,9 +228,9 @@ def _prompt_completion(row: Row) -> list[Message]:
     return [*_system(row), *_side(row, "prompt", "user"), *_side(row, "completion", "assistant")]
 
 
-def _preference(row: Row) -> list[Message]:
-    """The chosen answer of a preference pair, which is what supervised training learns from."""
-    chosen = _side(row, "chosen", "assistant")
+def _preference(row: Row, side: str = "chosen") -> list[Message]:
+    """One answer of a preference pair with its prompt; supervised training learns from the chosen one."""
+    chosen = _side(row, side, "assistant")
     if chosen[0]["role"] != "assistant":  # a whole conversation, which begins with its prompt
         return [*([] if chosen[0]["role"] == "system" else _system(row)), *chosen]
     if row.get("instruction") is not None:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from bisect import bisect_right
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 IGNORE = -100  # the label that the loss skips (PyTorch's cross_entropy)
@@ -20,16 +20,36 @@ class Rendered:
 
 @dataclass(frozen=True)
 class Encoded:
-    """One row as ``input_ids`` and ``labels`` of equal length; ``IGNORE`` labels what is not trained on."""
+    """One row as ``input_ids`` and ``labels`` of equal length; ``IGNORE`` labels what is not trained on.
+
+    ``rejected`` is the same row with the worse answer, ``label`` its class or whether it was liked.
+    """
 
     source: int
     input_ids: list[int]
     labels: list[int]
+    rejected: Encoded | None = None
+    label: str | bool | int | None = None
+
+    @property
+    def tokens(self) -> int:
+        """Number of tokens, of both answers where there are two."""
+        return len(self.input_ids) + (self.rejected.tokens if self.rejected else 0)
 
     @property
     def trained_tokens(self) -> int:
-        """Number of labelled tokens."""
-        return sum(label != IGNORE for label in self.labels)
+        """Number of labelled tokens, of both answers where there are two."""
+        own = sum(label != IGNORE for label in self.labels)
+        return own + (self.rejected.trained_tokens if self.rejected else 0)
+
+    @property
+    def trains(self) -> bool:
+        """Whether a label is left: the first token is never predicted, so a label there trains nothing."""
+        return any(label != IGNORE for label in self.labels[1:])
+
+    def cut(self, length: int) -> Encoded:
+        """The first ``length`` tokens."""
+        return replace(self, input_ids=self.input_ids[:length], labels=self.labels[:length])
 
 
 def encode(tokenizer: Any, rows: list[Rendered]) -> list[Encoded]:

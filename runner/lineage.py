@@ -33,7 +33,7 @@ class Adapter:
 
     @property
     def base(self) -> dict[str, Any]:
-        """Its ``base.json``: ``model`` (the settings) and ``identity``; empty for an adapter from elsewhere."""
+        """Its ``base.json``: ``model`` (settings) and ``identity``; empty for an adapter from elsewhere."""
         file = self.folder / BASE_FILE
         return json.loads(file.read_text(encoding="utf-8")) if file.is_file() else {}
 
@@ -89,7 +89,9 @@ def check_base(config: RunConfig, identity: dict[str, Any]) -> list[str]:
             continue
         differing = [key for key in ("vocabulary", "config", "weights") if expected.get(key) != identity[key]]
         if differing:
-            name = adapter.base.get("model", {}).get("path") or adapter.base.get("model", {}).get("architecture")
+            name = adapter.base.get("model", {}).get("path") or adapter.base.get("model", {}).get(
+                "architecture"
+            )
             facts = "; ".join(f"{key} {expected.get(key)} there, {identity[key]} here" for key in differing)
             problems.append(Problem(where, f"belongs to another base ({facts})", f"its base: {name}"))
     if problems:
@@ -97,9 +99,28 @@ def check_base(config: RunConfig, identity: dict[str, Any]) -> list[str]:
     return notes
 
 
-def write_base(folder: Path, model: dict[str, Any], identity: dict[str, Any]) -> None:
-    """Record in an adapter's folder the settings (``model``) and the identity of its base."""
-    text = json.dumps({"model": model, "identity": identity}, indent=2, sort_keys=True)
+def check_shape(config: RunConfig) -> None:
+    """Refuse a ``lora`` section that contradicts the adapter which is trained further, or its task."""
+    for adapter in adapters(config):
+        shape = adapter.config
+        problems = [
+            Problem(f"lora.{key}={value}", f"adapter={adapter.folder} has {key}={shape[key]}, and keeps it")
+            for key, value in config.lora.items()
+            if key in shape and isinstance(value, (int, float, bool)) and value != shape[key]
+        ]
+        if problems:
+            raise Refused(problems)
+
+
+def write_base(
+    folder: Path, model: dict[str, Any], identity: dict[str, Any], classes: list[str] | None = None
+) -> None:
+    """Record in an adapter's folder the settings (``model``) and the identity of its base.
+
+    ``classes`` are the outputs of a head that the base does not have, in order.
+    """
+    facts = {"model": model, "identity": identity, **({"classes": classes} if classes else {})}
+    text = json.dumps(facts, indent=2, sort_keys=True)
     (folder / BASE_FILE).write_text(text + "\n", encoding="utf-8")
 
 

@@ -118,22 +118,36 @@ def find_base(settings: ModelSettings) -> Base:
     return Base(settings, config, tokenizer, folder, found.revision, found.notes)
 
 
-def load_model(base: Base, quantization: Any, dtype: torch.dtype, seed: int) -> PreTrainedModel:
+def load_model(
+    base: Base, quantization: Any, dtype: torch.dtype, seed: int, classes: list[str] | None = None
+) -> PreTrainedModel:
     """Load the weights, or draw them; ``quantization`` is a transformers quantization config or None.
 
     Random weights are drawn on the run's device from ``seed`` and then quantised like a checkpoint would be.
+    With ``classes`` the model gets a new head, drawn from ``seed``, with one output for each (one class: a
+    score) in place of the one for tokens.
     """
     import torch
-    from transformers import AutoModelForCausalLM, logging, set_seed
+    from transformers import AutoModelForCausalLM, AutoModelForSequenceClassification, logging, set_seed
 
     logging.disable_progress_bar()
     settings, where = base.settings, device()
     attention = {"attn_implementation": settings.attn_implementation} if settings.attn_implementation else {}
     placement = settings.device_map or ({"": where} if where.type == "cuda" or quantization else None)
+    kind: Any = AutoModelForCausalLM
+    head: dict[str, Any] = {}
+    if classes is not None:
+        kind = AutoModelForSequenceClassification
+        base.config.id2label = dict(enumerate(classes))
+        base.config.label2id = {name: index for index, name in enumerate(classes)}
+        base.config.pad_token_id = base.tokenizer.pad_token_id  # the last token that is no padding is read
+        head = {"config": base.config}
+    set_seed(seed)
     if base.folder is not None:
         try:
-            model = AutoModelForCausalLM.from_pretrained(
+            model = kind.from_pretrained(
                 base.folder,
+                **head,
                 dtype=dtype,
                 device_map=placement,
                 quantization_config=quantization,
@@ -148,9 +162,8 @@ def load_model(base: Base, quantization: Any, dtype: torch.dtype, seed: int) -> 
                 Problem("model.path", message, "model.weights=random builds its shape natively")
             ) from error
         return _keep_trainable(model)
-    set_seed(seed)
     with torch.device(where):
-        model = AutoModelForCausalLM.from_config(base.config, dtype=dtype, **attention)
+        model = kind.from_config(base.config, dtype=dtype, **attention)
     if quantization is None:
         return model
     # the library's own loading path quantises the state dict as it would a checkpoint

@@ -27,9 +27,10 @@ def check_paths(values: dict[str, Any], origins: Origins) -> Iterator[Problem]:
         for number, source in enumerate(given):
             yield from _check_source(f"{key}.{number}", source, origins)
     for key in ("adapter", "resume"):
-        value = values.get(key)
-        if isinstance(value, str) and (key, value) != ("resume", "auto") and not exists(value):
-            yield Problem(origins.where(key), f"{key}: nothing is at {value!r}", nearest_file(value))
+        given = values.get(key)
+        for value in given if isinstance(given, list) else [given]:
+            if isinstance(value, str) and (key, value) != ("resume", "auto") and not exists(value):
+                yield Problem(origins.where(key), f"{key}: nothing is at {value!r}", nearest_file(value))
 
 
 def _check_source(key: str, source: Any, origins: Origins) -> Iterator[Problem]:

@@ -2,97 +2,37 @@
 
 from __future__ import annotations
 
-import hashlib
 import json
 import random
 import re
 import unicodedata
 from collections import Counter
-from collections.abc import Iterator
-from dataclasses import dataclass, field, replace
-from typing import TYPE_CHECKING, Any
+from collections.abc import Iterable, Iterator
+from dataclasses import replace
 
 from runner.errors import Problem, Refused
-from runner.formats import BadRow, Example
+from runner.formats import BadRow, Example, Kind, Message, unpaired
+from runner.labels import Encoded, Rendered
 from runner.reader import Source, limited, read_sources
 from runner.settings import DataSettings
-from runner.template import IGNORE, Encoded, Renderer
+from runner.split import Data, Split
+from runner.template import Renderer
 
-if TYPE_CHECKING:
-    from datasets import Dataset
+__all__ = ["Data", "Split", "prepare"]
 
 _BATCH = 1000  # rows tokenised at once
 _CONTROL = re.compile(r"[\x00-\x08\x0b\x0c\x0e-\x1f\x7f\u200b\u2060\ufeff]")
 
 
-@dataclass
-class Split:
-    """Training or held-out rows, ready to train on.
-
-    ``counts`` holds what the reader found and removed, by reason; ``examples`` are the rows before rendering.
-    ``firsts`` says where the first row stands of each reason that leaves the row in but deserves a look.
-    """
-
-    name: str
-    sources: list[Source]
-    examples: list[Example]
-    rows: list[Encoded] = field(default_factory=list)
-    counts: Counter[str] = field(default_factory=Counter)
-    firsts: dict[str, str] = field(default_factory=dict)
-
-    @property
-    def tokens(self) -> int:
-        """Tokens of all rows, after truncation and before padding."""
-        return sum(len(row.input_ids) for row in self.rows)
-
-    @property
-    def trained_tokens(self) -> int:
-        """Labelled tokens of all rows."""
-        return sum(row.trained_tokens for row in self.rows)
-
-    @property
-    def fingerprint(self) -> str:
-        """Digest of what is really trained on: token ids and labels, in order."""
-        digest = hashlib.sha256()
-        for row in self.rows:
-            digest.update(json.dumps([row.input_ids, row.labels]).encode())
-        return f"sha256:{digest.hexdigest()}"
-
-    def dataset(self) -> Dataset:
-        """The rows as a ``datasets.Dataset`` with ``input_ids`` and ``labels``."""
-        from datasets import Dataset
-
-        return Dataset.from_dict(
-            {"input_ids": [row.input_ids for row in self.rows], "labels": [row.labels for row in self.rows]}
-        )
-
-    def record(self) -> dict[str, Any]:
-        """What ``run.json`` keeps of it."""
-        return {
-            "rows": len(self.rows),
-            "tokens": self.tokens,
-            "trained_tokens": self.trained_tokens,
-            "fingerprint": self.fingerprint,
-            "counts": dict(self.counts),
-            "sources": [source.record() for source in self.sources],
-        }
-
-
-@dataclass
-class Data:
-    """The training rows, the held-out rows if there are any, and remarks for the user."""
-
-    train: Split
-    eval: Split | None
-    notes: list[str] = field(default_factory=list)
-
-
-def prepare(data: DataSettings, renderer: Renderer, max_length: int | None, seed: int) -> Data:
+def prepare(
+    data: DataSettings, renderer: Renderer, max_length: int | None, seed: int, kind: Kind = "answers"
+) -> Data:
     """Read, clean, split, render and mask all rows of a run.
 
-    Raises ``Refused`` for unusable rows, each named, and when no row has anything left to train on.
+    ``kind`` is what the recipe learns from. Raises ``Refused`` for unusable rows, each named, and when no row
+    has anything left to train on.
     """
-    sources = _read(data, seed)
+    sources = _read(data, seed, kind)
     train = _filter("train", sources["data.path"], data)
     held_out = None
     if data.eval_path:
@@ -106,19 +46,23 @@ def prepare(data: DataSettings, renderer: Renderer, max_length: int | None, seed
         notes += _overlap(train, held_out)
     for split in (train, held_out):
         if split is not None:
+            if (
+                kind == "feedback"
+            ):  # only now, so that both answers of a pair are on the same side of the split
+                split.examples = [part for example in split.examples for part in unpaired(example)]
             _encode(split, data, renderer, max_length)
             split.counts = +split.counts  # without the reasons that met no row
             notes += _remarks(split, max_length)
     return Data(train, held_out, notes)
 
 
-def _read(data: DataSettings, seed: int) -> dict[str, list[Source]]:
+def _read(data: DataSettings, seed: int, kind: Kind) -> dict[str, list[Source]]:
     """All sources by key; the mistakes of training and held-out files are reported together."""
     sources: dict[str, list[Source]] = {}
     problems: list[Problem] = []
     for key, given in (("data.path", data.path), ("data.eval_path", data.eval_path)):
         try:
-            sources[key] = read_sources(given, data, key, seed) if given else []
+            sources[key] = read_sources(given, data, key, seed, kind) if given else []
         except Refused as refused:
             problems += refused.problems
     if problems:
@@ -134,7 +78,9 @@ def _filter(name: str, sources: list[Source], data: DataSettings) -> Split:
         example = _clean(row) if data.clean else row
         first = seen.setdefault(_identity(example), row)
         duplicate = first is not row  # a row that its source's weight repeats is the same object
-        if example.empty:
+        if example.rejected == example.messages != ():
+            split.counts["chosen equals rejected"] += 1
+        elif example.empty:
             split.counts["empty answer"] += 1
         elif len(example.answer) < data.min_chars:
             split.counts["answer too short"] += 1
@@ -156,15 +102,19 @@ def _clean(example: Example) -> Example:
     if example.text is not None:
         return replace(example, text=tidy(example.text))
     texts = ("content", "instruction", "input", "reasoning_content", "thinking")
-    messages = ({key: tidy(v) if key in texts else v for key, v in m.items()} for m in example.messages)
-    return replace(example, messages=tuple(messages))
+
+    def tidied(messages: Iterable[Message]) -> tuple[Message, ...]:
+        return tuple({key: tidy(v) if key in texts else v for key, v in m.items()} for m in messages)
+
+    return replace(example, messages=tidied(example.messages), rejected=tidied(example.rejected))
 
 
 def _identity(example: Example) -> str:
     """What makes two rows the same: all that can be rendered, wherever it was read."""
     if example.text is not None:
         return example.text
-    return json.dumps([example.messages, example.tools], sort_keys=True, default=str)
+    parts = [example.messages, example.tools, example.rejected, example.label]
+    return json.dumps(parts, sort_keys=True, default=str)
 
 
 def _split_off(train: Split, share: float, seed: int) -> Split:
@@ -203,24 +153,24 @@ def _overlap(train: Split, held_out: Split) -> list[str]:
 
 
 def _encode(split: Split, data: DataSettings, renderer: Renderer, max_length: int | None) -> None:
-    for rows in _encoded(split, renderer):
-        for row in rows:
-            length = len(row.input_ids)
-            if data.max_tokens is not None and length > data.max_tokens:
-                split.counts["more than max_tokens"] += 1
-                continue
-            overlong = max_length is not None and length > max_length
-            if overlong and data.overlong == "drop":
-                split.counts["longer than max_length"] += 1
-                continue
-            if overlong:
-                row = Encoded(row.source, row.input_ids[:max_length], row.labels[:max_length])
-            # the first token is never predicted, so a label there trains nothing
-            if not any(label != IGNORE for label in row.labels[1:]):
-                split.counts["nothing left to train on"] += 1
-                continue
-            split.counts["truncated"] += overlong
-            split.rows.append(row)
+    for row in _encoded(split, renderer):
+        sides = [side for side in (row, row.rejected) if side is not None]
+        length = max(len(side.input_ids) for side in sides)
+        if data.max_tokens is not None and length > data.max_tokens:
+            split.counts["more than max_tokens"] += 1
+            continue
+        overlong = max_length is not None and length > max_length
+        if overlong and data.overlong == "drop":
+            split.counts["longer than max_length"] += 1
+            continue
+        if max_length is not None and overlong:
+            sides = [side.cut(max_length) for side in sides]
+        # a class needs no token to be learnt; of a pair both answers must have one left
+        if not (isinstance(row.label, str) or all(side.trains for side in sides)):
+            split.counts["nothing left to train on"] += 1
+            continue
+        split.counts["truncated"] += overlong
+        split.rows.append(replace(sides[0], rejected=sides[1]) if row.rejected else sides[0])
     if not split.rows:
         lost = ", ".join(f"{count} {reason}" for reason, count in split.counts.items() if count)
         raise Refused(Problem(f"data ({split.name})", f"no row is left to train on: {lost}", _remedy(split)))
@@ -239,31 +189,49 @@ def _remedy(split: Split) -> str:
     return remedies[max(remedies, key=lambda reason: split.counts[reason])]
 
 
-def _encoded(split: Split, renderer: Renderer) -> Iterator[list[Encoded]]:
+def _encoded(split: Split, renderer: Renderer) -> Iterator[Encoded]:
     problems: list[Problem] = []
     for start in range(0, len(split.examples), _BATCH):
-        rendered = []
+        rendered: list[Rendered] = []
+        wholes: list[tuple[Example, int]] = []  # the example of each row, and of how many sides the row is
         for example in split.examples[start : start + _BATCH]:
             try:
-                rows = renderer.render(example)
+                sides = _sides(example, renderer)
             except BadRow as error:
                 problems.append(Problem(example.where, str(error)))
                 continue
-            for doubt in renderer.doubts(example, rows):
+            for doubt in renderer.doubts(example, [row for side in sides for row in side]):
                 split.counts[doubt] += 1
                 split.firsts.setdefault(doubt, example.where)
-            split.counts["unrolled into turns"] += max(len(rows) - 1, 0)
-            split.counts["nothing left to train on"] += not rows
-            rendered += rows
+            split.counts["unrolled into turns"] += max(len(sides[0]) - 1, 0)
+            split.counts["nothing left to train on"] += not sides[0]
+            for row in zip(*sides, strict=True):
+                rendered += row
+                wholes.append((example, len(row)))
         if not problems:
-            yield renderer.encode(rendered)
+            encoded = iter(renderer.encode(rendered))
+            for example, count in wholes:
+                row, *others = (next(encoded) for _ in range(count))
+                yield replace(row, label=example.label, rejected=others[0] if others else None)
     if problems:
         # a row that its source's weight repeats is one mistake
         raise Refused(limited(list(dict.fromkeys(problems)), f"data ({split.name})"))
 
 
+def _sides(example: Example, renderer: Renderer) -> list[list[Rendered]]:
+    """The rendered rows of an example; of a pair, one row for each of its two answers."""
+    rows = renderer.render(example)
+    if not example.rejected:
+        return [rows]
+    sides = [rows, renderer.render(replace(example, messages=example.rejected))]
+    if any(len(side) != 1 for side in sides):
+        raise BadRow("the template renders one of its answers as several rows, which cannot be compared")
+    return sides
+
+
 _DROPPED = (
     "empty answer",
+    "chosen equals rejected",
     "duplicate",
     "answer too short",
     "longer than max_length",

@@ -15,7 +15,18 @@ from typing import Any
 
 from runner.errors import Problem, Refused, nearest
 from runner.files import Rows, file_rows, local_files
-from runner.formats import FORMATS, BadRow, Example, Row, expected, missing, recognise, to_example
+from runner.formats import (
+    FORMATS,
+    KINDS,
+    BadRow,
+    Example,
+    Kind,
+    Row,
+    expected,
+    missing,
+    recognise,
+    to_example,
+)
 from runner.settings import DataSettings
 
 SHOWN_PROBLEMS = 20
@@ -41,9 +52,12 @@ class Source:
         }
 
 
-def read_sources(given: str | list, data: DataSettings, key: str, seed: int) -> list[Source]:
+def read_sources(
+    given: str | list, data: DataSettings, key: str, seed: int, kind: Kind = "answers"
+) -> list[Source]:
     """Read every source of ``data.path`` or ``data.eval_path`` (``key`` names it in messages).
 
+    ``kind`` is what the recipe learns from, and decides which formats can be meant.
     Weights of a mix are applied here: 0.5 keeps a seeded half of a source's rows, 2 repeats each twice, as
     the same object, so that a repeated row is not taken for a duplicate. Raises ``Refused`` with up to
     ``SHOWN_PROBLEMS`` problems and the number of the others.
@@ -52,7 +66,7 @@ def read_sources(given: str | list, data: DataSettings, key: str, seed: int) -> 
     for entry in given if isinstance(given, list) else [given]:
         options = entry if isinstance(entry, dict) else {"path": entry}
         try:
-            source = _read_source(options, data, key)
+            source = _read_source(options, data, key, kind)
             source.examples = _weighted(source.examples, options.get("weight", 1), seed, options, key)
             sources.append(source)
         except Refused as refused:
@@ -69,11 +83,14 @@ def limited(problems: list[Problem], key: str) -> list[Problem]:
     return [*problems[:SHOWN_PROBLEMS], *more]
 
 
-def _read_source(options: dict[str, Any], data: DataSettings, key: str) -> Source:
+def _read_source(options: dict[str, Any], data: DataSettings, key: str, kind: Kind) -> Source:
     path, row_format = str(options["path"]), str(options.get("format") or data.format)
-    if row_format != "auto" and row_format not in FORMATS:
-        message = f"{path}: unknown format {row_format!r}"
-        raise Refused(Problem(key, message, nearest(row_format, ["auto", *FORMATS])))
+    if row_format != "auto" and row_format not in KINDS[kind]:
+        known = f"the format {row_format!r} holds no {kind}" if row_format in FORMATS else ""
+        message = f"{path}: {known or f'unknown format {row_format!r}'}"
+        raise Refused(Problem(key, message, nearest(row_format, ["auto", *KINDS[kind]])))
+    if len(KINDS[kind]) == 1:
+        row_format = KINDS[kind][0]
     columns = data.columns if options.get("columns") is None else options["columns"]
     digest, source, formats = hashlib.sha256(), Source(path, "", ""), set()
     problems: list[Problem] = []
@@ -86,11 +103,12 @@ def _read_source(options: dict[str, Any], data: DataSettings, key: str) -> Sourc
             problems.append(Problem(str(file), f"cannot be read: {error.strerror}"))
             continue
         place, rows = file_rows(file)
-        formats.add(_convert(str(file), place, rows, row_format, columns, source.examples, problems))
+        formats.add(_convert(str(file), place, rows, row_format, kind, columns, source.examples, problems))
     source.fingerprint = f"sha256:{digest.hexdigest()}"
     if not files:
         rows, source.fingerprint = _hub_rows(path, data, key)
-        formats.add(_convert(path, f"{path}, row ", rows, row_format, columns, source.examples, problems))
+        place = f"{path}, row "
+        formats.add(_convert(path, place, rows, row_format, kind, columns, source.examples, problems))
     if problems:
         raise Refused(problems)
     source.row_format = ", ".join(sorted(formats))
@@ -102,6 +120,7 @@ def _convert(
     place: str,
     rows: Rows,
     row_format: str,
+    kind: Kind,
     columns: dict[str, str],
     examples: list[Example],
     problems: list[Problem],
@@ -115,21 +134,24 @@ def _convert(
         return row_format
     reason = _mapping_problem(columns, found)
     if not reason and row_format == "auto":
-        row_format = recognise(_renamed(first, columns)) or ""
+        row_format = recognise(_renamed(first, columns), kind) or ""
         if not row_format:
-            reason = (f"the columns {sorted(_renamed(first, columns))} fit no format", _suggested(first))
+            reason = (
+                f"the columns {sorted(_renamed(first, columns))} fit no format",
+                _suggested(first, kind),
+            )
     elif not reason and (lost := missing(row_format, _renamed(found, columns))):
         listed = f"has no {lost[0]!r}, which the format {row_format!r} needs; it has {sorted(found)}"
-        reason = (listed, nearest(lost[0], found))
+        reason = (listed, nearest(lost[0], found) if kind == "answers" else _suggested(found, kind))
     for number, row in rows:
         if isinstance(row, Problem):
             problems.append(row)
         elif not reason:
             row = _renamed(row, columns)
             try:
-                examples.append(to_example(row, number, row_format, place))
+                examples.append(to_example(row, number, row_format, place, kind))
             except BadRow as error:
-                problems.append(Problem(f"{place}{number}", _explain(row, row_format, error)))
+                problems.append(Problem(f"{place}{number}", _explain(row, row_format, kind, error)))
     if reason:
         problems.append(Problem(name, *reason))
     return row_format
@@ -153,17 +175,17 @@ def _mapping_problem(columns: dict[str, str], found: Iterable[str]) -> tuple[str
     return message, nearest(absent[0], found)
 
 
-def _suggested(columns: Iterable[str]) -> str:
+def _suggested(columns: Iterable[str], kind: Kind) -> str:
     """A mapping of misspelt columns to the nearest right names, or how to write one."""
     close = {column: get_close_matches(column.lower(), _NAMES, n=1, cutoff=0.75) for column in columns}
     pairs = [f"{column}: {match[0]}" for column, match in close.items() if match and match[0] != column]
     if pairs:
-        return f"did you mean data.columns={{{', '.join(pairs)}}}? {expected()}"
-    return f"map them, as in data.columns={{question: prompt, answer: completion}}; {expected()}"
+        return f"did you mean data.columns={{{', '.join(pairs)}}}? {expected(kind)}"
+    return f"map them, as in data.columns={{question: prompt, answer: completion}}; {expected(kind)}"
 
 
-def _explain(row: Row, row_format: str, error: BadRow) -> str:
-    lost, other = missing(row_format, row), recognise(row)
+def _explain(row: Row, row_format: str, kind: Kind, error: BadRow) -> str:
+    lost, other = missing(row_format, row), recognise(row, kind)
     if lost and other:
         return f"is in the format {other!r}, but the file began in {row_format!r}: one format a file"
     if lost:

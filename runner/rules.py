@@ -4,15 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
-from functools import cache
 from typing import Any
 
-import yaml
-
-from runner import places
+from runner import places, recipe_rules
 from runner.errors import Problem, nearest
 from runner.origins import Origins
-from runner.paths import ARCHITECTURES, CONFIG_DIR
+from runner.paths import ARCHITECTURES
 
 Values = dict[str, Any]
 
@@ -46,7 +43,8 @@ EXCLUSIVE = (("trainer.max_steps", "trainer.num_train_epochs"),)
 
 # Choices that a library checks only when weights are loaded.
 CHOICES = {
-    "lora.task_type": ("CAUSAL_LM",),
+    "trainer.truncation_mode": ("keep_start",),
+    "trainer.f_divergence_type": ("reverse_kl", "forward_kl", "js_divergence", "alpha_divergence"),
     "quantization.bnb_4bit_quant_type": ("nf4", "fp4"),
     "quantization.bnb_4bit_compute_dtype": ("float32", "bfloat16", "float16"),
 }
@@ -136,11 +134,6 @@ def cross_check(values: Values, origins: Origins) -> Iterator[Problem]:
         yield from check(values, origins)
 
 
-def recipes() -> list[str]:
-    """Names of the recipes: each has an option that chooses it."""
-    return sorted(file.stem for file in (CONFIG_DIR / "recipe").glob("*.yaml"))
-
-
 def _check_values(values: Values, origins: Origins) -> Iterator[Problem]:
     for key, bounds in RANGES.items():
         value = get(values, key)
@@ -150,28 +143,6 @@ def _check_values(values: Values, origins: Origins) -> Iterator[Problem]:
         value = get(values, key)
         if isinstance(value, str) and value not in choices:
             yield Problem(origins.where(key), f"{key}: {value!r} is not allowed", nearest(value, choices))
-
-
-def _check_recipe(values: Values, origins: Origins) -> Iterator[Problem]:
-    recipe = values.get("recipe")
-    if recipe not in recipes():
-        yield Problem(origins.where("recipe"), f"unknown recipe {recipe!r}", nearest(recipe, recipes()))
-    target, expected = get(values, "trainer._target_"), _trainer_class(str(recipe))
-    if target is None:
-        if not values.get("trainer"):  # with keys but no class, its section says so
-            yield Problem(origins.where("trainer"), "trainer names no class", "choose one: trainer=...")
-    elif expected and target != expected:
-        hint = f"trainer={recipe}, or the recipe of {target}"
-        yield Problem(
-            origins.where("trainer._target_"), f"recipe={recipe} trains with {expected}, not {target}", hint
-        )
-
-
-@cache
-def _trainer_class(recipe: str) -> str | None:
-    """The class of ``conf/trainer/RECIPE.yaml``; None for a recipe without options of its own."""
-    file = CONFIG_DIR / "trainer" / f"{recipe}.yaml"
-    return yaml.safe_load(file.read_text(encoding="utf-8")).get("_target_") if file.is_file() else None
 
 
 def _check_model(values: Values, origins: Origins) -> Iterator[Problem]:
@@ -268,7 +239,7 @@ def _check_trainer(values: Values, origins: Origins) -> Iterator[Problem]:
 
 _CHECKS: tuple[Callable[[Values, Origins], Iterator[Problem]], ...] = (
     _check_values,
-    _check_recipe,
+    recipe_rules.check_recipe,
     _check_model,
     _check_quantization,
     _check_precision,

@@ -133,8 +133,9 @@ class GgufSettings:
 class EvaluateSettings:
     """What ``recipe=evaluate`` measures; null for ``metrics`` means every one that fits the rows.
 
-    ``function`` is ``FILE.py:NAME``, called as ``NAME(answer, expected)`` for a number. ``tasks`` are those of
-    the optional package ``lm-eval``. Intervals are percentile bootstraps at ``confidence`` over ``resamples``.
+    ``function`` is ``FILE.py:NAME``, called as ``NAME(answer, expected)`` for a number. ``tasks`` are those
+    of the optional package ``lm-eval``. Intervals are percentile bootstraps at ``confidence`` over
+    ``resamples``.
     """
 
     metrics: list | None = None

@@ -1,5 +1,5 @@
-"""TRL's trainer with two guarantees more: it stops at the first loss that is not finite, and a checkpoint is
-complete or not there."""
+"""The library's trainers with two guarantees more: they stop at the first loss that is not finite, and a
+checkpoint is complete or not there."""
 
 from __future__ import annotations
 
@@ -12,7 +12,14 @@ from typing import Any
 
 import torch
 from datasets import Dataset
-from transformers import PrinterCallback, TrainerCallback, TrainerControl, TrainerState, TrainingArguments
+from transformers import (
+    PrinterCallback,
+    Trainer,
+    TrainerCallback,
+    TrainerControl,
+    TrainerState,
+    TrainingArguments,
+)
 from transformers.trainer_utils import rotate_checkpoints
 from trl.trainer.sft_config import SFTConfig
 from trl.trainer.sft_trainer import SFTTrainer
@@ -23,26 +30,27 @@ from runner.errors import Diverged
 OnLog = Callable[[dict[str, Any]], None]
 
 
-class SupervisedTrainer(SFTTrainer):
-    """``SFTTrainer`` on rows that are already ``input_ids`` and ``labels``.
+class GuardedTrainer(Trainer):
+    """What every trainer here adds to the library's, before which it stands among the base classes.
 
     Raises ``Diverged`` from the first step whose loss or gradient norm is not finite, before the optimizer
     uses it.
     """
 
+    _total_train_tokens: int
+
     def __init__(
         self,
         model: Any,
-        args: SFTConfig,
+        args: TrainingArguments,
         tokenizer: Any,
         train: Dataset,
         held_out: Dataset | None,
         on_log: OnLog,
+        **more: Any,
     ) -> None:
         if getattr(args, "_n_gpu", 1) > 1 and "WORLD_SIZE" not in os.environ:
             args._n_gpu = 1  # TRL refuses DataParallel; one process drives one GPU
-        if not args.packing:
-            args.max_length = None  # the rows are cut already; TRL would look at each again
         super().__init__(
             model=model,
             args=args,
@@ -50,12 +58,18 @@ class SupervisedTrainer(SFTTrainer):
             train_dataset=train,
             eval_dataset=held_out,
             callbacks=[_Report(on_log)],
+            **more,
         )
         self.remove_callback(PrinterCallback)
         for parameter in model.parameters():
             # TRL casts the adapter of any quantised base to bfloat16, also where the run computes in float32
             if parameter.requires_grad and model.dtype == torch.float32:
                 parameter.data = parameter.data.float()
+
+    @property
+    def tokens_seen(self) -> int:
+        """Tokens trained on so far, without padding."""
+        return self.state.num_input_tokens_seen or self._total_train_tokens
 
     def training_step(self, *args: Any, **kwargs: Any) -> torch.Tensor:
         """One forward and backward pass; the loss must be finite."""
@@ -92,6 +106,15 @@ class SupervisedTrainer(SFTTrainer):
             save_total_limit=save_total_limit,
             best_model_checkpoint=self.state.best_model_checkpoint,
         )
+
+
+class SupervisedTrainer(GuardedTrainer, SFTTrainer):
+    """``SFTTrainer`` on rows that are already ``input_ids`` and ``labels``."""
+
+    def __init__(self, model: Any, args: SFTConfig, *rows: Any, **more: Any) -> None:
+        if not args.packing:
+            args.max_length = None  # the rows are cut already; TRL would look at each again
+        super().__init__(model, args, *rows, **more)
 
 
 class _Report(TrainerCallback):

@@ -6,8 +6,10 @@ import inspect
 import pytest
 
 from runner.checks import known_fields
-from runner.fields import ALLOWED_TARGETS, Field, UnknownTarget, target_fields
+from runner.fields import Field
 from runner.rules import CHOICES, RANGES, RESERVED
+from runner.settings import OWN_SECTIONS
+from runner.targets import ALLOWED_TARGETS, UnknownTarget, target_fields
 
 TARGETS = [
     ("lora", "peft.LoraConfig"),
@@ -18,12 +20,16 @@ TARGETS = [
     ("quantization", "transformers.HqqConfig"),
     ("trainer", "trl.SFTConfig"),
     ("trainer", "trl.DPOConfig"),
+    ("trainer", "trl.KTOConfig"),
+    ("trainer", "trl.RewardConfig"),
+    ("trainer", "trl.experimental.orpo.ORPOConfig"),
+    ("trainer", "transformers.TrainingArguments"),
 ]
 
 
 @pytest.mark.parametrize(("section", "target"), TARGETS)
 def test_fields_are_those_of_the_class(section, target):
-    package, name = target.split(".")
+    package, _, name = target.rpartition(".")
     kind = getattr(importlib.import_module(package), name)
     parameters = set(inspect.signature(kind.__init__).parameters) - {"self", "kwargs"}
     assert set(target_fields(section, target)) == parameters
@@ -31,7 +37,7 @@ def test_fields_are_those_of_the_class(section, target):
 
 @pytest.mark.parametrize(("section", "target"), TARGETS)
 def test_defaults_are_accepted(section, target):
-    package, name = target.split(".")
+    package, _, name = target.rpartition(".")
     parameters = inspect.signature(getattr(importlib.import_module(package), name).__init__).parameters
     fields = target_fields(section, target)
     plain = (bool, int, float, str, list, dict, type(None))
@@ -58,8 +64,9 @@ def test_a_class_that_the_package_does_not_export_is_refused():
 
 def test_rules_are_about_fields_that_exist():
     usual = dict(zip(ALLOWED_TARGETS, ("peft.LoraConfig", "transformers.BitsAndBytesConfig"), strict=False))
-    known = {"seed", "lora.num_virtual_tokens", "trainer.beta"}  # the last two belong to other classes
-    for section in ("model", "data", "template", "generation", "lora", "quantization", "trainer"):
+    known = {"seed", "lora.num_virtual_tokens"}  # the last belongs to another class
+    known |= {f"trainer.{name}" for name in known_fields("trainer", "trl.DPOConfig")}
+    for section in (*OWN_SECTIONS, "lora", "quantization", "trainer"):
         target = {**usual, "trainer": "trl.SFTConfig"}.get(section)
         known |= {f"{section}.{name}" for name in known_fields(section, target)}
     assert {*RANGES, *CHOICES, *RESERVED} - known == set()

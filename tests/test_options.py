@@ -20,6 +20,14 @@ def name(file: Path) -> str:
     return f"{file.parent.name}={file.stem}"
 
 
+def choices(file: Path) -> list[str]:
+    """What chooses a file: ``trainer_model/sft-tiny`` is there for ``trainer=sft`` with ``model=tiny``."""
+    if "_" not in file.parent.name:
+        return [name(file)]
+    options = file.stem.split("-", 1)
+    return [f"{group}={option}" for group, option in zip(file.parent.name.split("_"), options, strict=True)]
+
+
 def given(*files: Path) -> list[str]:
     """Values for the keys that files leave open with ``???``."""
     words = []
@@ -49,10 +57,12 @@ def test_the_command_in_the_header_works(file, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     lines = file.read_text(encoding="utf-8").splitlines()
     header = lines[lines[0].startswith("# @package")]
+    (tmp_path / "RUN").mkdir()
+    (tmp_path / "RUN" / "adapter_config.json").write_text('{"base_model_name_or_path": "."}')
     for data in re.findall(r"[\w.-]+\.(?:jsonl?|csv)", header):
         Path(data).write_text("{}")
     words = shlex.split(header.removeprefix("# python -m runner"))
-    assert name(file) in words
+    assert all(choice in words for choice in choices(file))
     assert isinstance(compose(*words), RunConfig)
 
 
@@ -73,7 +83,7 @@ def test_the_first_comment_is_the_command_that_uses_it(file):
     comment = lines[1] if lines[0].startswith("# @package") else lines[0]
     assert comment.startswith("# python -m runner")
     if file.parent != CONF:
-        assert f" {name(file)}" in f"{comment} "
+        assert all(f" {choice}" in f"{comment} " for choice in choices(file))
 
 
 def test_every_experiment_places_its_keys_in_the_whole_config():

@@ -13,7 +13,7 @@ from runner.model import find_base, load_model
 from runner.settings import ModelSettings
 
 RECORD = {"config.yaml", "run.json", "metrics.jsonl", "samples.jsonl", "report.html"}
-ADAPTER = {"adapter_config.json", "adapter_model.safetensors", "README.md"}
+ADAPTER = {"adapter_config.json", "adapter_model.safetensors", "base.json", "README.md"}
 TOKENIZER = {"tokenizer.json", "tokenizer_config.json", "chat_template.jinja"}
 OPTIONS = sorted(file.stem for file in (Path(__file__).parent.parent / "conf/lora").glob("*.yaml"))
 

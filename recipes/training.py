@@ -1,0 +1,223 @@
+"""The training recipes from top to bottom: refuse what is wrong, load, score, train, score again, save."""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from runner import console, environment
+from runner.adapter import AdapterSaver, add_adapter, changes_base, continue_adapter, set_base
+from runner.artifacts import RunFolder
+from runner.card import model_card
+from runner.components import (
+    check_adapter,
+    check_packing,
+    peft_config,
+    quantization_config,
+    training_arguments,
+)
+from runner.errors import Diverged
+from runner.identity import base_identity
+from runner.lineage import adapters, check_base, check_shape, write_base
+from runner.model import Base, Precision, choose_precision, device, find_base, linear_modules, load_model
+from runner.objectives import OBJECTIVES
+from runner.prepare import prepare
+from runner.resume import find_checkpoint
+from runner.settings import RunConfig
+from runner.split import Data, number_classes
+from runner.template import Renderer, apply_template
+
+# What an evaluation says about the model, by the library's names.
+_SCORES = (
+    "eval_loss",
+    "eval_rewards/accuracies",
+    "eval_rewards/margins",
+    "eval_accuracy",
+    "eval_margin",
+    "eval_f1",
+)
+
+
+@dataclass
+class Setup:
+    """All that a run needs before its weights are loaded."""
+
+    base: Base
+    identity: dict[str, Any]
+    precision: Precision
+    renderer: Renderer
+    quantization: Any
+    arguments: Any
+    checkpoint: Path | None
+    notes: list[str]
+
+
+def train(config: RunConfig, folder: RunFolder) -> None:
+    """Train one adapter, or the whole model, in a run folder. Raises ``Refused`` before loading weights."""
+    objective = OBJECTIVES[config.recipe]
+    with folder.timed("check"):
+        setup = _check(config, folder)
+    with folder.timed("data"):
+        max_length = config.trainer.get("max_length", 1024)
+        data = prepare(config.data, setup.renderer, max_length, config.seed, objective.kind)
+        classes = _classes(config, data)
+    steps = _total_steps(setup.arguments, len(data.train.rows))
+    folder.notes += [*setup.base.notes, *setup.notes, *data.notes]
+    folder.record |= {
+        "model": setup.base.record() | {"identity": setup.identity},
+        "data": {split.name: split.record() for split in (data.train, data.eval) if split},
+        "parents": [str(adapter.run or adapter.folder) for adapter in adapters(config)],
+    }
+    folder.write()
+    console.opening(config, data, setup.precision, steps, folder)
+
+    with folder.timed("load"):
+        model, saver = _load(config, setup, steps, classes)
+        trained = sum(p.numel() for p in model.parameters() if p.requires_grad)
+        folder.metrics |= {"trainable_parameters": trained, "total_parameters": _total_parameters(model)}
+
+    from runner.scoring import Judge
+
+    fresh = not config.adapter and not changes_base(peft_config(config))
+    judge = Judge(config, setup.renderer, _answerable(data) if objective.generates else None, setup.precision)
+    with folder.timed("score_before"):
+        before = judge.answer(model, "before training", base_only=fresh)
+    _fit(config, folder, setup, data, model, steps, fresh)
+    target = folder.path / ("adapter" if saver else "model")
+    with folder.timed("save"):
+        if saver is not None:
+            saver.save(target)
+            set_base(target, config.model.path or f"random:{config.model.architecture}")
+            write_base(target, dataclasses.asdict(config.model), setup.identity, classes)
+        else:
+            model.save_pretrained(target)
+        setup.base.tokenizer.save_pretrained(target)
+    with folder.timed("score_after"):
+        after = judge.answer(model, "after training")
+    folder.metrics |= judge.scores(before, after)
+    samples = judge.samples(before, after)
+    folder.write_lines("samples.jsonl", samples)
+    console.samples(samples)
+    (target / "README.md").write_text(model_card(config, folder.record), encoding="utf-8")
+    if config.push_to:
+        from runner.publish import publish
+
+        publish(config, folder, target)
+
+
+def _check(config: RunConfig, folder: RunFolder) -> Setup:
+    """Everything that can be refused without reading rows or weights."""
+    checkpoint = find_checkpoint(config)
+    check_packing(config)
+    check_shape(config)
+    if config.push_to:
+        from runner.publish import check_publish
+
+        check_publish(config)
+    base = find_base(config.model)
+    precision = choose_precision(config)
+    apply_template(base.tokenizer, config.template)
+    renderer = Renderer(base.tokenizer, config.template, config.data.train_on)
+    has_cuda = device().type == "cuda"
+    arguments, notes = training_arguments(config, precision, folder.path, has_cuda)
+    peft_config(config)
+    check_adapter(config, base, linear_modules(base.config, config.model.trust_remote_code), has_cuda)
+    identity = base_identity(base, config.seed)
+    notes += check_base(config, identity)
+    quantization = quantization_config(config, precision)
+    return Setup(base, identity, precision, renderer, quantization, arguments, checkpoint, notes)
+
+
+def _classes(config: RunConfig, data: Data) -> list[str] | None:
+    """The outputs of the new head: classes of the rows, one score for a reward, None to write tokens."""
+    if config.recipe == "classify":
+        return number_classes(data)
+    return ["reward"] if config.recipe == "reward" else None
+
+
+def _load(
+    config: RunConfig, setup: Setup, steps: int, classes: list[str] | None
+) -> tuple[Any, AdapterSaver | None]:
+    """The model that is trained, and what saves its adapter, if it has one."""
+    base = setup.base
+    model: Any = load_model(base, setup.quantization, setup.precision.dtype, config.seed, classes)
+    adapter = peft_config(config, steps)
+    if config.adapter:
+        model = continue_adapter(model, adapters(config)[0].folder)
+    elif adapter is not None:
+        model = add_adapter(model, adapter, config.seed, base.folder)
+    if setup.precision.autocast is not None:
+        for name, parameter in model.named_parameters():
+            if parameter.requires_grad and "modules_to_save" in name:
+                parameter.data = parameter.data.float()  # bfloat16 would lose small updates
+    return model, AdapterSaver(model) if adapter is not None or config.adapter else None
+
+
+def _fit(
+    config: RunConfig, folder: RunFolder, setup: Setup, data: Data, model: Any, steps: int, fresh: bool
+) -> None:
+    """Train and measure the loss on the held-out rows. Raises ``Diverged``."""
+    from runner.trainer import all_finite
+
+    objective = OBJECTIVES[config.recipe]
+    progress = console.TrainingProgress(steps)
+
+    def on_log(entry: dict[str, Any]) -> None:
+        progress.update(entry)
+        folder.log({key: value for key, value in entry.items() if key != "max_steps"})
+
+    held_out = data.eval.dataset() if data.eval else None
+    trainer = objective.trainer_class()(
+        model,
+        setup.arguments,
+        setup.base.tokenizer,
+        data.train.dataset(),
+        held_out,
+        on_log,
+        **({"fresh": fresh} if objective.reference else {}),
+    )
+    with folder.timed("train"), progress:
+        result = trainer.train(resume_from_checkpoint=str(setup.checkpoint) if setup.checkpoint else None)
+    if not all_finite(model):
+        raise Diverged("a trained weight is not finite; nothing was saved")
+    folder.metrics |= {
+        "train_loss": result.training_loss,
+        "steps": trainer.state.global_step,
+        "tokens": trainer.tokens_seen,
+        "tokens_per_second": round(trainer.tokens_seen / max(folder.times["train"], 1e-9), 1),
+        "peak_memory_bytes": environment.peak_memory(),
+    }
+    if held_out is not None:
+        with folder.timed("evaluate"):
+            scores = trainer.evaluate()
+        folder.metrics |= {key.replace("/", "_"): scores[key] for key in _SCORES if key in scores}
+
+
+def _answerable(data: Data) -> Any:
+    """The held-out rows to be answered: all but those whose answer was disliked."""
+    if data.eval is None:
+        return None
+    return dataclasses.replace(
+        data.eval, examples=[example for example in data.eval.examples if example.label is not False]
+    )
+
+
+def _total_steps(arguments: Any, rows: int) -> int:
+    """Optimizer steps of the run, as the trainer will count them without packing."""
+    if arguments.max_steps > 0:
+        return arguments.max_steps
+    batches = math.ceil(rows / (arguments.per_device_train_batch_size * arguments.world_size))
+    return max(
+        1, math.ceil(math.ceil(batches / arguments.gradient_accumulation_steps) * arguments.num_train_epochs)
+    )
+
+
+def _total_parameters(model: Any) -> int:
+    """Parameters of the model, 4-bit ones counted unpacked."""
+    packed = {"Params4bit"}
+    return sum(
+        p.numel() * (2 * p.element_size() if type(p).__name__ in packed else 1) for p in model.parameters()
+    )

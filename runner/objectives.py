@@ -1,0 +1,42 @@
+"""What each training recipe learns from, and the trainer and the PEFT task that go with it."""
+
+from __future__ import annotations
+
+import importlib
+from dataclasses import dataclass
+from typing import Any, Literal
+
+from runner.formats import Kind
+
+
+@dataclass(frozen=True)
+class Objective:
+    """The kind of rows, PEFT's task type, and the trainer's class as ``MODULE:CLASS``.
+
+    ``reference`` says that the loss compares with a frozen copy of the model as it was at the start.
+    """
+
+    kind: Kind
+    trainer: str
+    task_type: Literal["CAUSAL_LM", "SEQ_CLS"] = "CAUSAL_LM"
+    reference: bool = False
+
+    @property
+    def generates(self) -> bool:
+        """Whether the trained model writes answers, so that it can be scored by them."""
+        return self.task_type == "CAUSAL_LM"
+
+    def trainer_class(self) -> Any:
+        """Import the trainer, and with it TRL and torch."""
+        module, _, name = self.trainer.partition(":")
+        return getattr(importlib.import_module(module), name)
+
+
+OBJECTIVES = {
+    "sft": Objective("answers", "runner.trainer:SupervisedTrainer"),
+    "dpo": Objective("pairs", "runner.preference:DirectPreferenceTrainer", reference=True),
+    "kto": Objective("feedback", "runner.preference:FeedbackTrainer", reference=True),
+    "orpo": Objective("pairs", "runner.odds_ratio:OddsRatioTrainer"),
+    "reward": Objective("pairs", "runner.reward:RewardModelTrainer", "SEQ_CLS"),
+    "classify": Objective("labels", "runner.classifier:ClassifierTrainer", "SEQ_CLS"),
+}
