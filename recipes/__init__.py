@@ -10,7 +10,7 @@ import sys
 import warnings
 from pathlib import Path
 
-from runner import artifacts, config, console, environment
+from runner import artifacts, config, console, environment, lineage
 from runner.errors import ExitCode, Problem, Refused, RunnerError
 from runner.resume import find_checkpoint
 from runner.settings import RunConfig
@@ -33,7 +33,7 @@ def run_recipe(run: RunConfig, typed: list[str], overrides: list[str]) -> int:
         find_checkpoint(run)  # before the folder is touched, which with resume=auto is the earlier run's own
         path = artifacts.create(run.output_dir, f"{run.recipe}-{model}", go_on=run.resume == "auto")
         folder = artifacts.RunFolder(path, command, overrides, config.to_yaml(run), run.seed)
-        folder.record["recipe"] = run.recipe
+        folder.record |= {"recipe": run.recipe, "parents": lineage.parents(run)}
     except Refused as refused:
         console.refused(refused.problems)
         return ExitCode.REFUSED

@@ -69,7 +69,6 @@ def train(config: RunConfig, folder: RunFolder) -> None:
     folder.record |= {
         "model": setup.base.record() | {"identity": setup.identity},
         "data": {split.name: split.record() for split in (data.train, data.eval) if split},
-        "parents": [str(adapter.run or adapter.folder) for adapter in adapters(config)],
     }
     folder.write()
     console.opening(config, data, setup.precision, steps, folder)

@@ -24,6 +24,22 @@ if TYPE_CHECKING:
 out = Console(highlight=False, soft_wrap=True)
 err = Console(stderr=True, highlight=False, soft_wrap=True)
 
+# Results of a run and how they are called, in the order in which they are shown.
+RESULTS = {
+    "train_loss": "training loss",
+    "eval_loss": "held-out loss",
+    "eval_rewards_accuracies": "reward accuracy",
+    "eval_rewards_margins": "reward margin",
+    "eval_accuracy": "accuracy",
+    "eval_f1": "macro F1",
+    "exact_match_after": "exact match",
+    "exact_match": "exact match",
+    "merge_kl": "KL, merged from adapter model",
+    "merge_max_logit_difference": "largest logit difference",
+    "merge_greedy_agreement": "same next token",
+}
+_SHARES = ("eval_rewards_accuracies", "eval_accuracy", "merge_greedy_agreement", "exact_match")
+
 _PLAIN_LINES = 10  # progress lines of a phase when the output is no terminal
 
 
@@ -73,9 +89,9 @@ def closing(record: dict[str, Any], folder: Path) -> None:
             name.replace("_", " "),
             f"{metrics[f'{name}_before']:.1%} before, [bold green]{metrics[f'{name}_after']:.1%} after[/]",
         )
-    for key, label in (("train_loss", "training loss"), ("eval_loss", "held-out loss")):
-        if metrics.get(key) is not None:
-            table.add_row(label, f"{metrics[key]:.4f}")
+    for key, label in RESULTS.items():
+        if metrics.get(key) is not None and not key.endswith("_after"):
+            table.add_row(label, f"{metrics[key]:.1%}" if key in _SHARES else f"{metrics[key]:.4g}")
     if "trainable_parameters" in metrics:
         trained, total = metrics["trainable_parameters"], metrics["total_parameters"]
         table.add_row("trained", f"{trained:,} of {total:,} parameters ({trained / total:.2%})")
@@ -163,6 +179,24 @@ class TrainingProgress(Progress):
         if loss is not None:
             detail = f"loss {loss:.4f}  lr {entry.get('learning_rate', 0):.2e}"
             self.show(entry["step"], detail, entry.get("max_steps"))
+
+
+def heading(text: str) -> None:
+    """Begin a part of a longer command."""
+    out.print(f"\n[bold]── {escape(text)}[/]")
+
+
+def stages(done: dict[str, Any]) -> None:
+    """Print what each stage of a chain came to."""
+    table = Table(box=None, padding=(0, 2, 0, 0))
+    for name in ("stage", "recipe", "seconds", "result"):
+        table.add_column(name, overflow="fold")
+    for name, stage in done.items():
+        scores = {key: value for key, value in stage["metrics"].items() if isinstance(value, float)}
+        shown = ", ".join(f"{key} {value:.4g}" for key, value in scores.items() if key in RESULTS)
+        table.add_row(escape(name), stage["recipe"], f"{stage['seconds']:.0f}", shown)
+    out.print()
+    out.print(table)
 
 
 def note(text: str) -> None:

@@ -71,6 +71,15 @@ def find_adapter(path: str) -> Adapter:
     raise Refused(Problem(where, "holds no adapter_config.json", "name a run folder or its adapter/"))
 
 
+def parents(config: RunConfig) -> list[str]:
+    """The run folders, or else the folders, that the run takes its adapters and its model from."""
+    found = [str(adapter.run or adapter.folder) for adapter in adapters(config)]
+    model = Path(str(config.model.path)).expanduser()
+    if config.model.weights == "pretrained" and (model.parent / "run.json").is_file():
+        found.append(str(model.parent))
+    return found
+
+
 def check_base(config: RunConfig, identity: dict[str, Any]) -> list[str]:
     """Refuse adapters that belong to another base than the one whose ``identity`` is given.
 

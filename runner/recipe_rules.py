@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import re
 from collections.abc import Iterator
 from functools import cache
 from typing import Any
@@ -20,7 +21,7 @@ Values = dict[str, Any]
 # Keys and sections that say nothing to other recipes than these.
 _TRAINING = tuple(OBJECTIVES)
 BELONGS = {
-    "resume": _TRAINING,
+    "resume": (*_TRAINING, "chain"),
     "export": ("merge",),
     "gguf": ("merge",),
     "merge": ("merge",),
@@ -73,6 +74,10 @@ def check_recipe(values: Values, origins: Origins) -> Iterator[Problem]:
     yield from _check_task(str(recipe), values, origins)
     yield from _check_keys_of_others(str(recipe), values, origins)
     yield from _check_losses(str(recipe), values.get("trainer") or {}, origins)
+    if recipe == "chain":
+        yield from _check_stages(values.get("stages"), origins)
+    if recipe == "merge" and not values.get("adapter"):
+        yield Problem(origins.where("adapter"), "recipe=merge needs an adapter", "add adapter=RUN_FOLDER")
 
 
 def _check_trainer(recipe: str, values: Values, origins: Origins) -> Iterator[Problem]:
@@ -144,3 +149,24 @@ def _check_losses(recipe: str, trainer: Values, origins: Origins) -> Iterator[Pr
     if recipe == "dpo" and divergence != "reverse_kl" and wrong:
         message = f"trainer.f_divergence_type={divergence} is not defined for the loss {wrong[0]}"
         yield Problem(origins.where("trainer.f_divergence_type"), message, f"for: {', '.join(_DIVERGENT)}")
+
+
+def _check_stages(stages: Any, origins: Origins) -> Iterator[Problem]:
+    where = origins.where("stages")
+    if not isinstance(stages, dict) or not stages:
+        hint = "stages={sft: [recipe=sft], merge: [recipe=merge, 'adapter={sft}']}"
+        yield Problem(where, "recipe=chain needs stages", hint)
+        return
+    earlier: list[str] = []
+    for name, words in stages.items():
+        if not re.fullmatch(r"[\w-][\w.-]*", str(name)):
+            yield Problem(where, f"stages: {name!r} cannot be a folder's name", "letters, digits, . _ and -")
+        if not isinstance(words, list) or not all(isinstance(text, str) and "=" in text for text in words):
+            yield Problem(where, f"stages.{name} must be a list of overrides, got {words!r}", "[recipe=sft]")
+            continue
+        for text in words:
+            for other in re.findall(r"\{([\w.-]+)\}", text):
+                if other not in earlier:
+                    message = f"stages.{name}: {text} names a stage that does not come before it"
+                    yield Problem(where, message, nearest(other, earlier) or "the first stage can name none")
+        earlier.append(str(name))

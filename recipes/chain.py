@@ -1,0 +1,97 @@
+"""Several recipes as one command: each stage a run of its own, which later stages can name."""
+
+from __future__ import annotations
+
+import json
+import re
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+from runner import config as configs
+from runner import console
+from runner.artifacts import RunFolder
+from runner.errors import ExitCode, Problem, Refused, RunnerError
+from runner.settings import RunConfig
+
+# Overrides of the whole that mean nothing to a stage.
+_OF_THE_CHAIN = ("experiment", "recipe", "output_dir", "resume", "stages")
+
+
+class StageFailed(RunnerError):
+    """A stage did not complete; the code is its own, but for a refusal, before which others have run."""
+
+    def __init__(self, message: str, code: int) -> None:
+        self.code = ExitCode.FAILED if code not in (ExitCode.DIVERGED, ExitCode.PREEMPTED) else ExitCode(code)
+        super().__init__(message)
+
+
+def run(config: RunConfig, folder: RunFolder) -> None:
+    """Check all stages, then run one after the other, each in a process and a folder of its own.
+
+    With ``resume=auto`` the stages that have completed are not run again. Raises ``Refused`` for a mistake in
+    any stage before the first one runs, ``StageFailed`` for the first that does not complete.
+    """
+    stages: dict[str, list[str]] = config.stages or {}
+    common = [text for text in folder.record["overrides"] if _key(text) not in _OF_THE_CHAIN]
+    with folder.timed("check"):
+        _check(stages, common)
+    done: dict[str, Any] = folder.record.setdefault("stages", {})
+    for number, (name, words) in enumerate(stages.items(), start=1):
+        path = folder.path / name
+        if _status(path) == "completed":
+            console.note(f"stage {name} is complete already")
+        else:
+            console.heading(f"stage {number} of {len(stages)}: {name}")
+            filled = [_filled(text, folder.path) for text in words]
+            with folder.timed(name):
+                code = _run([*_without(common, filled), *filled, f"output_dir={path}"], path)
+            if code:
+                raise StageFailed(f"stage {name} ended with exit code {code}", code)
+        record = json.loads((path / "run.json").read_text(encoding="utf-8"))
+        done[name] = {"folder": name, **{key: record[key] for key in ("recipe", "seconds", "metrics")}}
+        folder.write()
+    console.stages(done)
+
+
+def _check(stages: dict[str, list[str]], common: list[str]) -> None:
+    """Every stage as far as it can be checked before the stages that it names have run."""
+    problems: list[Problem] = []
+    for name, words in stages.items():
+        known = [text for text in words if not re.search(r"\{[\w.-]+\}", text)]
+        try:
+            configs.check(configs.parse([*_without(common, known), *known]))
+        except Refused as refused:
+            problems += [
+                Problem(f"stages.{name}: {problem.where}", problem.message, problem.hint)
+                for problem in refused.problems
+            ]
+    if problems:
+        raise Refused(problems)
+
+
+def _run(words: list[str], path: Path) -> int:
+    """One stage in a process of its own, so that it leaves no memory behind."""
+    resumed = ["resume=auto"] if (path / "checkpoints").is_dir() else []
+    return subprocess.run([sys.executable, "-m", "runner", *words, *resumed], check=False).returncode
+
+
+def _status(path: Path) -> str | None:
+    file = path / "run.json"
+    return json.loads(file.read_text(encoding="utf-8")).get("status") if file.is_file() else None
+
+
+def _filled(text: str, root: Path) -> str:
+    """A stage's override with ``{NAME}`` replaced by the folder of that stage."""
+    return re.sub(r"\{([\w.-]+)\}", lambda found: str(root / found[1]), text)
+
+
+def _without(common: list[str], words: list[str]) -> list[str]:
+    """Overrides of the whole, less the keys that the stage sets itself."""
+    keys = {_key(text) for text in words}
+    return [text for text in common if _key(text) not in keys]
+
+
+def _key(text: str) -> str:
+    return text.lstrip("+~").partition("=")[0]
