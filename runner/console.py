@@ -38,7 +38,7 @@ RESULTS = {
     "merge_max_logit_difference": "largest logit difference",
     "merge_greedy_agreement": "same next token",
 }
-_SHARES = ("eval_rewards_accuracies", "eval_accuracy", "merge_greedy_agreement", "exact_match")
+SHARES = ("exact_match", "json_valid", "eval_rewards_accuracies", "eval_accuracy", "merge_greedy_agreement")
 
 _PLAIN_LINES = 10  # progress lines of a phase when the output is no terminal
 
@@ -85,13 +85,12 @@ def closing(record: dict[str, Any], folder: Path) -> None:
     table = Table(show_header=False, box=None, padding=(0, 2, 0, 0))
     names = [name.removesuffix("_after") for name in metrics if name.endswith("_after")]
     for name in names:
-        table.add_row(
-            name.replace("_", " "),
-            f"{metrics[f'{name}_before']:.1%} before, [bold green]{metrics[f'{name}_after']:.1%} after[/]",
-        )
+        kind = ".1%" if name in SHARES else ".4g"
+        before, after = (format(metrics[f"{name}_{when}"], kind) for when in ("before", "after"))
+        table.add_row(name.replace("_", " "), f"{before} before, [bold green]{after} after[/]")
     for key, label in RESULTS.items():
         if metrics.get(key) is not None and not key.endswith("_after"):
-            table.add_row(label, f"{metrics[key]:.1%}" if key in _SHARES else f"{metrics[key]:.4g}")
+            table.add_row(label, f"{metrics[key]:.1%}" if key in SHARES else f"{metrics[key]:.4g}")
     if "trainable_parameters" in metrics:
         trained, total = metrics["trainable_parameters"], metrics["total_parameters"]
         table.add_row("trained", f"{trained:,} of {total:,} parameters ({trained / total:.2%})")
@@ -197,6 +196,47 @@ def stages(done: dict[str, Any]) -> None:
         table.add_row(escape(name), stage["recipe"], f"{stage['seconds']:.0f}", shown)
     out.print()
     out.print(table)
+
+
+def evaluation(found: dict[str, Any]) -> None:
+    """Print each score of each model, and whether its difference from the first is more than noise."""
+    first, *others = found["models"]
+    for column in others or [first]:
+        table = Table(box=None, padding=(0, 2, 0, 0))
+        table.add_column("score")
+        for name in dict.fromkeys((first, column)):
+            table.add_column(escape(name), justify="right", overflow="fold")
+        if others:
+            table.add_column("difference", justify="right")
+        table.add_column(f"{found['confidence']:.0%} interval", overflow="fold")
+        table.add_column("")
+        for name, score in found["models"][column].items():
+            row = [escape(name), _number(score["value"], name)]
+            shown, verdict = score, ""
+            if others:
+                shown = found["differences"][column][name]
+                row.insert(1, _number(found["models"][first][name]["value"], name))
+                row.append(_number(shown["value"], name, "+"))
+                verdict = _verdict(shown, score["higher"])
+            sign = "+" if others else ""
+            low, high = (_number(shown[bound], name, sign) for bound in ("low", "high"))
+            table.add_row(*row, f"{low} to {high}", verdict)
+        for name in found["tasks"].get(column, {}):
+            scores = [found["tasks"][model].get(name) for model in dict.fromkeys((first, column))]
+            table.add_row(escape(name), *("-" if score is None else f"{score:.4g}" for score in scores))
+        out.print()
+        out.print(table)
+
+
+def _verdict(gap: dict[str, Any], higher: bool) -> str:
+    if not gap["significant"]:
+        return "[dim]within noise[/]"
+    return "[green]better[/]" if (gap["value"] > 0) == higher else "[red]worse[/]"
+
+
+def _number(value: float, name: str, sign: str = "") -> str:
+    """Shares as percentages, everything else with four digits."""
+    return format(value, f"{sign}.1%" if name in SHARES else f"{sign}.4g")
 
 
 def note(text: str) -> None:

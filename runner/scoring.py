@@ -3,27 +3,21 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from contextlib import AbstractContextManager, nullcontext
+from contextlib import nullcontext
 from typing import Any
 
 import torch
 
 from runner import console
 from runner.formats import Example
+from runner.likelihood import cast
+from runner.metrics import ROW_SCORES, SHARES, measure
 from runner.model import Precision
 from runner.prepare import Split
 from runner.settings import RunConfig
 from runner.template import Renderer
 
 _MARGIN = 8  # tokens beyond the longest expected answer: room to end the turn, or to show that it goes on
-
-
-def exact_match(answer: str, expected: str) -> bool:
-    """Whether two texts are equal but for white space around them."""
-    return answer.strip() == expected.strip()
-
-
-METRICS: dict[str, Callable[[str, str], bool]] = {"exact_match": exact_match}
 
 
 class Judge:
@@ -59,12 +53,13 @@ class Judge:
             )
 
     def scores(self, before: list[str], after: list[str]) -> dict[str, float]:
-        """Share of right answers as ``<metric>_before`` and ``<metric>_after``; empty without a metric."""
+        """The metric's score as ``<metric>_before`` and ``<metric>_after``; empty without a metric."""
         name = self._config.data.metric
         if not name or not self._examples:
             return {}
+        expected = [example.answer for example in self._examples]
         pairs = (("before", before), ("after", after))
-        return {f"{name}_{when}": self._right(texts).count(True) / len(texts) for when, texts in pairs}
+        return {f"{name}_{when}": measure(name, texts, expected).value for when, texts in pairs}
 
     def samples(self, before: list[str], after: list[str]) -> list[dict[str, Any]]:
         """The lines of ``samples.jsonl``."""
@@ -83,11 +78,12 @@ class Judge:
         ]
 
     def _right(self, answers: list[str]) -> list[bool | None]:
-        """Whether each answer is right; None where no metric is set."""
-        if self._config.data.metric is None:
+        """Whether each answer is right; None where the metric does not say so of single rows."""
+        name = self._config.data.metric
+        if name not in SHARES:
             return [None] * len(answers)
-        judge = METRICS[self._config.data.metric]
-        return [judge(text, example.answer) for text, example in zip(answers, self._examples, strict=True)]
+        pairs = zip(answers, self._examples, strict=True)
+        return [bool(ROW_SCORES[name](text, example.answer)) for text, example in pairs]
 
 
 def generate(
@@ -118,7 +114,7 @@ def generate(
     try:
         for start in range(0, len(order), batch_size):
             chosen = order[start : start + batch_size]
-            with torch.inference_mode(), _autocast(model.device, autocast):
+            with torch.inference_mode(), cast(model.device, autocast):
                 texts = _answer(model, tokenizer, [prompts[index] for index in chosen], max_new_tokens)
             answers_by_index |= dict(zip(chosen, texts, strict=True))
             if on_batch:
@@ -158,7 +154,3 @@ def _stop_ids(model: Any, tokenizer: Any) -> list[int]:
     own = model.generation_config.eos_token_id
     others = own if isinstance(own, list) else [own] if own is not None else []
     return sorted({tokenizer.eos_token_id, *others})
-
-
-def _autocast(device: torch.device, dtype: torch.dtype | None) -> AbstractContextManager[Any]:
-    return torch.autocast(device.type, dtype=dtype) if dtype is not None else nullcontext()

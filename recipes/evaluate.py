@@ -1,0 +1,222 @@
+"""Score a model on held-out rows, the base against its adapters side by side, with bootstrap intervals."""
+
+from __future__ import annotations
+
+import ast
+import json
+import math
+from collections.abc import Callable
+from contextlib import nullcontext
+from pathlib import Path
+from typing import Any
+
+from runner import console
+from runner.artifacts import RunFolder, write_whole
+from runner.components import quantization_config
+from runner.errors import Problem, Refused, nearest
+from runner.identity import base_identity
+from runner.lineage import adapters, check_base
+from runner.lm_eval_tasks import check_tasks, run_tasks
+from runner.model import Precision, choose_precision, find_base, load_model
+from runner.prepare import prepare
+from runner.settings import RunConfig
+from runner.split import Split
+from runner.template import Renderer, apply_template
+
+
+def run(config: RunConfig, folder: RunFolder) -> None:
+    """Write ``evaluation.json`` and ``samples.jsonl``, and print a table. Raises ``Refused``."""
+    with folder.timed("check"):
+        names = _metric_names(config)
+        check_tasks(config.evaluate.tasks)
+        base = find_base(config.model)
+        identity = base_identity(base, config.seed)
+        folder.notes += [*base.notes, *check_base(config, identity)]
+        precision = choose_precision(config)
+        apply_template(base.tokenizer, config.template)
+        renderer = Renderer(base.tokenizer, config.template, config.data.train_on)
+        quantization = quantization_config(config, precision)
+    with folder.timed("data"):
+        rows = _rows(config, folder, renderer)
+    folder.record |= {
+        "model": base.record() | {"identity": identity},
+        "data": {rows.name: rows.record()},
+    }
+    folder.write()
+    for note in folder.notes:
+        console.note(note)
+    with folder.timed("load"):
+        model: Any = load_model(base, quantization, precision.dtype, config.seed)
+        model, columns = _with_adapters(model, config)
+    answered = [example for example in rows.examples if example.messages][: config.generation.rows]
+    measured: dict[str, Any] = {}
+    answers: dict[str, list[str]] = {}
+    tasks: dict[str, dict[str, float]] = {}
+    for column, active in columns.items():
+        with active(), folder.timed(f"score {column}"):
+            answers[column] = _answers(model, config, renderer, answered, precision, column)
+            measured[column] = _measures(
+                config, model, base, rows, answered, answers[column], names, precision
+            )
+            if config.evaluate.tasks:
+                batch = config.generation.batch_size
+                tasks[column] = run_tasks(model, base.tokenizer, config.evaluate.tasks, batch, config.seed)
+    evaluation = _compare(config, measured, tasks)
+    write_whole(folder.path / "evaluation.json", json.dumps(evaluation, indent=2, ensure_ascii=False) + "\n")
+    folder.write_lines("samples.jsonl", _samples(config, answered, answers))
+    last = evaluation["models"][list(columns)[-1]]
+    folder.metrics |= {name: score["value"] for name, score in last.items()}
+    console.evaluation(evaluation)
+
+
+def _metric_names(config: RunConfig) -> list[str] | None:
+    """The chosen metrics, None for all that fit. Raises ``Refused`` for these and the user's function."""
+    from runner.metrics import METRICS
+
+    settings, problems = config.evaluate, []
+    for name in settings.metrics or ():
+        if name not in METRICS:
+            message = f"evaluate.metrics: {name!r} is not a metric"
+            problems.append(Problem("evaluate.metrics", message, nearest(name, METRICS)))
+    if settings.function is not None:
+        problems += _function_problems(settings.function)
+    if problems:
+        raise Refused(problems)
+    return list(settings.metrics) if settings.metrics is not None else None
+
+
+def _function_problems(place: str) -> list[Problem]:
+    """What is wrong with ``FILE.py:NAME``, without running the file."""
+    file, _, name = place.rpartition(":")
+    where, path = f"evaluate.function={place}", Path(file).expanduser()
+    if not file.endswith(".py") or not path.is_file():
+        return [Problem(where, f"there is no file {file or place!r}", "FILE.py:NAME")]
+    try:
+        tree = ast.parse(path.read_text(encoding="utf-8"))
+    except (SyntaxError, ValueError) as error:
+        return [Problem(where, f"{file} is not Python: {error}")]
+    defined = [node.name for node in tree.body if isinstance(node, ast.FunctionDef)]
+    return [] if name in defined else [Problem(where, f"{file} defines no {name!r}", nearest(name, defined))]
+
+
+def _rows(config: RunConfig, folder: RunFolder, renderer: Renderer) -> Split:
+    """The held-out rows, or all rows where none are held out."""
+    max_length = config.trainer.get("max_length", 1024)
+    data = prepare(config.data, renderer, max_length, config.seed)
+    folder.notes += data.notes
+    if data.eval is None:
+        folder.notes.append("no rows are held out: the rows of data.path are scored")
+    return data.eval or data.train
+
+
+def _with_adapters(model: Any, config: RunConfig) -> tuple[Any, dict[str, Callable[[], Any]]]:
+    """The model with its adapters, and for each column of the table what makes it active."""
+    found = adapters(config)
+    if not found:
+        return model, {"model": nullcontext}
+    from peft import PeftModel
+
+    wrapped: Any = PeftModel.from_pretrained(model, found[0].folder, adapter_name=found[0].name)
+    for adapter in found[1:]:
+        wrapped.load_adapter(adapter.folder, adapter_name=adapter.name)
+    columns: dict[str, Callable[[], Any]] = {"base": wrapped.disable_adapter}
+    for adapter in found:
+
+        def activate(name: str = adapter.name) -> Any:
+            wrapped.set_adapter(name)
+            return nullcontext()
+
+        columns[adapter.name] = activate
+    return wrapped, columns
+
+
+def _answers(
+    model: Any, config: RunConfig, renderer: Renderer, examples: list[Any], precision: Precision, column: str
+) -> list[str]:
+    from runner.scoring import generate
+
+    if not examples:
+        return []
+    settings = config.generation
+    with console.Progress(f"answering, {column}", len(examples)) as progress:
+        return generate(
+            model,
+            renderer,
+            examples,
+            settings.batch_size,
+            settings.max_new_tokens,
+            precision.autocast,
+            progress.advance,
+        )
+
+
+def _losses(config: RunConfig, model: Any, rows: Split, pad: int, precision: Precision) -> list[Any]:
+    """Loss (nats a token) and perplexity over the trained tokens of all rows."""
+    from runner.likelihood import row_losses
+    from runner.metrics import Measure, ratio
+
+    size = config.trainer.get("per_device_eval_batch_size", 8)
+    loss = ratio("loss", row_losses(model, rows.rows, size, pad, precision.autocast), higher=False)
+    return [loss, Measure("perplexity", loss.statistics, lambda sums: math.exp(loss.score(sums)), False)]
+
+
+def _scores(config: RunConfig, examples: list[Any], answers: list[str], names: list[str] | None) -> list[Any]:
+    """The scores of a model's answers, by the chosen metrics and the user's own function."""
+    from runner.metrics import fitting, load_function, mean_of, measure
+
+    if not examples:
+        return []
+    expected = [example.answer for example in examples]
+    found = [measure(name, answers, expected) for name in (names or fitting(expected))]
+    if config.evaluate.function:
+        name = config.evaluate.function.rpartition(":")[2]
+        found.append(mean_of(name, load_function(config.evaluate.function), answers, expected))
+    return found
+
+
+def _compare(config: RunConfig, measured: dict[str, Any], tasks: dict[str, Any]) -> dict[str, Any]:
+    """What ``evaluation.json`` holds: each model's scores, and their differences from the first model's."""
+    from runner.bootstrap import difference, interval
+
+    settings = config.evaluate
+    drawn = (settings.confidence, settings.resamples, config.seed)
+    first = next(iter(measured))
+    result: dict[str, Any] = {
+        "confidence": settings.confidence,
+        "resamples": settings.resamples,
+        "models": {},
+        "differences": {},
+        "tasks": tasks,
+    }
+    for column, measures in measured.items():
+        result["models"][column] = {
+            item.name: vars(interval(item, *drawn)) | {"rows": len(item.statistics), "higher": item.higher}
+            for item in measures
+        }
+        if column != first:
+            pairs = zip(measures, measured[first], strict=True)
+            gaps = {item.name: difference(item, other, *drawn) for item, other in pairs}
+            result["differences"][column] = {
+                name: vars(gap) | {"significant": gap.excludes_zero} for name, gap in gaps.items()
+            }
+    return result
+
+
+def _samples(config: RunConfig, examples: list[Any], answers: dict[str, list[str]]) -> list[dict[str, Any]]:
+    """The lines of ``samples.jsonl``, as the training recipes write them: before is the first model."""
+    from runner.metrics import exact_match
+
+    last = list(answers.values())[-1]
+    first = next(iter(answers.values())) if len(answers) > 1 else None
+    return [
+        {
+            "index": index,
+            "prompt": str(example.messages[-2]["content"]) if len(example.messages) > 1 else "",
+            "expected": example.answer,
+            "before": first[index] if first else None,
+            "after": last[index],
+            "before_match": exact_match(first[index], example.answer) if first else None,
+            "after_match": exact_match(last[index], example.answer),
+        }
+        for index, example in enumerate(examples[: config.generation.samples])
+    ]

@@ -1,0 +1,146 @@
+"""Scores of answers against what was expected, as statistics of each row that add up to a score of them all.
+
+That one form serves a share, a corpus BLEU and a held-out loss, and is what resampling needs.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+import sys
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from importlib.util import module_from_spec, spec_from_file_location
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+Statistics = np.ndarray  # (rows, statistics of a row)
+
+
+@dataclass(frozen=True)
+class Measure:
+    """One score of one model: ``score`` turns the summed ``statistics`` into a number.
+
+    ``higher`` says which direction is better.
+    """
+
+    name: str
+    statistics: Statistics
+    score: Callable[[np.ndarray], float]
+    higher: bool = True
+
+    @property
+    def value(self) -> float:
+        """The score over all rows."""
+        return float(self.score(self.statistics.sum(axis=0)))
+
+
+def exact_match(answer: str, expected: str) -> bool:
+    """Whether two texts are equal but for white space around them."""
+    return answer.strip() == expected.strip()
+
+
+def json_valid(answer: str, expected: str) -> bool:
+    """Whether the answer is one JSON value and nothing else."""
+    return is_json(answer)
+
+
+def is_json(text: str) -> bool:
+    """Whether a text is one JSON value and nothing else."""
+    try:
+        json.loads(text)
+    except ValueError:
+        return False
+    return True
+
+
+def rouge_l(answer: str, expected: str) -> float:
+    """ROUGE-L, 0 to 1: the F-measure of the longest common subsequence of words (Lin 2004, equal weights).
+
+    Words are runs of letters and digits, lower-cased, and single characters where a script writes no spaces;
+    the package ``rouge-score`` keeps ASCII letters only, so that other scripts always score 0.
+    """
+    said, wanted = _words(answer), _words(expected)
+    if not said or not wanted:
+        return float(said == wanted)
+    common = _common_subsequence(said, wanted)
+    return 2 * common / (len(said) + len(wanted))
+
+
+_SPACELESS = r"\u0e00-\u0e7f\u3040-\u30ff\u3400-\u9fff"  # letters of Thai, Japanese and Chinese
+
+# Scores of single rows whose mean is the score of all: name, and a function of answer and expected.
+ROW_SCORES: dict[str, Callable[[str, str], float]] = {
+    "exact_match": exact_match,
+    "rouge_l": rouge_l,
+    "json_valid": json_valid,
+}
+CORPUS_SCORES = ("chrf", "bleu")
+METRICS = (*ROW_SCORES, *CORPUS_SCORES)
+# Scores that are shares of the rows, and are shown as such.
+SHARES = ("exact_match", "json_valid")
+
+
+def fitting(expected: Sequence[str]) -> list[str]:
+    """The metrics that say something about such answers: JSON validity only where all of them are JSON."""
+    return [name for name in METRICS if name != "json_valid" or all(map(is_json, expected))]
+
+
+def measure(name: str, answers: Sequence[str], expected: Sequence[str]) -> Measure:
+    """Score answers by one of ``METRICS``.
+
+    BLEU and chrF are sacrebleu's, at corpus level, from 0 to 100; the others are means from 0 to 1.
+    """
+    if name in ROW_SCORES:
+        return mean_of(name, ROW_SCORES[name], answers, expected)
+    from sacrebleu.metrics.bleu import BLEU
+    from sacrebleu.metrics.chrf import CHRF
+
+    scorer: Any = BLEU() if name == "bleu" else CHRF()
+    # the statistics that sacrebleu itself resamples; its public functions give only the score of them all
+    rows = scorer._extract_corpus_statistics(list(answers), [list(expected)])
+    return Measure(name, np.array(rows), lambda sums: scorer._compute_score_from_stats(sums.tolist()).score)
+
+
+def mean_of(
+    name: str, function: Callable[[str, str], float], answers: Sequence[str], expected: Sequence[str]
+) -> Measure:
+    """A score that is the mean of a function of each row."""
+    pairs = zip(answers, expected, strict=True)
+    return ratio(name, [(float(function(answer, right)), 1.0) for answer, right in pairs])
+
+
+def ratio(name: str, rows: Sequence[tuple[float, float]], higher: bool = True) -> Measure:
+    """A score that is one sum over another, such as loss over tokens."""
+    return Measure(name, np.array(rows, dtype=float), lambda sums: sums[0] / max(sums[1], 1e-12), higher)
+
+
+def load_function(place: str) -> Callable[[str, str], float]:
+    """The function that ``FILE.py:NAME`` names; running the file is what the user asked for."""
+    file, _, name = place.rpartition(":")
+    spec = spec_from_file_location("runner_user_metric", Path(file).expanduser())
+    assert spec is not None
+    assert spec.loader is not None
+    module = module_from_spec(spec)
+    sys.modules[spec.name] = module
+    spec.loader.exec_module(module)
+    return getattr(module, name)
+
+
+def _words(text: str) -> list[str]:
+    return re.findall(rf"[{_SPACELESS}]|[^\W_{_SPACELESS}]+", text.lower())
+
+
+def _common_subsequence(first: list[str], second: list[str]) -> int:
+    """Length of the longest common subsequence, bit-parallel (Hyyro 2004): a table's row is one integer."""
+    places: dict[str, int] = {}
+    for index, word in enumerate(first):
+        places[word] = places.get(word, 0) | 1 << index
+    whole = (1 << len(first)) - 1
+    row = whole
+    for word in second:
+        met = row & places.get(word, 0)
+        row = ((row + met) | (row - met)) & whole
+    return len(first) - row.bit_count()
