@@ -55,9 +55,8 @@ def run(config: RunConfig, folder: RunFolder) -> None:
     for column, active in columns.items():
         with active(), folder.timed(f"score {column}"):
             answers[column] = _answers(model, config, renderer, answered, precision, column)
-            measured[column] = _measures(
-                config, model, base, rows, answered, answers[column], names, precision
-            )
+            losses = _losses(config, model, rows, base.tokenizer.pad_token_id, precision)
+            measured[column] = losses + _scores(config, answered, answers[column], names)
             if config.evaluate.tasks:
                 batch = config.generation.batch_size
                 tasks[column] = run_tasks(model, base.tokenizer, config.evaluate.tasks, batch, config.seed)
