@@ -25,6 +25,7 @@ def run_recipe(run: RunConfig, typed: list[str], overrides: list[str]) -> int:
     """
     _quiet_libraries()
     environment.keep_freed_memory()
+    console.out.stderr = bool(run.prompt)  # an answer that is piped stands alone
     recipe = importlib.import_module(f"recipes.{run.recipe}")
     model = run.model.architecture or Path(str(run.model.path)).name
     command = shlex.join(["python", "-m", "runner", *typed])

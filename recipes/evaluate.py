@@ -5,12 +5,11 @@ from __future__ import annotations
 import ast
 import json
 import math
-from collections.abc import Callable
-from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 
 from runner import console
+from runner.adapter import attach, using
 from runner.artifacts import RunFolder, write_whole
 from runner.components import quantization_config
 from runner.errors import Problem, Refused, nearest
@@ -47,13 +46,15 @@ def run(config: RunConfig, folder: RunFolder) -> None:
         console.note(note)
     with folder.timed("load"):
         model: Any = load_model(base, quantization, precision.dtype, config.seed)
-        model, columns = _with_adapters(model, config)
+        model = attach(model, adapters(config))
+    named = [adapter.name for adapter in adapters(config)]
+    columns: dict[str, str | None] = {"base" if named else "model": None, **{name: name for name in named}}
     answered = [example for example in rows.examples if example.messages][: config.generation.rows]
     measured: dict[str, Any] = {}
     answers: dict[str, list[str]] = {}
     tasks: dict[str, dict[str, float]] = {}
     for column, active in columns.items():
-        with active(), folder.timed(f"score {column}"):
+        with using(model, active), folder.timed(f"score {column}"):
             answers[column] = _answers(model, config, renderer, answered, precision, column)
             losses = _losses(config, model, rows, base.tokenizer.pad_token_id, precision)
             measured[column] = losses + _scores(config, answered, answers[column], names)
@@ -106,27 +107,6 @@ def _rows(config: RunConfig, folder: RunFolder, renderer: Renderer) -> Split:
     if data.eval is None:
         folder.notes.append("no rows are held out: the rows of data.path are scored")
     return data.eval or data.train
-
-
-def _with_adapters(model: Any, config: RunConfig) -> tuple[Any, dict[str, Callable[[], Any]]]:
-    """The model with its adapters, and for each column of the table what makes it active."""
-    found = adapters(config)
-    if not found:
-        return model, {"model": nullcontext}
-    from peft import PeftModel
-
-    wrapped: Any = PeftModel.from_pretrained(model, found[0].folder, adapter_name=found[0].name)
-    for adapter in found[1:]:
-        wrapped.load_adapter(adapter.folder, adapter_name=adapter.name)
-    columns: dict[str, Callable[[], Any]] = {"base": wrapped.disable_adapter}
-    for adapter in found:
-
-        def activate(name: str = adapter.name) -> Any:
-            wrapped.set_adapter(name)
-            return nullcontext()
-
-        columns[adapter.name] = activate
-    return wrapped, columns
 
 
 def _answers(

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import json
 import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager, nullcontext
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -12,6 +14,8 @@ from runner.errors import Problem, Refused
 if TYPE_CHECKING:
     from peft import PeftConfig, PeftModel
     from transformers import PreTrainedModel
+
+    from runner.lineage import Adapter
 
 # Initialisations that change the base weights; PEFT converts such an adapter to one for the original base.
 _CONVERTED = ("pissa", "olora", "corda")
@@ -49,6 +53,28 @@ def continue_adapter(model: PreTrainedModel, folder: Path) -> PeftModel:
     from peft import PeftModel
 
     return PeftModel.from_pretrained(model, folder, is_trainable=True)
+
+
+def attach(model: PreTrainedModel, found: list[Adapter]) -> Any:
+    """The base with all these adapters, none of them trained; the base itself when there are none."""
+    from peft import PeftModel
+
+    if not found:
+        return model
+    wrapped: Any = PeftModel.from_pretrained(model, found[0].folder, adapter_name=found[0].name)
+    for adapter in found[1:]:
+        wrapped.load_adapter(adapter.folder, adapter_name=adapter.name)
+    return wrapped.eval()
+
+
+@contextmanager
+def using(model: Any, name: str | None) -> Iterator[None]:
+    """Make one adapter of an ``attach``-ed model the active one, or with None the base alone."""
+    if name is not None:
+        model.set_adapter(name)
+    alone = model.disable_adapter() if name is None and hasattr(model, "peft_config") else nullcontext()
+    with alone:
+        yield
 
 
 class AdapterSaver:

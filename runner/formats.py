@@ -148,6 +148,25 @@ def to_example(
     return Example(source, messages=tuple(_up_to_answer(messages)), tools=_tools(row), place=place)
 
 
+def prompt_messages(row: Row) -> list[Message]:
+    """The messages of a row that asks: a conversation, an instruction or a prompt; an answer is left out.
+
+    Raises ``BadRow``.
+    """
+    key = next((name for name in FORMATS["messages"][0] if row.get(name)), None)
+    if key is not None:
+        messages = _messages(row[key], key)
+    elif row.get("instruction") is not None:
+        messages = _alpaca_prompt(row)
+    else:
+        messages = [*_system(row), *_side(row, "prompt", "user")]
+    while messages and messages[-1]["role"] == "assistant":
+        messages.pop()
+    if not messages:
+        raise BadRow("asks nothing")
+    return messages
+
+
 def unpaired(example: Example) -> list[Example]:
     """The two answers of a preference pair, one liked and one not; anything else as it is."""
     if not example.rejected:

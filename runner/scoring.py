@@ -20,6 +20,10 @@ from runner.template import Renderer
 _MARGIN = 8  # tokens beyond the longest expected answer: room to end the turn, or to show that it goes on
 
 
+# The most likely token each time; without the last three transformers warns that they have no effect.
+GREEDY: dict[str, Any] = {"do_sample": False, "temperature": None, "top_p": None, "top_k": None}
+
+
 class Judge:
     """Answers the same held-out prompts before and after training, and compares the two.
 
@@ -94,9 +98,11 @@ def generate(
     max_new_tokens: int | None,
     autocast: torch.dtype | None = None,
     on_batch: Callable[[int], None] | None = None,
+    drawing: dict[str, Any] | None = None,
 ) -> list[str]:
-    """Answer the last turn of every example greedily, in batches of similar length; the order is kept.
+    """Answer the last turn of every example, in batches of similar length; the order is kept.
 
+    ``drawing`` says how tokens are chosen, as keywords of transformers' ``generate``; greedily by default.
     ``max_new_tokens`` of None allows as many as the longest expected answer has, and a few more.
     ``on_batch`` is called with the number of answers of each finished batch.
     """
@@ -115,7 +121,8 @@ def generate(
         for start in range(0, len(order), batch_size):
             chosen = order[start : start + batch_size]
             with torch.inference_mode(), cast(model.device, autocast):
-                texts = _answer(model, tokenizer, [prompts[index] for index in chosen], max_new_tokens)
+                batch = [prompts[index] for index in chosen]
+                texts = _answer(model, tokenizer, batch, max_new_tokens, drawing or GREEDY)
             answers_by_index |= dict(zip(chosen, texts, strict=True))
             if on_batch:
                 on_batch(len(chosen))
@@ -124,7 +131,9 @@ def generate(
     return [answers_by_index[index] for index in range(len(prompts))]
 
 
-def _answer(model: Any, tokenizer: Any, prompts: list[list[int]], max_new_tokens: int) -> list[str]:
+def _answer(
+    model: Any, tokenizer: Any, prompts: list[list[int]], max_new_tokens: int, drawing: dict[str, Any]
+) -> list[str]:
     longest = max(map(len, prompts))
     pad = tokenizer.pad_token_id
     ids = torch.tensor([[pad] * (longest - len(prompt)) + prompt for prompt in prompts], device=model.device)
@@ -133,15 +142,12 @@ def _answer(model: Any, tokenizer: Any, prompts: list[list[int]], max_new_tokens
         input_ids=ids,
         attention_mask=mask,
         max_new_tokens=max_new_tokens,
-        do_sample=False,
-        temperature=None,
-        top_p=None,
-        top_k=None,
         pad_token_id=pad,
-        eos_token_id=_stop_ids(model, tokenizer),
+        eos_token_id=stop_ids(model, tokenizer),
         use_cache=True,
+        **drawing,
     )
-    return [_decode(tokenizer, row[longest:].tolist(), _stop_ids(model, tokenizer)) for row in made]
+    return [_decode(tokenizer, row[longest:].tolist(), stop_ids(model, tokenizer)) for row in made]
 
 
 def _decode(tokenizer: Any, ids: list[int], stops: list[int]) -> str:
@@ -149,7 +155,7 @@ def _decode(tokenizer: Any, ids: list[int], stops: list[int]) -> str:
     return tokenizer.decode(ids[:end], skip_special_tokens=True)
 
 
-def _stop_ids(model: Any, tokenizer: Any) -> list[int]:
+def stop_ids(model: Any, tokenizer: Any) -> list[int]:
     """The end token of the run's template, and whatever else the model was made to stop at."""
     own = model.generation_config.eos_token_id
     others = own if isinstance(own, list) else [own] if own is not None else []

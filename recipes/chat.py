@@ -1,0 +1,128 @@
+"""Talk to a model and its adapters in the terminal, or let it answer one prompt or a file of them."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+from runner import console
+from runner.adapter import attach, using
+from runner.artifacts import RunFolder
+from runner.components import quantization_config
+from runner.errors import Problem, Refused
+from runner.files import file_rows
+from runner.formats import BadRow, Example
+from runner.identity import base_identity
+from runner.lineage import adapters, check_base
+from runner.model import choose_precision, find_base, load_model
+from runner.settings import RunConfig
+from runner.template import Renderer, apply_template
+
+
+def run(config: RunConfig, folder: RunFolder) -> None:
+    """Chat until the input ends, or answer ``prompt`` or ``prompts`` and stop.
+
+    Writes ``conversation.jsonl`` or, of a file of prompts, ``answers.jsonl``; the answer to one prompt is
+    printed. Raises ``Refused`` before loading weights.
+    """
+    with folder.timed("check"):
+        found = adapters(config)
+        prompts = _prompts(config)
+        base = find_base(config.model)
+        identity = base_identity(base, config.seed)
+        folder.notes += [*base.notes, *check_base(config, identity)]
+        precision = choose_precision(config)
+        apply_template(base.tokenizer, config.template)
+        renderer = Renderer(base.tokenizer, config.template)
+        quantization = quantization_config(config, precision)
+    folder.record |= {"model": base.record() | {"identity": identity}}
+    for note in folder.notes:
+        console.note(note)
+    with folder.timed("load"):
+        model: Any = load_model(base, quantization, precision.dtype, config.seed)
+        model = attach(model, found)
+        model.eval()
+
+    from transformers import set_seed
+
+    from runner.chat import Conversation
+    from runner.chat_terminal import Terminal
+
+    set_seed(config.seed)
+    names = [adapter.name for adapter in found]
+    conversation = Conversation(model, renderer, config.chat, names, precision.autocast)
+    with folder.timed("answer"):
+        if prompts:
+            with using(model, conversation.active):
+                answers = _answer_all(config, model, renderer, prompts, precision.autocast)
+            folder.write_lines("answers.jsonl", answers)
+        elif config.prompt is not None:
+            print("".join(conversation.ask(config.prompt)).strip())
+        else:
+            Terminal(conversation, folder.path).run()
+            rows = [{"messages": messages} for messages in conversation.finished]
+            if rows:
+                folder.write_lines("conversation.jsonl", rows)
+
+
+def _prompts(config: RunConfig) -> list[Example]:
+    """The prompts of a file: its lines, or the rows of a data file. Raises ``Refused`` with every bad row."""
+    if config.prompts is None:
+        return []
+    if config.prompt is not None:
+        raise Refused(Problem("prompt", "prompt and prompts contradict each other", "keep one of them"))
+    file = Path(config.prompts).expanduser()
+    if not file.is_file():
+        raise Refused(Problem(f"prompts={config.prompts}", "there is no such file"))
+    if file.suffix == ".txt":
+        lines = [line for line in file.read_text(encoding="utf-8").splitlines() if line.strip()]
+        examples = [
+            _example(number, [{"role": "user", "content": line}]) for number, line in enumerate(lines)
+        ]
+    else:
+        examples = _of_rows(file)
+    if not examples:
+        raise Refused(Problem(f"prompts={config.prompts}", "holds no prompts"))
+    return examples
+
+
+def _of_rows(file: Path) -> list[Example]:
+    from runner.formats import prompt_messages
+
+    place, rows = file_rows(file)
+    examples: list[Example] = []
+    problems: list[Problem] = []
+    for number, row in rows:
+        if isinstance(row, Problem):
+            problems.append(row)
+            continue
+        try:
+            examples.append(_example(number, prompt_messages(row)))
+        except BadRow as error:
+            problems.append(Problem(f"{place}{number}", str(error)))
+    if problems:
+        raise Refused(problems)
+    return examples
+
+
+def _example(number: int, messages: list[dict[str, Any]]) -> Example:
+    """Messages with an answer to come, which is where the prompt ends."""
+    return Example(number, messages=(*messages, {"role": "assistant", "content": ""}))
+
+
+def _answer_all(
+    config: RunConfig, model: Any, renderer: Renderer, prompts: list[Example], autocast: Any
+) -> list[dict[str, Any]]:
+    """The lines of ``answers.jsonl``, in the order of the file."""
+    from runner.chat import drawing
+    from runner.scoring import generate
+
+    size, drawn = config.generation.batch_size, drawing(config.chat)
+    with console.Progress("answering", len(prompts)) as progress:
+        answers = generate(
+            model, renderer, prompts, size, config.chat.max_new_tokens, autocast, progress.advance, drawn
+        )
+    return [
+        {"index": index, "prompt": str(prompt.messages[-2]["content"]), "answer": answer}
+        for index, (prompt, answer) in enumerate(zip(prompts, answers, strict=True))
+    ]
