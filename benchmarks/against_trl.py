@@ -1,9 +1,11 @@
-"""Speed and memory of the runner's SFT step against TRL's own trainer, same model, rows and settings.
+"""Speed and memory of the runner's step against TRL's own trainer, same model, rows and settings.
 
-    python benchmarks/sft_against_trl.py --model qwen3-4b --batch 4 --length 512
+    python benchmarks/against_trl.py --recipe sft --model qwen3-4b --batch 4 --length 512
+    python benchmarks/against_trl.py --recipe dpo --model qwen3-4b --batch 4 --length 512
 
-Random weights at the true shape, NF4, LoRA r=16 on all linear layers, no gradient checkpointing. Each side
-runs in a process of its own; the first steps (allocation, kernel selection) are left out of the speed.
+A row of DPO is a pair: two answers of that length, prompt included. Random weights at the true shape, NF4,
+LoRA r=16 on all linear layers, no gradient checkpointing. Each side runs in a process of its own; the first
+steps (allocation, kernel selection) are left out of the speed.
 """
 
 from __future__ import annotations
@@ -25,6 +27,7 @@ WARMUP = 5  # steps left out
 def main() -> None:
     """Run both sides and print a line each, and their ratio."""
     parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--recipe", choices=["sft", "dpo"], default="sft")
     parser.add_argument("--model", default="qwen3-4b")
     parser.add_argument("--quantization", default="nf4")
     parser.add_argument("--batch", type=int, default=4)
@@ -39,11 +42,8 @@ def main() -> None:
         return
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
-        rows = (
-            {"text": "".join(chr(97 + (i * 7 + j * j) % 26) for j in range(options.length))}
-            for i in range(512)
-        )
-        (folder / "rows.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+        rows = (json.dumps(_row(options, number)) + "\n" for number in range(512))
+        (folder / "rows.jsonl").write_text("".join(rows))
         results = {}
         for side in ("trl", "runner"):
             subprocess.run(
@@ -66,8 +66,7 @@ def run_runner(options: argparse.Namespace) -> dict[str, float]:
     overrides = [
         *_shared(options),
         f"output_dir={run}",
-        "data=text",
-        f"data.path={options.folder / 'rows.jsonl'}",
+        *_data(options),
         f"trainer.max_steps={options.steps}",
         f"trainer.per_device_train_batch_size={options.batch}",
         f"trainer.max_length={options.length}",
@@ -84,10 +83,12 @@ def run_runner(options: argparse.Namespace) -> dict[str, float]:
 
 
 def run_trl(options: argparse.Namespace) -> dict[str, float]:
-    """TRL as its documentation shows it: a model, an ``SFTConfig``, a ``LoraConfig``, rows of text."""
+    """TRL as its documentation shows it: a model, its config, a ``LoraConfig``, rows of text or messages."""
     from datasets import load_dataset
     from peft import LoraConfig
     from transformers import TrainerCallback
+    from trl.trainer.dpo_config import DPOConfig
+    from trl.trainer.dpo_trainer import DPOTrainer
     from trl.trainer.sft_config import SFTConfig
     from trl.trainer.sft_trainer import SFTTrainer
 
@@ -96,8 +97,7 @@ def run_trl(options: argparse.Namespace) -> dict[str, float]:
     from runner.environment import peak_memory
     from runner.model import choose_precision, find_base, load_model
 
-    command = config.parse([*_shared(options), "data=text", f"data.path={options.folder / 'rows.jsonl'}"])
-    (run,) = config.check(command)
+    (run,) = config.check(config.parse([*_shared(options), *_data(options)]))
     precision = choose_precision(run)
     base = find_base(run.model)
     ends: list[float] = []
@@ -110,18 +110,21 @@ def run_trl(options: argparse.Namespace) -> dict[str, float]:
             if "loss" in logs:
                 ends.append(time.monotonic() - self.began)
 
-    trainer = SFTTrainer(
+    trainer_class, config_class = {"sft": (SFTTrainer, SFTConfig), "dpo": (DPOTrainer, DPOConfig)}[
+        options.recipe
+    ]
+    trainer = trainer_class(
         model=load_model(base, quantization_config(run, precision), precision.dtype, seed=0),
         processing_class=base.tokenizer,
         train_dataset=load_dataset("json", data_files=str(options.folder / "rows.jsonl"), split="train"),
         peft_config=LoraConfig(r=16, lora_alpha=32, target_modules="all-linear", task_type="CAUSAL_LM"),
         callbacks=[Clock()],
-        args=SFTConfig(
+        args=config_class(
             output_dir=str(options.folder / "trl"),
             max_steps=options.steps,
             per_device_train_batch_size=options.batch,
             max_length=options.length,
-            learning_rate=2e-4,
+            learning_rate=run.trainer["learning_rate"],
             optim="adamw_torch_fused",
             bf16=precision.name == "bf16",
             gradient_checkpointing=False,
@@ -134,6 +137,28 @@ def run_trl(options: argparse.Namespace) -> dict[str, float]:
     )
     trainer.train()
     return _result(options, ends, peak_memory())
+
+
+def _row(options: argparse.Namespace, number: int) -> dict[str, Any]:
+    """Letters that fill a row; of a pair, half of it is the prompt."""
+
+    def letters(count: int, shift: int) -> str:
+        return "".join(chr(97 + (number * 7 + shift + j * j) % 26) for j in range(count))
+
+    if options.recipe == "sft":
+        return {"text": letters(options.length, 0)}
+    half = options.length // 2 - 14  # the template's own tokens take the rest
+    sides = {"chosen": "assistant", "rejected": "assistant", "prompt": "user"}
+    return {
+        key: [{"role": role, "content": letters(half, shift)}]
+        for shift, (key, role) in enumerate(sides.items())
+    }
+
+
+def _data(options: argparse.Namespace) -> list[str]:
+    """How the runner reads the rows."""
+    kind = ["data=text"] if options.recipe == "sft" else ["recipe=dpo", "data=file"]
+    return [*kind, f"data.path={options.folder / 'rows.jsonl'}"]
 
 
 def _cuda() -> bool:
@@ -154,7 +179,7 @@ def _shared(options: argparse.Namespace) -> list[str]:
 def _result(options: argparse.Namespace, ends: list[float], peak: int) -> dict[str, float]:
     steps = [after - before for before, after in pairwise(ends)][WARMUP:]
     step = statistics.median(steps)
-    tokens = options.batch * options.length / step
+    tokens = options.batch * options.length * (2 if options.recipe == "dpo" else 1) / step
     return {"tokens_per_second": tokens, "step_ms": step * 1000, "peak_gib": peak / 2**30}
 
 
