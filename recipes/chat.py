@@ -11,9 +11,10 @@ from runner.artifacts import RunFolder
 from runner.components import quantization_config
 from runner.errors import Problem, Refused
 from runner.files import file_rows
-from runner.formats import BadRow, Example
+from runner.formats import Example
 from runner.identity import base_identity
 from runner.lineage import adapters, check_base
+from runner.messages import BadRow
 from runner.model import choose_precision, find_base, load_model
 from runner.settings import RunConfig
 from runner.template import Renderer, apply_template

@@ -10,8 +10,9 @@ import torch
 from transformers import StoppingCriteria, StoppingCriteriaList, TextIteratorStreamer
 
 from runner.adapter import using
-from runner.formats import Example, Message
+from runner.formats import Example
 from runner.likelihood import cast
+from runner.messages import Message
 from runner.scoring import GREEDY, stop_ids
 from runner.settings import ChatSettings
 from runner.template import Renderer

@@ -11,7 +11,7 @@ from collections.abc import Iterable, Iterator
 from pathlib import Path
 
 from runner.errors import Problem, Refused
-from runner.formats import Row
+from runner.messages import Row
 from runner.paths import EXAMPLES
 
 FILE_KINDS = {".json": "json", ".jsonl": "json", ".csv": "csv", ".tsv": "csv", ".parquet": "parquet"}

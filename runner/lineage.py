@@ -75,8 +75,8 @@ def parents(config: RunConfig) -> list[str]:
     """The run folders, or else the folders, that the run takes its adapters and its model from."""
     found = [str(adapter.run or adapter.folder) for adapter in adapters(config)]
     model = Path(str(config.model.path)).expanduser()
-    if config.model.weights == "pretrained" and (model.parent / "run.json").is_file():
-        found.append(str(model.parent))
+    if config.model.weights == "pretrained":
+        found += [str(folder) for folder in (model, model.parent) if (folder / "run.json").is_file()]
     return found
 
 

@@ -11,8 +11,9 @@ from collections.abc import Iterable, Iterator
 from dataclasses import replace
 
 from runner.errors import Problem, Refused
-from runner.formats import BadRow, Example, Kind, Message, unpaired
+from runner.formats import Example, Kind, unpaired
 from runner.labels import Encoded, Rendered
+from runner.messages import BadRow, Message
 from runner.reader import Source, limited, read_sources
 from runner.settings import DataSettings
 from runner.split import Data, Split

@@ -18,15 +18,14 @@ from runner.files import Rows, file_rows, local_files
 from runner.formats import (
     FORMATS,
     KINDS,
-    BadRow,
     Example,
     Kind,
-    Row,
     expected,
     missing,
     recognise,
     to_example,
 )
+from runner.messages import BadRow, Row
 from runner.settings import DataSettings
 
 SHOWN_PROBLEMS = 20

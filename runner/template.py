@@ -16,8 +16,9 @@ from typing import Any
 from jinja2.exceptions import TemplateError, TemplateSyntaxError
 
 from runner.errors import Problem, Refused, nearest
-from runner.formats import BadRow, Example, Message, is_trained
+from runner.formats import Example
 from runner.labels import IGNORE, Encoded, Rendered, encode
+from runner.messages import BadRow, Message, is_trained
 from runner.settings import TemplateSettings
 
 _PROBE = "answer-0b9f"  # stands for an answer where only what comes before it is wanted

@@ -61,6 +61,8 @@ def find_model(path: str, revision: str | None = None) -> Found:
         message = f"{error.strerror or error}: {error.filename or cache_dir()}"
         hint = f"the cache is {cache_dir()}; RUNNER_CACHE=FOLDER moves it"
         raise Refused(Problem("model.path", message, hint)) from error
+    if (local / "run.json").is_file() and (local / "model" / "config.json").is_file():
+        local = local / "model"  # a run that left a whole model
     if local.is_dir():
         _check_folder(local)
         return Found(local)

@@ -2,7 +2,8 @@
 
 import pytest
 
-from runner.formats import BadRow, recognise, to_example
+from runner.formats import recognise, to_example
+from runner.messages import BadRow
 
 
 def words(row: dict, row_format: str | None = None) -> list[tuple[str, str]]:

@@ -13,7 +13,8 @@ from tokenizers import Tokenizer, decoders, models, pre_tokenizers, processors, 
 from transformers import PreTrainedTokenizerFast
 
 from runner.errors import Refused
-from runner.formats import BadRow, Example, to_example
+from runner.formats import Example, to_example
+from runner.messages import BadRow
 from runner.settings import TemplateSettings
 from runner.template import IGNORE, Encoded, Renderer, apply_template
 
