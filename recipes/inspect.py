@@ -7,10 +7,14 @@ from typing import Any
 
 from runner import console
 from runner.artifacts import RunFolder
+from runner.formats import Kind
+from runner.labels import IGNORE, Encoded
 from runner.model import find_base
+from runner.objectives import OBJECTIVES
 from runner.prepare import prepare
+from runner.recipe_rules import trainer_class
 from runner.settings import RunConfig
-from runner.template import IGNORE, Encoded, Renderer, apply_template
+from runner.template import Renderer, apply_template
 
 _SHOWN_ROWS = 3
 
@@ -18,7 +22,8 @@ _SHOWN_ROWS = 3
 def run(config: RunConfig, folder: RunFolder) -> None:
     """Write ``inspect.jsonl`` (a line per training row) and print a few rows, counts and a length histogram.
 
-    Needs the tokenizer only. Raises ``Refused`` as the training would.
+    The trainer's class says what the rows are for: with ``trainer=dpo`` they are pairs. Needs the tokenizer
+    only. Raises ``Refused`` as the training would.
     """
     with folder.timed("check"):
         base = find_base(config.model)
@@ -26,25 +31,18 @@ def run(config: RunConfig, folder: RunFolder) -> None:
         renderer = Renderer(base.tokenizer, config.template, config.data.train_on)
     max_length = config.trainer.get("max_length", 1024)
     with folder.timed("data"):
-        data = prepare(config.data, renderer, max_length, config.seed)
+        data = prepare(config.data, renderer, max_length, config.seed, _kind(config))
     folder.notes += [*base.notes, *data.notes]
     folder.record |= {
         "model": base.record(),
         "data": {split.name: split.record() for split in (data.train, data.eval) if split},
     }
-    rows: list[dict[str, Any]] = [
-        {
-            "row": row.source,
-            "text": base.tokenizer.decode(row.input_ids),
-            "trained_text": renderer.trained_text(row),
-            "tokens": len(row.input_ids),
-            "trained_tokens": row.trained_tokens,
-        }
-        for row in data.train.rows
-    ]
+    rows = [_described(base.tokenizer, renderer, row) for row in data.train.rows]
     folder.write_lines("inspect.jsonl", rows)
     for row in data.train.rows[:_SHOWN_ROWS]:
         console.marked_row(row.source, _pieces(base.tokenizer, row))
+        if row.rejected is not None:
+            console.marked_row(row.source, _pieces(base.tokenizer, row.rejected), "rejected")
     lengths = [row["tokens"] for row in rows]
     console.histogram("tokens a row", lengths, max_length)
     for split in (data.train, data.eval):
@@ -52,6 +50,27 @@ def run(config: RunConfig, folder: RunFolder) -> None:
             console.counts(split)
     for note in folder.notes:
         console.note(note)
+
+
+def _kind(config: RunConfig) -> Kind:
+    """What the trainer of the config learns from."""
+    target = config.trainer["_target_"]
+    kinds: list[Kind] = [aim.kind for name, aim in OBJECTIVES.items() if trainer_class(name) == target]
+    return kinds[0] if kinds else "answers"
+
+
+def _described(tokenizer: Any, renderer: Renderer, row: Encoded) -> dict[str, Any]:
+    """A line of ``inspect.jsonl``."""
+    described = {
+        "row": row.source,
+        "text": tokenizer.decode(row.input_ids),
+        "trained_text": renderer.trained_text(row),
+        "tokens": len(row.input_ids),
+        "trained_tokens": sum(label != IGNORE for label in row.labels),
+    }
+    if row.rejected is not None:
+        described |= {"rejected_text": renderer.trained_text(row.rejected)}
+    return described | ({"label": row.label} if row.label is not None else {})
 
 
 def _pieces(tokenizer: Any, row: Encoded) -> list[tuple[str, bool]]:

@@ -244,9 +244,9 @@ def note(text: str) -> None:
     out.print(f"[yellow]note[/] {escape(text)}")
 
 
-def marked_row(source: int, pieces: list[tuple[str, bool]]) -> None:
+def marked_row(source: int, pieces: list[tuple[str, bool]], side: str = "") -> None:
     """Print one row; what is trained on is green, and between brackets where there are no colours."""
-    out.print(f"\n[bold]row {source}[/]  [green]trained on[/], [dim]only read[/]")
+    out.print(f"\n[bold]row {source} {side}[/]  [green]trained on[/], [dim]only read[/]")
     for text, trained in pieces:
         style, left, right = ("green", "[[", "]]") if trained else ("dim", "", "")
         shown = text if out.is_terminal else f"{left}{text}{right}"

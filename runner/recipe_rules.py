@@ -82,7 +82,7 @@ def check_recipe(values: Values, origins: Origins) -> Iterator[Problem]:
 
 def _check_trainer(recipe: str, values: Values, origins: Origins) -> Iterator[Problem]:
     trainer = values.get("trainer") or {}
-    target, expected = trainer.get("_target_"), _trainer_class(recipe)
+    target, expected = trainer.get("_target_"), trainer_class(recipe)
     if target is None:
         if not trainer:  # with keys but no class, its section says so
             yield Problem(origins.where("trainer"), "trainer names no class", "choose one: trainer=...")
@@ -93,7 +93,7 @@ def _check_trainer(recipe: str, values: Values, origins: Origins) -> Iterator[Pr
 
 
 @cache
-def _trainer_class(recipe: str) -> str | None:
+def trainer_class(recipe: str) -> str | None:
     """The class of ``conf/trainer/RECIPE.yaml``; None for a recipe without options of its own."""
     file = CONFIG_DIR / "trainer" / f"{recipe}.yaml"
     return yaml.safe_load(file.read_text(encoding="utf-8")).get("_target_") if file.is_file() else None

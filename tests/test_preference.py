@@ -260,3 +260,11 @@ def test_liked_and_disliked_answers_of_a_file(cli):
     run = cli("recipe=kto", "data=file", "data.path=liked.jsonl", *TINY[:-3], "trainer.max_steps=1")
     assert run.code == 0
     assert run.record["data"]["train"]["sources"][0]["format"] == "feedback"
+
+
+def test_inspect_shows_both_answers_of_a_pair(cli):
+    run = cli("recipe=inspect", "trainer=dpo", "data=orders-pairs", "model=tiny", "data.max_rows=2")
+    assert run.code == 0
+    for row in run.lines("inspect.jsonl"):
+        assert row["trained_text"] != row["rejected_text"]
+        assert row["trained_text"].endswith("<|im_end|>")
