@@ -30,9 +30,9 @@ def run(config: RunConfig, folder: RunFolder) -> None:
         found = adapters(config)
         prompts = _prompts(config)
         base = find_base(config.model)
-        identity = base_identity(base, config.seed)
-        folder.notes += [*base.notes, *check_base(config, identity)]
         precision = choose_precision(config)
+        identity = base_identity(base, config.seed, precision.dtype)
+        folder.notes += [*base.notes, *check_base(config, identity)]
         apply_template(base.tokenizer, config.template)
         renderer = Renderer(base.tokenizer, config.template)
         quantization = quantization_config(config, precision)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import ast
 import json
 import math
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +16,7 @@ from runner.components import quantization_config
 from runner.errors import Problem, Refused, nearest
 from runner.identity import base_identity
 from runner.lineage import adapters, check_base
-from runner.lm_eval_tasks import check_tasks, run_tasks
+from runner.lm_eval_tasks import run_tasks, task_problems
 from runner.model import Precision, choose_precision, find_base, load_model
 from runner.prepare import prepare
 from runner.settings import RunConfig
@@ -26,12 +27,11 @@ from runner.template import Renderer, apply_template
 def run(config: RunConfig, folder: RunFolder) -> None:
     """Write ``evaluation.json`` and ``samples.jsonl``, and print a table. Raises ``Refused``."""
     with folder.timed("check"):
-        names = _metric_names(config)
-        check_tasks(config.evaluate.tasks)
+        names, function = _chosen(config)
         base = find_base(config.model)
-        identity = base_identity(base, config.seed)
-        folder.notes += [*base.notes, *check_base(config, identity)]
         precision = choose_precision(config)
+        identity = base_identity(base, config.seed, precision.dtype)
+        folder.notes += [*base.notes, *check_base(config, identity)]
         apply_template(base.tokenizer, config.template)
         renderer = Renderer(base.tokenizer, config.template, config.data.train_on)
         quantization = quantization_config(config, precision)
@@ -57,7 +57,7 @@ def run(config: RunConfig, folder: RunFolder) -> None:
         with using(model, active), folder.timed(f"score {column}"):
             answers[column] = _answers(model, config, renderer, answered, precision, column)
             losses = _losses(config, model, rows, base.tokenizer.pad_token_id, precision)
-            measured[column] = losses + _scores(config, answered, answers[column], names)
+            measured[column] = losses + _scores(answered, answers[column], names, function)
             if config.evaluate.tasks:
                 batch = config.generation.batch_size
                 tasks[column] = run_tasks(model, base.tokenizer, config.evaluate.tasks, batch, config.seed)
@@ -69,24 +69,39 @@ def run(config: RunConfig, folder: RunFolder) -> None:
     console.evaluation(evaluation)
 
 
-def _metric_names(config: RunConfig) -> list[str] | None:
-    """The chosen metrics, None for all that fit. Raises ``Refused`` for these and the user's function."""
-    from runner.metrics import METRICS
+def _chosen(config: RunConfig) -> tuple[list[str] | None, dict[str, Callable[[str, str], float]]]:
+    """The chosen metrics, None for all that fit, and the user's function by name.
 
-    settings, problems = config.evaluate, []
+    Raises ``Refused`` for these and for tasks that cannot be run.
+    """
+    from runner.metrics import METRICS, load_function
+
+    settings = config.evaluate
+    problems = task_problems(settings.tasks)
+    function: dict[str, Callable[[str, str], float]] = {}
     for name in settings.metrics or ():
         if name not in METRICS:
             message = f"evaluate.metrics: {name!r} is not a metric"
             problems.append(Problem("evaluate.metrics", message, nearest(name, METRICS)))
     if settings.function is not None:
-        problems += _function_problems(settings.function)
+        wrong = _function_problems(settings.function)
+        if not wrong:
+            name = settings.function.rpartition(":")[2]
+            try:  # here, as what the file imports may be missing
+                function[name] = load_function(settings.function)
+            except Exception as error:
+                message = f"running the file fails: {type(error).__name__}: {error}"
+                wrong = [Problem(f"evaluate.function={settings.function}", message)]
+        problems += wrong
     if problems:
         raise Refused(problems)
-    return list(settings.metrics) if settings.metrics is not None else None
+    return list(settings.metrics) if settings.metrics is not None else None, function
 
 
 def _function_problems(place: str) -> list[Problem]:
     """What is wrong with ``FILE.py:NAME``, without running the file."""
+    from runner.metrics import METRICS
+
     file, _, name = place.rpartition(":")
     where, path = f"evaluate.function={place}", Path(file).expanduser()
     if not file.endswith(".py") or not path.is_file():
@@ -96,7 +111,11 @@ def _function_problems(place: str) -> list[Problem]:
     except (SyntaxError, ValueError) as error:
         return [Problem(where, f"{file} is not Python: {error}")]
     defined = [node.name for node in tree.body if isinstance(node, ast.FunctionDef)]
-    return [] if name in defined else [Problem(where, f"{file} defines no {name!r}", nearest(name, defined))]
+    if name not in defined:
+        return [Problem(where, f"{file} defines no {name!r}", nearest(name, defined))]
+    if name in (*METRICS, "loss", "perplexity"):
+        return [Problem(where, f"{name} is the name of another score", "rename the function")]
+    return []
 
 
 def _rows(config: RunConfig, folder: RunFolder, renderer: Renderer) -> Split:
@@ -139,18 +158,21 @@ def _losses(config: RunConfig, model: Any, rows: Split, pad: int, precision: Pre
     return [loss, Measure("perplexity", loss.statistics, lambda sums: math.exp(loss.score(sums)), False)]
 
 
-def _scores(config: RunConfig, examples: list[Any], answers: list[str], names: list[str] | None) -> list[Any]:
+def _scores(
+    examples: list[Any],
+    answers: list[str],
+    names: list[str] | None,
+    function: dict[str, Callable[[str, str], float]],
+) -> list[Any]:
     """The scores of a model's answers, by the chosen metrics and the user's own function."""
-    from runner.metrics import fitting, load_function, mean_of, measure
+    from runner.metrics import fitting, mean_of, measure
 
     if not examples:
         return []
     expected = [example.answer for example in examples]
-    found = [measure(name, answers, expected) for name in (names or fitting(expected))]
-    if config.evaluate.function:
-        name = config.evaluate.function.rpartition(":")[2]
-        found.append(mean_of(name, load_function(config.evaluate.function), answers, expected))
-    return found
+    chosen = fitting(expected) if names is None else names
+    found = [measure(name, answers, expected) for name in chosen]
+    return found + [mean_of(name, score, answers, expected) for name, score in function.items()]
 
 
 def _compare(config: RunConfig, measured: dict[str, Any], tasks: dict[str, Any]) -> dict[str, Any]:

@@ -124,7 +124,7 @@ def _check(config: RunConfig, folder: RunFolder) -> Setup:
     arguments, notes = training_arguments(config, precision, folder.path, has_cuda)
     peft_config(config)
     check_adapter(config, base, linear_modules(base.config, config.model.trust_remote_code), has_cuda)
-    identity = base_identity(base, config.seed)
+    identity = base_identity(base, config.seed, precision.dtype)
     notes += check_base(config, identity)
     quantization = quantization_config(config, precision)
     return Setup(base, identity, precision, renderer, quantization, arguments, checkpoint, notes)

@@ -13,6 +13,8 @@ from runner.artifacts import write_whole
 from runner.weights import cache_dir
 
 if TYPE_CHECKING:
+    import torch
+
     from runner.model import Base
 
 # Parts of a config that say where and by what it was written, not what the model is.
@@ -20,10 +22,10 @@ _PASSING = ("transformers_version", "_name_or_path", "torch_dtype", "dtype", "us
 _CHUNK = 16 * 2**20
 
 
-def base_identity(base: Base, seed: int) -> dict[str, Any]:
+def base_identity(base: Base, seed: int, dtype: torch.dtype) -> dict[str, Any]:
     """Digests of the base's config and weights, and its vocabulary's size.
 
-    Random weights are known by what draws them: architecture, ``seed`` and kind of device.
+    Random weights are known by what draws them: architecture, ``seed``, ``dtype`` and kind of device.
     """
     from runner.model import device
 
@@ -34,7 +36,8 @@ def base_identity(base: Base, seed: int) -> dict[str, Any]:
         "vocabulary": int(base.config.get_text_config().vocab_size),
     }
     if base.folder is None:
-        identity["weights"] = f"random:{base.settings.architecture}, seed {seed}, {device().type}"
+        drawn = f"seed {seed}, {str(dtype).removeprefix('torch.')}, {device().type}"
+        identity["weights"] = f"random:{base.settings.architecture}, {drawn}"
     else:
         identity["weights"] = weights_digest(base.folder)
     return identity

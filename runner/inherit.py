@@ -6,8 +6,7 @@ given on the command line wins, and the composed config says where its values ar
 
 from __future__ import annotations
 
-import re
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -39,10 +38,18 @@ def inherited(overrides: Iterable[str], folders: Iterable[Path]) -> tuple[dict[s
     files = [folder / "experiment" / f"{typed.get('experiment')}.yaml" for folder in folders]
     chosen = {*typed, *(group for file in files for group in _chosen_in(file))}
     groups = {name: values for name, values in groups.items() if name not in chosen}
-    seed = adapter.sections.get("seed")
     drawn = groups.get("model", {}).get("weights") == "random"
-    others = [f"seed={seed}"] if seed is not None and "seed" not in typed and (drawn or not trains) else []
-    return groups, others
+    return groups, list(_more(adapter, typed)) if drawn or not trains else []
+
+
+def _more(adapter: Adapter, typed: dict[str, str]) -> Iterator[str]:
+    """What random weights and the split of the rows also depend on, and in what the adapter was trained."""
+    trainer = adapter.sections.get("trainer") or {}
+    kept = {"seed": adapter.sections.get("seed", 0)}
+    kept |= {f"trainer.{key}": trainer[key] for key in ("precision", "max_length") if key in trainer}
+    for key, value in kept.items():
+        if key not in typed:
+            yield f"{key}={'null' if value is None else value}"
 
 
 def _chosen_in(file: Path) -> set[str]:
@@ -58,10 +65,11 @@ def _chosen_in(file: Path) -> set[str]:
 
 def _adapter(given: str) -> Adapter | None:
     """The first adapter of an override's value; None where there is none, which is reported later."""
-    first = re.split(r",", given.strip().removeprefix("["))[0].strip("]'\" ")
     try:
-        return find_adapter(first) if first else None
-    except Refused:
+        value = yaml.safe_load(given)  # quotes and lists are written as in YAML
+        first = value[0] if isinstance(value, list) else value
+        return find_adapter(str(first)) if first else None
+    except (Refused, yaml.YAMLError, IndexError):
         return None
 
 

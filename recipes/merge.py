@@ -1,0 +1,187 @@
+"""Merge adapters into their base, and prove it: check, combine, merge, compare with the adapter model."""
+
+from __future__ import annotations
+
+import dataclasses
+import gc
+import math
+import shutil
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from runner import console, environment
+from runner.adapter import attach, set_base
+from runner.artifacts import RunFolder
+from runner.card import merged_card
+from runner.combine import combine, combines, parts
+from runner.errors import RunnerError
+from runner.fidelity import Fidelity, compare, read_texts
+from runner.lineage import Adapter, write_base
+from runner.merge import Skeleton
+from runner.merge_setup import Setup, check_merge
+from runner.merged_model import write_model
+from runner.model import load_model
+from runner.prepare import prepare
+from runner.settings import RunConfig
+from runner.split import Split
+from runner.template import Renderer
+from runner.tensors import CheckpointTensors, ModelTensors
+
+
+def run(config: RunConfig, folder: RunFolder) -> None:
+    """Leave a merged, verified model in ``model/``. Raises ``Refused`` before loading weights.
+
+    Raises ``RunnerError`` when the merged model answers otherwise than base and adapter, by more than
+    ``merge.max_kl``; there is no ``model/`` then.
+    """
+    with folder.timed("check"):
+        setup = check_merge(config, folder.path)
+    with folder.timed("data"):
+        rows = _rows(setup)
+    folder.notes += [*setup.base.notes, *setup.notes]
+    folder.record |= {
+        "model": setup.base.record() | {"identity": setup.identity},
+        "data": {rows.name: rows.record()},
+        "parents": [str(adapter.run or adapter.folder) for adapter in setup.adapters],
+    }
+    folder.write()
+    for note in folder.notes:
+        console.note(note)
+    adapter = setup.adapters[0]
+    if combines(config.merge, setup.adapters):
+        with folder.timed("combine"):
+            adapter = _combine(config, setup, folder.path / "adapter")
+    texts = [row.input_ids for row in rows.rows]
+    with folder.timed("read_adapter_model"):
+        expected = _adapter_logits(setup, adapter, texts)
+    asides = {name: folder.path / f".model-{name}" for name in setup.bases}
+    target = folder.path / "model"
+    try:
+        results: dict[str, Fidelity] = {}
+        for name, aside in asides.items():
+            with folder.timed("merge"):
+                _merge(config, setup, adapter, name, aside)
+            with folder.timed("verify"):
+                results[name] = compare(expected, _merged_logits(setup, aside, texts))
+        chosen = _record(config, folder, setup, results)
+        card = merged_card(config, folder.record, setup.adapters)
+        (asides[chosen] / "README.md").write_text(card, encoding="utf-8")
+        asides[chosen].rename(target)
+    finally:
+        for aside in asides.values():
+            shutil.rmtree(aside, ignore_errors=True)
+    _hand_over(config, folder, target)
+
+
+def _rows(setup: Setup) -> Split:
+    """The rows whose logits are compared, prompts with their answers: held-out ones where there are any."""
+    config, tokenizer = setup.trained, setup.base.tokenizer
+    count = config.merge.prompts
+    few = {key: min(getattr(config.data, key) or count, count) for key in ("max_rows", "eval_max_rows")}
+    settings = dataclasses.replace(config.data, **few)
+    renderer = Renderer(tokenizer, config.template, config.data.train_on)
+    kind: Any = {"kto": "feedback", "classify": "labels"}.get(config.recipe, "answers")
+    data = prepare(settings, renderer, config.trainer.get("max_length", 1024), config.seed, kind)
+    return data.eval or data.train
+
+
+def _combine(config: RunConfig, setup: Setup, target: Path) -> Adapter:
+    """Save the combination of all adapters like any adapter."""
+    named = parts(setup.adapters)
+    skeleton = Skeleton(setup.base, named, setup.classes, torch.float32, setup.device)
+    combine(skeleton.model, config.merge, [adapter.name for adapter in named], config.seed, target)
+    set_base(target, config.model.path or f"random:{config.model.architecture}")
+    write_base(target, dataclasses.asdict(config.model), setup.identity, setup.classes)
+    setup.base.tokenizer.save_pretrained(target)
+    return Adapter("combined", target, None)
+
+
+def _adapter_logits(setup: Setup, adapter: Adapter, texts: list[list[int]]) -> list[torch.Tensor]:
+    """What the model says as it was trained: the base, quantised if it was then, under the adapter."""
+    exact = setup.compared != setup.precision
+    dtype = setup.own if exact else setup.precision.dtype
+    model: Any = load_model(setup.base, setup.quantization, dtype, setup.trained.seed, setup.classes)
+    if exact:
+        model = model.to(setup.compared.dtype)
+    logits = read_texts(attach(model, [adapter]), texts, setup.compared)
+    del model
+    _free()
+    return logits
+
+
+def _merge(config: RunConfig, setup: Setup, adapter: Adapter, name: str, target: Path) -> None:
+    """Merge into one of the bases and write the model to ``target``."""
+    base = setup.base
+    skeleton = Skeleton(base, [adapter], setup.classes, setup.dtype, setup.device)
+    if name == "original" and setup.streamed and base.folder is not None:
+        tensors: Any = CheckpointTensors(base.folder)
+    else:
+        quantized = name == "dequantised"
+        dtype = setup.precision.dtype if quantized else setup.own
+        quantization = setup.quantization if quantized else None
+        tensors = ModelTensors(load_model(base, quantization, dtype, setup.trained.seed, setup.classes))
+    write_model(target, base, skeleton, tensors, config.merge.max_shard_size, setup.streamed)
+    del skeleton, tensors
+    _free()
+
+
+def _merged_logits(setup: Setup, folder: Path, texts: list[list[int]]) -> list[torch.Tensor]:
+    """What the merged model says, loaded from its folder."""
+    merged = dataclasses.replace(setup.base, folder=folder)
+    model = load_model(merged, None, setup.compared.dtype, setup.trained.seed, setup.classes)
+    logits = read_texts(model, texts, setup.compared)
+    del model
+    _free()
+    return logits
+
+
+def _record(config: RunConfig, folder: RunFolder, setup: Setup, results: dict[str, Fidelity]) -> str:
+    """Store how faithful each merged model is, and return the base of the best. Raises ``RunnerError``."""
+    chosen = min(results, key=lambda name: (not math.isfinite(results[name].kl), results[name].kl))
+    best = results[chosen]
+    folder.metrics |= {
+        "merge_kl": best.kl,
+        "merge_max_logit_difference": best.max_difference,
+        "merge_greedy_agreement": best.greedy_agreement,
+        "merge_tokens_compared": best.tokens,
+        "peak_memory_bytes": environment.peak_memory(),
+    }
+    folder.record["merge"] = {
+        "base": chosen,
+        "bases": {name: dataclasses.asdict(result) for name, result in results.items()},
+        "compared_in": setup.compared.name,
+        "dtype": str(setup.dtype).removeprefix("torch."),
+        "adapters": [str(adapter.folder) for adapter in setup.adapters],
+    }
+    if len(results) > 1:
+        facts = ", ".join(f"KL {result.kl:.3g} into the {name} ones" for name, result in results.items())
+        folder.notes.append(f"merged into the {chosen} weights of the base: {facts}")
+        console.note(folder.notes[-1])
+    if not best.kl <= config.merge.max_kl:
+        rounded = ", as the quantised base also rounds what it computes" if setup.quantization else ""
+        raise RunnerError(
+            f"the merged model is not the adapter model: KL {best.kl:.3g} nats a token, more than "
+            f"merge.max_kl={config.merge.max_kl:g}{rounded}; it was not kept"
+        )
+    return chosen
+
+
+def _hand_over(config: RunConfig, folder: RunFolder, model: Path) -> None:
+    """Export and publish the merged model, where that is asked for."""
+    if config.export:
+        from runner.export import export_model
+
+        export_model(config, folder, model)
+    if config.push_to:
+        from runner.publish import publish
+
+        publish(config, folder, model)
+
+
+def _free() -> None:
+    """Give back the memory of a model that is no longer needed."""
+    gc.collect()
+    if torch.cuda.is_available():
+        torch.cuda.empty_cache()
