@@ -11,7 +11,8 @@ STAGES = """
 stages:
   sft: [recipe=sft]
   dpo: [recipe=dpo, "adapter={sft}"]
-  last: [recipe=evaluate, "adapter={dpo}", data=orders, data.eval_max_rows=2]
+  merged: [recipe=merge, "adapter={dpo}"]
+  last: [recipe=evaluate, "model.path={merged}", model.weights=pretrained, data=orders, data.eval_max_rows=2]
 """
 
 
@@ -27,19 +28,22 @@ def test_each_stage_is_a_run_that_names_the_one_before(cli):
     run = cli(*own(STAGES), *TINY)
     assert run.code == 0
     records = {
-        name: json.loads((run.folder / name / "run.json").read_text()) for name in ("sft", "dpo", "last")
+        name: json.loads((run.folder / name / "run.json").read_text())
+        for name in ("sft", "dpo", "merged", "last")
     }
     assert {record["status"] for record in records.values()} == {"completed"}
     assert [Path(path).name for path in records["dpo"]["parents"]] == ["sft"]
-    assert [Path(path).name for path in records["last"]["parents"]] == ["dpo"]
+    assert [Path(path).name for path in records["merged"]["parents"]] == ["dpo"]
+    assert [Path(path).name for path in records["last"]["parents"]] == ["merged"]
     assert records["dpo"]["metrics"]["steps"] == 3
-    assert list(run.record["stages"]) == ["sft", "dpo", "last"]
+    assert list(run.record["stages"]) == ["sft", "dpo", "merged", "last"]
     assert {path.name for path in run.folder.iterdir()} == {
         "config.yaml",
         "run.json",
         "report.html",
         "sft",
         "dpo",
+        "merged",
         "last",
     }
 
