@@ -37,8 +37,20 @@ RESULTS = {
     "merge_kl": "KL, merged from adapter model",
     "merge_max_logit_difference": "largest logit difference",
     "merge_greedy_agreement": "same next token",
+    "gguf_kl": "KL, GGUF from merged model",
+    "gguf_greedy_agreement": "same next token, GGUF",
+    "int4_kl": "KL, NF4 from merged model",
+    "int4_greedy_agreement": "same next token, NF4",
 }
-SHARES = ("exact_match", "json_valid", "eval_rewards_accuracies", "eval_accuracy", "merge_greedy_agreement")
+SHARES = (
+    "exact_match",
+    "json_valid",
+    "eval_rewards_accuracies",
+    "eval_accuracy",
+    "merge_greedy_agreement",
+    "gguf_greedy_agreement",
+    "int4_greedy_agreement",
+)
 
 _PLAIN_LINES = 10  # progress lines of a phase when the output is no terminal
 
@@ -104,9 +116,9 @@ def closing(record: dict[str, Any], folder: Path) -> None:
     if "peak_memory_bytes" in metrics:
         table.add_row("peak memory", f"{metrics['peak_memory_bytes'] / 2**30:.2f} GiB")
     table.add_row("device", escape(f"{record['device']['name']} ({record['device']['kind']})"))
-    for file in ("adapter", "model", "report.html", "inspect.jsonl"):
-        if (folder / file).exists():
-            table.add_row(file.partition(".")[0], escape(str(folder / file)))
+    results = ("adapter", "model", "model-*", "report.html", "inspect.jsonl", "answers.jsonl")
+    for file in (file for pattern in results for file in sorted(folder.glob(pattern))):
+        table.add_row(file.stem.partition("-")[0], escape(str(file)))
     out.print()
     out.print(table)
 

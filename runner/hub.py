@@ -90,7 +90,7 @@ def _download(name: str, revision: str | None) -> Path:
 
     # a longer time-out of the client's own says that the hub is known to be slow
     patience = max(PATIENCE, float(os.environ.get("HF_HUB_ETAG_TIMEOUT") or 0))
-    info = _within(patience, lambda: HfApi().model_info(name, revision=revision, timeout=patience))
+    info = within(patience, lambda: HfApi().model_info(name, revision=revision, timeout=patience))
     files = [entry.rfilename for entry in info.siblings or []]
     wanted = _wanted(files)
     if not any(file.endswith((".safetensors", ".bin")) for file in wanted):
@@ -110,7 +110,7 @@ def _wanted(files: list[str]) -> list[str]:
     return weights + [file for file in top if file.endswith(_BESIDE_WEIGHTS)]
 
 
-def _within(seconds: float, call: Callable[[], Any]) -> Any:
+def within(seconds: float, call: Callable[[], Any]) -> Any:
     """The result of ``call``, or ``TimeoutError``: the client's own begins anew for each address."""
     outcome: list[tuple[Any, Exception | None]] = []
 

@@ -143,6 +143,8 @@ def load_model(
         base.config.pad_token_id = base.tokenizer.pad_token_id  # the last token that is no padding is read
         head = {"config": base.config}
     set_seed(seed)
+    # given as None, it would hide the folder's own quantisation
+    quantised = {"quantization_config": quantization} if quantization is not None else {}
     if base.folder is not None:
         try:
             model = kind.from_pretrained(
@@ -150,7 +152,7 @@ def load_model(
                 **head,
                 dtype=dtype,
                 device_map=placement,
-                quantization_config=quantization,
+                **quantised,
                 trust_remote_code=settings.trust_remote_code,
                 **attention,
             )
