@@ -13,7 +13,7 @@ from runner.errors import Problem, Refused
 from runner.files import file_rows
 from runner.formats import Example
 from runner.identity import base_identity
-from runner.lineage import adapters, check_base
+from runner.lineage import adapters, check_base, head_problems
 from runner.messages import BadRow
 from runner.model import choose_precision, find_base, load_model
 from runner.settings import RunConfig
@@ -28,6 +28,8 @@ def run(config: RunConfig, folder: RunFolder) -> None:
     """
     with folder.timed("check"):
         found = adapters(config)
+        if problems := head_problems(config):
+            raise Refused(problems)
         prompts = _prompts(config)
         base = find_base(config.model)
         precision = choose_precision(config)

@@ -15,7 +15,7 @@ from runner.artifacts import RunFolder, write_whole
 from runner.components import quantization_config
 from runner.errors import Problem, Refused, nearest
 from runner.identity import base_identity
-from runner.lineage import adapters, check_base
+from runner.lineage import adapters, check_base, head_problems
 from runner.lm_eval_tasks import run_tasks, task_problems
 from runner.model import Precision, choose_precision, find_base, load_model
 from runner.prepare import prepare
@@ -72,16 +72,16 @@ def run(config: RunConfig, folder: RunFolder) -> None:
 def _chosen(config: RunConfig) -> tuple[list[str] | None, dict[str, Callable[[str, str], float]]]:
     """The chosen metrics, None for all that fit, and the user's function by name.
 
-    Raises ``Refused`` for these and for tasks that cannot be run.
+    Raises ``Refused`` for these, for tasks that cannot be run, and for adapters that do not answer.
     """
     from runner.metrics import METRICS, load_function
 
     settings = config.evaluate
-    problems = task_problems(settings.tasks)
+    problems = head_problems(config) + task_problems(settings.tasks)
     function: dict[str, Callable[[str, str], float]] = {}
     for name in settings.metrics or ():
         if name not in METRICS:
-            message = f"evaluate.metrics: {name!r} is not a metric"
+            message = f"{name!r} is not a metric"
             problems.append(Problem("evaluate.metrics", message, nearest(name, METRICS)))
     if settings.function is not None:
         wrong = _function_problems(settings.function)
@@ -120,12 +120,17 @@ def _function_problems(place: str) -> list[Problem]:
 
 def _rows(config: RunConfig, folder: RunFolder, renderer: Renderer) -> Split:
     """The held-out rows, or all rows where none are held out."""
+    from runner.bootstrap import enough
+
     max_length = config.trainer.get("max_length", 1024)
     data = prepare(config.data, renderer, max_length, config.seed)
     folder.notes += data.notes
     if data.eval is None:
         folder.notes.append("no rows are held out: the rows of data.path are scored")
-    return data.eval or data.train
+    rows = data.eval or data.train
+    if config.adapter and not enough(len(rows.rows), config.evaluate.confidence):
+        folder.notes.append(f"{len(rows.rows)} rows are too few to call a difference more than noise")
+    return rows
 
 
 def _answers(
@@ -177,7 +182,7 @@ def _scores(
 
 def _compare(config: RunConfig, measured: dict[str, Any], tasks: dict[str, Any]) -> dict[str, Any]:
     """What ``evaluation.json`` holds: each model's scores, and their differences from the first model's."""
-    from runner.bootstrap import difference, interval
+    from runner.bootstrap import difference, enough, interval
 
     settings = config.evaluate
     drawn = (settings.confidence, settings.resamples, config.seed)
@@ -196,10 +201,12 @@ def _compare(config: RunConfig, measured: dict[str, Any], tasks: dict[str, Any])
         }
         if column != first:
             pairs = zip(measures, measured[first], strict=True)
-            gaps = {item.name: difference(item, other, *drawn) for item, other in pairs}
-            result["differences"][column] = {
-                name: vars(gap) | {"significant": gap.excludes_zero} for name, gap in gaps.items()
-            }
+            gaps = {}
+            for item, other in pairs:
+                gap = difference(item, other, *drawn)
+                significant = gap.excludes_zero and enough(len(item.statistics), settings.confidence)
+                gaps[item.name] = vars(gap) | {"significant": significant}
+            result["differences"][column] = gaps
     return result
 
 

@@ -36,6 +36,15 @@ def difference(measure: Measure, other: Measure, confidence: float, resamples: i
     return _interval(measure.value - other.value, draws, confidence)
 
 
+def enough(rows: int, confidence: float) -> bool:
+    """Whether so many rows can show a difference at all.
+
+    Of two equal models one is better on every row with a chance of ``2 ** (1 - rows)`` (the sign test), and
+    then every resample says so too.
+    """
+    return 2.0 ** (1 - rows) <= 1 - confidence
+
+
 def _resampled(measure: Measure, resamples: int, seed: int) -> np.ndarray:
     """The score of each resample, (resamples,); a seed and a number of rows give the same resamples."""
     rng, rows = np.random.default_rng(seed), len(measure.statistics)

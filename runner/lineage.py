@@ -46,13 +46,31 @@ class Adapter:
 
 
 def adapters(config: RunConfig) -> list[Adapter]:
-    """All adapters of a config, in order, under names of their own. Raises ``Refused``."""
+    """All adapters of a config, in order, under names of their own. Raises ``Refused``.
+
+    PEFT keeps them as attributes of modules, so that one named ``train`` would hide a method; ``base`` and
+    ``none`` stand for the model without an adapter.
+    """
     given = config.adapter if isinstance(config.adapter, list) else [config.adapter] if config.adapter else []
-    found: list[Adapter] = []
+    paths: list[Adapter] = []
+    problems: list[Problem] = []
     for path in given:
-        adapter = find_adapter(str(path))
+        try:
+            paths.append(find_adapter(str(path)))
+        except Refused as refused:
+            problems += refused.problems
+    if problems:
+        raise Refused(problems)
+    if not paths:
+        return []
+    from torch.nn import ParameterDict
+
+    reserved = {"base", "none", *dir(ParameterDict())}
+    found: list[Adapter] = []
+    for adapter in paths:
         taken = {other.name for other in found}
-        name = next(n for n in _names(adapter.name) if n not in taken)
+        first = f"{adapter.name}-adapter" if adapter.name in reserved else adapter.name
+        name = next(n for n in _names(first) if n not in taken)
         found.append(Adapter(name, adapter.folder, adapter.run))
     return found
 
@@ -76,7 +94,7 @@ def parents(config: RunConfig) -> list[str]:
     found = [str(adapter.run or adapter.folder) for adapter in adapters(config)]
     model = Path(str(config.model.path)).expanduser()
     if config.model.weights == "pretrained":
-        found += [str(folder) for folder in (model, model.parent) if (folder / "run.json").is_file()]
+        found += [str(folder) for folder in (model, model.parent) if (folder / "run.json").is_file()][:1]
     return found
 
 
@@ -106,6 +124,19 @@ def check_base(config: RunConfig, identity: dict[str, Any]) -> list[str]:
     if problems:
         raise Refused(problems)
     return notes
+
+
+def head_problems(config: RunConfig) -> list[Problem]:
+    """The adapters whose model answers with a class or a score, and has no words."""
+    return [
+        Problem(
+            f"adapter={adapter.folder}",
+            f"was trained as {adapter.config['task_type']}, a head that answers without words",
+            "its scores are in run.json of the run that trained it",
+        )
+        for adapter in adapters(config)
+        if adapter.config.get("task_type") in ("SEQ_CLS", "TOKEN_CLS")
+    ]
 
 
 def check_shape(config: RunConfig) -> None:

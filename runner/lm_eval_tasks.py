@@ -6,17 +6,25 @@ from importlib import import_module
 from importlib.util import find_spec
 from typing import Any
 
-from runner.errors import Problem, Refused
+from runner.errors import Problem, nearest
 
 
-def check_tasks(tasks: list | None) -> None:
-    """Refuse ``evaluate.tasks`` where the package is missing. Raises ``Refused``."""
-    if tasks and find_spec("lm_eval") is None:
-        raise Refused(Problem("evaluate.tasks", "needs the package lm-eval", "pip install lm-eval"))
+def task_problems(tasks: list | None) -> list[Problem]:
+    """What is wrong with ``evaluate.tasks``: the package is missing, or does not know them."""
+    if not tasks:
+        return []
+    if find_spec("lm_eval") is None:
+        return [Problem("evaluate.tasks", "needs the package lm-eval", "pip install lm-eval")]
+    known = import_module("lm_eval.tasks").TaskManager().all_tasks
+    return [
+        Problem("evaluate.tasks", f"lm-eval has no task {task!r}", nearest(task, known))
+        for task in tasks
+        if task not in known
+    ]
 
 
 def run_tasks(model: Any, tokenizer: Any, tasks: list, batch_size: int, seed: int) -> dict[str, float]:
-    """Scores by ``TASK/METRIC``, as ``lm_eval.simple_evaluate`` gives them."""
+    """Scores by ``TASK/METRIC`` as ``lm_eval.simple_evaluate`` gives them, under ``METRIC,FILTER``."""
     library, models = import_module("lm_eval"), import_module("lm_eval.models.huggingface")
     wrapped = models.HFLM(pretrained=model, tokenizer=tokenizer, batch_size=batch_size)
     found = library.simple_evaluate(
@@ -29,8 +37,8 @@ def run_tasks(model: Any, tokenizer: Any, tasks: list, batch_size: int, seed: in
     )
     results: dict[str, dict[str, Any]] = (found or {}).get("results", {})
     return {
-        f"{task}/{name.partition(',')[0]}": float(value)
+        f"{task}/{name.removesuffix(',none')}": float(value)
         for task, scores in results.items()
         for name, value in scores.items()
-        if isinstance(value, (int, float)) and "stderr" not in name
+        if "," in name and isinstance(value, (int, float)) and "stderr" not in name
     }

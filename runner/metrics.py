@@ -49,9 +49,13 @@ def json_valid(answer: str, expected: str) -> bool:
 
 def is_json(text: str) -> bool:
     """Whether a text is one JSON value and nothing else."""
+
+    def refuse(constant: str) -> None:  # NaN and the infinities, which Python reads and JSON does not have
+        raise ValueError(constant)
+
     try:
-        json.loads(text)
-    except ValueError:
+        json.loads(text, parse_constant=refuse)
+    except (ValueError, RecursionError):
         return False
     return True
 

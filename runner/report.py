@@ -20,6 +20,7 @@ import yaml
 from markupsafe import Markup
 
 from runner.figures import PERCENT, Series, flatten, format_value, line_figure, to_number
+from runner.report_evaluation import evaluation_context
 
 MAX_SAMPLES, OPEN_SAMPLES, MAX_TEXT = 200, 6, 6000
 CURVES = {
@@ -49,8 +50,8 @@ OUTCOMES: dict[tuple[Any, ...], tuple[str, str]] = {
     (True, True): ("matches before and after", "good"),
     (True, False): ("no longer matches", "bad"),
     (False, False): ("does not match", "bad"),
-    (None, True): ("matches after", "good"),
-    (None, False): ("does not match after", "bad"),
+    (None, True): ("matches", "good"),
+    (None, False): ("does not match", "bad"),
 }
 
 
@@ -97,14 +98,18 @@ def report_context(folder: Path) -> dict[str, Any]:
         )
         for sample in samples
     ]
+    evaluation = _evaluation(folder / "evaluation.json", run)
+    shown = evaluation.get("names", ())
+    run["metrics"] = {name: value for name, value in run["metrics"].items() if name not in shown}
     cards, metrics = _key_figures(run, rows)
     return {
         "run": run,
         "config": config,
-        "adapter": run.get("adapter") or _adapter(config),
+        "adapter": run.get("adapter") or (_adapter(config) if evaluation.get("compares", True) else ""),
         "cards": cards,
         "metrics": metrics,
         "figures": _figures(rows),
+        "evaluation": evaluation,
         "sample_limits": (OPEN_SAMPLES, MAX_SAMPLES),
         "samples": [(sample, OUTCOMES.get(pair)) for sample, pair in zip(samples, pairs, strict=True)],
         "tally": Counter(OUTCOMES[pair] for pair in pairs if pair in OUTCOMES).most_common(),
@@ -224,6 +229,16 @@ def _adapter(config: str) -> str:
 
 def _read(path: Path) -> str:
     return path.read_text(encoding="utf-8", errors="replace") if path.is_file() else ""
+
+
+def _evaluation(path: Path, run: dict[str, Any]) -> dict[str, Any]:
+    """Read a run's evaluation, if it has one; what cannot be read becomes a note on the run."""
+    text = _read(path)
+    try:
+        return evaluation_context(json.loads(text)) if text else {}
+    except (ValueError, TypeError, KeyError, AttributeError, RecursionError):
+        run["notes"].append(f"{path.name} could not be read and is left out of this report")
+        return {}
 
 
 def _read_lines(path: Path, run: dict[str, Any]) -> list[dict[str, Any]]:

@@ -139,15 +139,51 @@ def make_run(
     metrics: str | None = None,
     samples: str | None = None,
     config: str | None = None,
+    evaluation: str | None = None,
     **changes: Any,
 ) -> Path:
     """Write a run folder; files passed as None are left out."""
     folder.mkdir(exist_ok=True)
     (folder / "run.json").write_text(json.dumps(run_record(**changes)), encoding="utf-8")
-    for name, text in (("metrics.jsonl", metrics), ("samples.jsonl", samples), ("config.yaml", config)):
+    texts = {"metrics.jsonl": metrics, "samples.jsonl": samples}
+    texts |= {"config.yaml": config, "evaluation.json": evaluation}
+    for name, text in texts.items():
         if text is not None:
             (folder / name).write_text(text, encoding="utf-8")
     return folder
+
+
+def score(value: float, low: float, high: float, **more: Any) -> dict[str, Any]:
+    """Return a score of evaluation.json, or with ``significant`` a difference."""
+    kind = {} if "significant" in more else {"rows": 60, "higher": True}
+    return {"value": value, "low": low, "high": high} | kind | more
+
+
+def evaluation(*others: str) -> str:
+    """Return evaluation.json: the base, and adapters that are better, worse and much the same."""
+    base = {
+        "loss": score(1.205, 1.127, 1.29, higher=False),
+        "exact_match": score(0.25, 0.1, 0.4),
+        "chrf": score(21.483, 17.49, 26.64, rows=20),
+    }
+    theirs = {
+        "loss": score(0.5, 0.4, 0.625, higher=False),
+        "exact_match": score(0.2, 0.1, 0.35),
+        "chrf": score(11.5, 10.25, 12.75, rows=20),
+    }
+    gaps = {
+        "loss": score(-0.705, -0.9, -0.6, significant=True),
+        "exact_match": score(-0.05, -0.15, 0.025, significant=False),
+        "chrf": score(-9.983, -11, -8, significant=True),
+    }
+    found = {
+        "confidence": 0.95,
+        "resamples": 1000,
+        "models": {"base": base, **dict.fromkeys(others, theirs)},
+        "differences": dict.fromkeys(others, gaps),
+        "tasks": {"base": {"arc/acc": 0.5}, **{name: {"arc/acc": 0.75} for name in others}},
+    }
+    return json.dumps(found)
 
 
 def full_run(folder: Path, **changes: Any) -> Path:
@@ -250,6 +286,50 @@ def test_markup_is_shown_as_text(tmp_path: Path) -> None:
     assert "<script" not in page
     assert "<img" not in page
     assert words_of(page).count(HOSTILE) > 12
+
+
+def test_an_evaluation_says_which_differences_are_more_than_noise(tmp_path: Path) -> None:
+    metrics = {"loss": 0.5, "exact_match": 0.2, "chrf": 11.5}
+    folder = make_run(tmp_path, evaluation=evaluation("tuned"), samples=sample_lines())
+    (folder / "run.json").write_text(json.dumps(run_record(recipe="evaluate", metrics=metrics)))
+    words = words_of(page_of(folder))
+    for expected in (
+        "60, 20 held-out rows. Below each value, its 95 % interval from 1,000 bootstrap resamples",
+        "Score base tuned Difference",
+        "Loss lower is better 1.205 1.127 to 1.29 0.5 0.4 to 0.625 −0.705 better −0.9 to −0.6",
+        "Exact match 25 % 10 % to 40 % 20 % 10 % to 35 % −5 points within noise −15 to +2.5",
+        "chrF 21.48 17.49 to 26.64 11.5 10.25 to 12.75 −9.983 worse −11 to −8",
+        "arc/acc lm-eval 0.5 0.75 +0.25",
+        "base ✕ no match Sure! tuned ✓ match",
+    ):
+        assert expected in words, expected
+    assert "more measurement" not in words
+    assert "training" not in words.partition("Samples")[2].partition("Data")[0]
+
+
+def test_an_evaluation_of_several_adapters_compares_each_with_the_base(tmp_path: Path) -> None:
+    words = words_of(page_of(make_run(tmp_path, evaluation=evaluation("one", HOSTILE))))
+    assert f"Score base one Difference {HOSTILE} Difference" in words
+    assert words.count("−9.983 worse") == 2
+
+
+def test_an_evaluation_of_one_model_has_no_differences(tmp_path: Path) -> None:
+    config = "recipe: evaluate\nlora: {r: 16}\n"
+    page = page_of(make_run(tmp_path, evaluation=evaluation(), samples=sample_lines(), config=config))
+    words = words_of(page)
+    assert "Score base Loss" in words
+    assert "Difference" not in words
+    assert "within noise" not in words
+    assert "Before" not in words
+    assert "Answer ✓ match" in words
+    assert "LoRA r=16" not in words
+
+
+@pytest.mark.parametrize("text", ["{", "[]", "{}", '{"models": {}, "differences": {}}', '{"models": 3}'])
+def test_an_evaluation_that_cannot_be_read_is_a_note(tmp_path: Path, text: str) -> None:
+    words = words_of(page_of(make_run(tmp_path, evaluation=text)))
+    assert "evaluation.json could not be read and is left out of this report" in words
+    assert "Evaluation" not in words
 
 
 @needs_chromium
@@ -390,7 +470,9 @@ def test_values_read_well(value: Any, key: str, text: str) -> None:
 @pytest.mark.parametrize("width", [390, 1280])
 def test_page_fits_its_window(tmp_path: Path, width: int) -> None:
     error = {"type": "ValueError", "message": "m" * 300, "traceback": "  File " + "x" * 400}
-    folder = full_run(tmp_path, error=error, status="failed", command="python -m runner " + "a" * 300)
+    command = "python -m runner " + "a" * 300
+    folder = full_run(tmp_path, error=error, status="failed", command=command)
+    (folder / "evaluation.json").write_text(evaluation("one", "two-" * 9, "three"), encoding="utf-8")
     page = write_report(folder).read_text(encoding="utf-8").replace("<details>", "<details open>")
     # A headless window has a least width, so the page is measured in a frame of exactly the wanted width.
     frame = tmp_path / "frame.html"
