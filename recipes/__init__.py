@@ -32,9 +32,10 @@ def run_recipe(run: RunConfig, typed: list[str], overrides: list[str]) -> int:
     try:
         _refuse_several_processes()
         find_checkpoint(run)  # before the folder is touched, which with resume=auto is the earlier run's own
+        parents = lineage.parents(run)  # refuses an adapter that is none, so before there is a folder
         path = artifacts.create(run.output_dir, f"{run.recipe}-{model}", go_on=run.resume == "auto")
         folder = artifacts.RunFolder(path, command, overrides, config.to_yaml(run), run.seed)
-        folder.record |= {"recipe": run.recipe, "parents": lineage.parents(run)}
+        folder.record |= {"recipe": run.recipe, "parents": parents}
     except Refused as refused:
         console.refused(refused.problems)
         return ExitCode.REFUSED

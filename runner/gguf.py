@@ -44,7 +44,7 @@ def _convert(file: Path, folder: Path) -> None:
     from transformers import AutoModelForCausalLM, AutoTokenizer, GgufConfig
 
     try:
-        special = _special_tokens(file)
+        special = special_tokens(file)
         loaded: Any = AutoModelForCausalLM.from_pretrained(
             file.parent,
             gguf_file=file.name,
@@ -64,7 +64,7 @@ def _convert(file: Path, folder: Path) -> None:
     broken = [name for name, value in model.state_dict().items() if not torch.isfinite(value).all()]
     if broken:
         raise _unreadable(file, f"{len(broken)} tensors are not finite, among them {broken[0]}")
-    _correct(tokenizer, special)
+    correct(tokenizer, special)
     model.save_pretrained(folder)
     tokenizer.save_pretrained(folder)
     # safetensors makes its files readable by their owner alone; they shall be like any new file
@@ -73,7 +73,7 @@ def _convert(file: Path, folder: Path) -> None:
         written.chmod(mode)
 
 
-def _special_tokens(file: Path) -> dict[str, int]:
+def special_tokens(file: Path) -> dict[str, int]:
     """Ids of the special tokens that the file names, by their name in transformers."""
     from gguf import GGUFReader, Keys
 
@@ -87,7 +87,7 @@ def _special_tokens(file: Path) -> dict[str, int]:
     return {name: int(field.contents()) for name, field in fields.items() if field is not None}
 
 
-def _correct(tokenizer: Any, special: dict[str, int]) -> None:
+def correct(tokenizer: Any, special: dict[str, int]) -> None:
     """Set the special tokens by the file's own ids.
 
     transformers 5.17 gives the llama family its start token as end token, too, and no padding token: a model

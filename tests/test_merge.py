@@ -54,7 +54,7 @@ def tiny_base(seed: int = 0) -> torch.nn.Module:
 def logits(model: torch.nn.Module) -> torch.Tensor:
     model.eval()
     with torch.inference_mode():
-        return model(input_ids=torch.arange(3, 67)[None]).logits
+        return model(input_ids=torch.arange(3, 67, device=model.device)[None]).logits.cpu()
 
 
 def adapted(base: torch.nn.Module, folder: Path) -> torch.Tensor:

@@ -187,7 +187,8 @@ def test_losses_are_those_of_transformers(tiny):
     found = row_losses(model, rows, 2, pad)
     for row, (loss, tokens) in zip(rows, found, strict=True):
         with torch.inference_mode():
-            own = model(input_ids=torch.tensor([row.input_ids]), labels=torch.tensor([row.labels])).loss
+            ids, labels = (torch.tensor([part]).to(model.device) for part in (row.input_ids, row.labels))
+            own = model(input_ids=ids, labels=labels).loss
         assert tokens == row.trained_tokens
         assert loss / tokens == pytest.approx(own.item(), abs=1e-5)
 
