@@ -38,7 +38,9 @@ def read_back(
     from it, with a remark: the scaling of the rotary embedding, the size of a head where it is not the usual
     one, and whether there are biases. Raises ``RunnerError`` if more differs, or a weight is missing.
     """
-    from transformers import AutoConfig, AutoModelForCausalLM, GgufConfig
+    from transformers import AutoConfig, AutoModelForCausalLM, GgufConfig, logging
+
+    logging.disable_progress_bar()
 
     said = AutoConfig.from_pretrained(file.parent, gguf_file=file.name)
     wrong = [key for key in _READ if not _same(getattr(said, key), getattr(config, key))]

@@ -134,6 +134,8 @@ class Skeleton:
                     filled.append((module, key, held))
                     trained = isinstance(held, torch.nn.Parameter)
                     setattr(module, key, torch.nn.Parameter(wide, False) if trained else wide)
+        for own in (*unit.parameters(), *unit.buffers()):
+            own.data = own.data.to(self._device)  # PEFT has read the adapter's into main memory
         with torch.no_grad():
             if isinstance(unit, AuxiliaryTrainingWrapper):
                 whole = unit.unload_and_optionally_merge_module(True, True, None)

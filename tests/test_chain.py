@@ -4,8 +4,7 @@ import json
 from pathlib import Path
 
 import pytest
-
-from tests.conftest import TINY
+from conftest import TINY
 
 STAGES = """
 stages:

@@ -7,10 +7,10 @@ from pathlib import Path
 
 import pytest
 import torch
+from conftest import TINY
 
 from runner.reader import read_sources
 from runner.settings import DataSettings
-from tests.conftest import TINY
 
 # enough steps for the adapter to answer otherwise than its base
 TRAIN = (*TINY, "trainer.learning_rate=0.05", "trainer.save_strategy=no")

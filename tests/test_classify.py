@@ -4,10 +4,9 @@ import json
 from pathlib import Path
 
 import pytest
+from conftest import TINY
 from safetensors.torch import load_file
-
-from tests.conftest import TINY
-from tests.test_preference import ADAPTER, FILES
+from test_preference import ADAPTER, FILES
 
 WORDS = ["sun", "moon", "star", "cat", "dog", "tree", "car", "house", "river", "road"]
 ROWS = [

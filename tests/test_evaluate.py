@@ -6,11 +6,11 @@ from pathlib import Path
 import pytest
 import sacrebleu
 import torch
+from conftest import TINY
 
 from runner.bootstrap import enough
 from runner.model import byte_tokenizer, find_base, load_model
 from runner.settings import ModelSettings
-from tests.conftest import TINY
 
 TRAIN = (*TINY, "trainer.learning_rate=0.05", "trainer.save_strategy=no", "data.metric=null")
 EVALUATE = ("recipe=evaluate", "generation.max_new_tokens=4")

@@ -1,7 +1,8 @@
 """What a command with an adapter takes over from the run that made it."""
 
+from conftest import TINY
+
 from runner import config
-from tests.conftest import TINY
 
 
 def composed(*words: str):

@@ -6,8 +6,7 @@ from importlib.machinery import ModuleSpec
 from types import ModuleType, SimpleNamespace
 
 import pytest
-
-from tests.conftest import TINY
+from conftest import TINY
 
 ALONE = ("recipe=evaluate", *TINY)
 

@@ -6,11 +6,11 @@ from pathlib import Path
 
 import pytest
 import torch
+from conftest import TINY
 from safetensors.torch import load_file
 
 from runner.preference import PaddedRows, _mismatched
 from runner.recipe_rules import LOSSES
-from tests.conftest import TINY
 
 SAVES = ("trainer.save_strategy=steps", "trainer.save_steps=2")
 FAST = ("trainer.learning_rate=0.05", "trainer.warmup_steps=0", "trainer.lr_scheduler_type=constant")
