@@ -37,6 +37,8 @@ def run(config: RunConfig, folder: RunFolder) -> None:
     common = [text for text in folder.record["overrides"] if _key(text) not in _OF_THE_CHAIN]
     with folder.timed("check"):
         _check(stages, common)
+    # what the report is headed with: a chain has no model of its own
+    folder.record |= {"model": {"name": " → ".join(stages)}, "adapter": f"{len(stages)} stages"}
     done: dict[str, Any] = folder.record.setdefault("stages", {})
     for number, (name, words) in enumerate(stages.items(), start=1):
         path = folder.path / name

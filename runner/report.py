@@ -25,12 +25,21 @@ from runner.report_evaluation import evaluation_context
 MAX_SAMPLES, OPEN_SAMPLES, MAX_TEXT = 200, 6, 6000
 CURVES = {
     "loss": "Loss",
+    "rewards/accuracies": "Reward accuracy",
+    "rewards/margins": "Reward margin",
     "learning_rate": "Learning rate",
     "grad_norm": "Gradient norm",
     "mean_token_accuracy": "Token accuracy",
 }
 NOT_CURVES = re.compile(r"step|epoch|.*num_tokens|.*seconds|total_flos|.*runtime|.*_per_second|train_.*")
-CARD_METRICS = ("train_loss", "eval_loss", "tokens_per_second", "peak_memory_bytes")
+CARD_METRICS = (
+    "eval_rewards_accuracies",
+    "eval_accuracy",
+    "train_loss",
+    "eval_loss",
+    "tokens_per_second",
+    "peak_memory_bytes",
+)
 MAPPINGS = ("metrics", "times", "git", "packages", "device", "data", "digests", "model")
 OTHER_KNOWN = {
     "recipe",

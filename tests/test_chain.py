@@ -23,6 +23,7 @@ def own(text: str) -> list[str]:
     return ["--config-dir", "mine", "experiment=steps"]
 
 
+@pytest.mark.slow
 def test_each_stage_is_a_run_that_names_the_one_before(cli):
     run = cli(*own(STAGES), *TINY)
     assert run.code == 0
@@ -47,6 +48,7 @@ def test_each_stage_is_a_run_that_names_the_one_before(cli):
     }
 
 
+@pytest.mark.slow
 def test_a_failed_stage_ends_the_chain_and_a_second_start_goes_on_behind_it(cli):
     """The second stage has no room for its rows; the first is not trained again."""
     words = own(

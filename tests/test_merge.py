@@ -159,6 +159,7 @@ def test_a_merge_into_float32_is_exact(cli, local_base):
     assert run.record["metrics"]["merge_max_logit_difference"] < 1e-3
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "words",
     [
@@ -188,6 +189,7 @@ def test_every_kind_of_adapter_that_changes_weights_is_merged_exactly(cli, train
     assert tied == ("lm_head.weight" not in load_file(run.folder / "model/model.safetensors"))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "config",
     [
@@ -373,6 +375,7 @@ def delta(folder: Path, name: str) -> torch.Tensor:
 LAYER = "model.layers.1.mlp.down_proj.weight"
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("option", ["r8", "rslora"])
 @pytest.mark.parametrize("kind", ["cat", "svd"])
 def test_weighted_adapters_add_up(cli, trained, kind, option):
@@ -393,6 +396,7 @@ def test_weighted_adapters_add_up(cli, trained, kind, option):
     assert run.record["parents"] == [str(one), str(two)]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "words",
     [
