@@ -6,7 +6,7 @@ import dataclasses
 import math
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from runner import console, environment
 from runner.adapter import AdapterSaver, add_adapter, changes_base, continue_adapter, set_base
@@ -29,6 +29,9 @@ from runner.resume import find_checkpoint
 from runner.settings import RunConfig
 from runner.split import Data, number_classes
 from runner.template import Renderer, apply_template
+
+if TYPE_CHECKING:
+    from runner.scoring import Judge
 
 # What an evaluation says about the model, by the library's names.
 _SCORES = (
@@ -59,29 +62,25 @@ def train(config: RunConfig, folder: RunFolder) -> None:
     """Train one adapter, or the whole model, in a run folder. Raises ``Refused`` before loading weights."""
     objective = OBJECTIVES[config.recipe]
     with folder.timed("check"):
-        setup = _check(config, folder)
+        setup = check(config, folder.path)
     with folder.timed("data"):
         max_length = config.trainer.get("max_length", 1024)
         data = prepare(config.data, setup.renderer, max_length, config.seed, objective.kind)
         classes = _classes(config, data)
-    steps = _total_steps(setup.arguments, len(data.train.rows))
+    steps = total_steps(setup.arguments, len(data.train.rows))
     folder.notes += [*setup.base.notes, *setup.notes, *data.notes]
-    folder.record |= {
-        "model": setup.base.record() | {"identity": setup.identity},
-        "data": {split.name: split.record() for split in (data.train, data.eval) if split},
-    }
-    folder.write()
+    describe(folder, setup, data)
     console.opening(config, data, setup.precision, steps, folder)
 
     with folder.timed("load"):
         model, saver = _load(config, setup, steps, classes)
         trained = sum(p.numel() for p in model.parameters() if p.requires_grad)
-        folder.metrics |= {"trainable_parameters": trained, "total_parameters": _total_parameters(model)}
+        folder.metrics |= {"trainable_parameters": trained, "total_parameters": total_parameters(model)}
 
     from runner.scoring import Judge
 
     fresh = not config.adapter and not changes_base(peft_config(config))
-    judge = Judge(config, setup.renderer, _answerable(data) if objective.generates else None, setup.precision)
+    judge = Judge(config, setup.renderer, answerable(data) if objective.generates else None, setup.precision)
     with folder.timed("score_before"):
         before = judge.answer(model, "before training", base_only=fresh)
     _fit(config, folder, setup, data, model, steps, fresh)
@@ -89,26 +88,48 @@ def train(config: RunConfig, folder: RunFolder) -> None:
     with folder.timed("save"):
         if saver is not None:
             saver.save(target)
-            set_base(target, config.model.path or f"random:{config.model.architecture}")
-            write_base(target, dataclasses.asdict(config.model), setup.identity, classes)
+            complete_adapter(config, setup, target, classes)
         else:
             model.save_pretrained(target)
-        setup.base.tokenizer.save_pretrained(target)
+            setup.base.tokenizer.save_pretrained(target)
     with folder.timed("score_after"):
         after = judge.answer(model, "after training")
-    folder.metrics |= judge.scores(before, after)
-    samples = judge.samples(before, after)
-    folder.write_lines("samples.jsonl", samples)
-    console.samples(samples)
-    (target / "README.md").write_text(model_card(config, folder.record), encoding="utf-8")
+    console.samples(conclude(config, folder, target, judge, before, after))
     if config.push_to:
         from runner.publish import publish
 
         publish(config, folder, target)
 
 
-def _check(config: RunConfig, folder: RunFolder) -> Setup:
-    """Everything that can be refused without reading rows or weights."""
+def describe(folder: RunFolder, setup: Setup, data: Data) -> None:
+    """Record what is trained on which rows."""
+    folder.record |= {
+        "model": setup.base.record() | {"identity": setup.identity},
+        "data": {split.name: split.record() for split in (data.train, data.eval) if split},
+    }
+    folder.write()
+
+
+def complete_adapter(config: RunConfig, setup: Setup, target: Path, classes: list[str] | None = None) -> None:
+    """Put beside an adapter's weights what makes it usable alone: its base's name and identity, its tokenizer."""
+    set_base(target, config.model.path or f"random:{config.model.architecture}")
+    write_base(target, dataclasses.asdict(config.model), setup.identity, classes)
+    setup.base.tokenizer.save_pretrained(target)
+
+
+def conclude(
+    config: RunConfig, folder: RunFolder, target: Path, judge: Judge, before: list[str], after: list[str]
+) -> list[dict[str, Any]]:
+    """Keep the scores, the samples (which are returned) and the model card."""
+    folder.metrics |= judge.scores(before, after)
+    samples = judge.samples(before, after)
+    folder.write_lines("samples.jsonl", samples)
+    (target / "README.md").write_text(model_card(config, folder.record), encoding="utf-8")
+    return samples
+
+
+def check(config: RunConfig, folder: Path) -> Setup:
+    """Everything that can be refused without reading rows or weights; checkpoints go into ``folder``."""
     checkpoint = find_checkpoint(config)
     check_packing(config)
     check_shape(config)
@@ -121,7 +142,7 @@ def _check(config: RunConfig, folder: RunFolder) -> Setup:
     apply_template(base.tokenizer, config.template)
     renderer = Renderer(base.tokenizer, config.template, config.data.train_on)
     has_cuda = device().type == "cuda"
-    arguments, notes = training_arguments(config, precision, folder.path, has_cuda)
+    arguments, notes = training_arguments(config, precision, folder, has_cuda)
     peft_config(config)
     check_adapter(config, base, linear_modules(base.config, config.model.trust_remote_code), has_cuda)
     identity = base_identity(base, config.seed, precision.dtype)
@@ -195,7 +216,7 @@ def _fit(
         folder.metrics |= {key.replace("/", "_"): scores[key] for key in _SCORES if key in scores}
 
 
-def _answerable(data: Data) -> Any:
+def answerable(data: Data) -> Any:
     """The held-out rows to be answered: all but those whose answer was disliked."""
     if data.eval is None:
         return None
@@ -204,7 +225,7 @@ def _answerable(data: Data) -> Any:
     )
 
 
-def _total_steps(arguments: Any, rows: int) -> int:
+def total_steps(arguments: Any, rows: int) -> int:
     """Optimizer steps of the run, as the trainer will count them without packing."""
     if arguments.max_steps > 0:
         return arguments.max_steps
@@ -214,7 +235,7 @@ def _total_steps(arguments: Any, rows: int) -> int:
     )
 
 
-def _total_parameters(model: Any) -> int:
+def total_parameters(model: Any) -> int:
     """Parameters of the model, 4-bit ones counted unpacked."""
     packed = {"Params4bit"}
     return sum(

@@ -192,6 +192,17 @@ class TrainingProgress(Progress):
             self.show(entry["step"], detail, entry.get("max_steps"))
 
 
+class PackProgress(Progress):
+    """Steps of a pack with the lowest and the highest loss of the last one."""
+
+    def __init__(self, steps: int) -> None:
+        super().__init__("training", steps)
+
+    def update_pack(self, step: int, losses: list[float]) -> None:
+        """Show a logged step."""
+        self.show(step, f"{len(losses)} cells, loss {min(losses):.3f} to {max(losses):.3f}")
+
+
 def heading(text: str) -> None:
     """Begin a part of a longer command."""
     out.print(f"\n[bold]── {escape(text)}[/]")

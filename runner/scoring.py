@@ -56,6 +56,25 @@ class Judge:
                 progress.advance,
             )
 
+    def answer_pack(self, model: Any, members: int, label: str) -> list[list[str]]:
+        """Greedy answers of every member of a pack whose adapters a batch goes through one after the other."""
+        if not self._examples:
+            return [[] for _ in range(members)]
+        settings = self._config.generation
+        with console.Progress(f"answering, {label}", members * len(self._examples)) as progress:
+            answers = generate(
+                model,
+                self._renderer,
+                self._examples,
+                settings.batch_size,
+                settings.max_new_tokens,
+                self._autocast,
+                progress.advance,
+                members=members,
+            )
+        count = len(self._examples)
+        return [answers[start : start + count] for start in range(0, len(answers), count)]
+
     def scores(self, before: list[str], after: list[str]) -> dict[str, float]:
         """The metric's score as ``<metric>_before`` and ``<metric>_after``; empty without a metric."""
         name = self._config.data.metric
@@ -99,12 +118,14 @@ def generate(
     autocast: torch.dtype | None = None,
     on_batch: Callable[[int], None] | None = None,
     drawing: dict[str, Any] | None = None,
+    members: int = 1,
 ) -> list[str]:
     """Answer the last turn of every example, in batches of similar length; the order is kept.
 
     ``drawing`` says how tokens are chosen, as keywords of transformers' ``generate``; greedily by default.
     ``max_new_tokens`` of None allows as many as the longest expected answer has, and a few more.
-    ``on_batch`` is called with the number of answers of each finished batch.
+    ``on_batch`` is called with the number of answers of each finished batch. With ``members`` adapters in a pack
+    all examples are answered by each, and the answers of the first come first.
     """
     tokenizer = renderer.tokenizer
     prompts = [
@@ -121,14 +142,15 @@ def generate(
         for start in range(0, len(order), batch_size):
             chosen = order[start : start + batch_size]
             with torch.inference_mode(), cast(model.device, autocast):
-                batch = [prompts[index] for index in chosen]
+                batch = [prompts[index] for index in chosen] * members
                 texts = _answer(model, tokenizer, batch, max_new_tokens, drawing or GREEDY)
-            answers_by_index |= dict(zip(chosen, texts, strict=True))
+            places = [member * len(prompts) + index for member in range(members) for index in chosen]
+            answers_by_index |= dict(zip(places, texts, strict=True))
             if on_batch:
-                on_batch(len(chosen))
+                on_batch(len(places))
     finally:
         model.train(training)
-    return [answers_by_index[index] for index in range(len(prompts))]
+    return [answers_by_index[index] for index in range(members * len(prompts))]
 
 
 def _answer(

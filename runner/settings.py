@@ -6,6 +6,7 @@ they stay dictionaries until ``runner.components`` builds the object.
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
@@ -158,6 +159,26 @@ class ChatSettings:
 
 
 @dataclass(frozen=True)
+class SweepSettings:
+    """How ``-m`` runs its cells; the same for all of them, and never an axis.
+
+    ``repeat`` runs every cell with as many seeds (seed, seed+1, ...). ``zip`` names axes that are walked
+    together, ``[lora.r, lora.lora_alpha]``, or is a list of such lists. ``metric`` is the figure of run.json
+    that decides which cell is best. After each of the fractions ``halving`` of a run, the share ``keep`` of
+    the cells of a pack goes on. ``max_cells`` limits a pack (null: what fits in memory), of which a
+    checkpoint is written every ``checkpoint_seconds``.
+    """
+
+    repeat: int = 1
+    zip: list | None = None
+    metric: str = "eval_loss"
+    halving: list | None = None
+    keep: float = 0.5
+    max_cells: int | None = None
+    checkpoint_seconds: float = 120.0
+
+
+@dataclass(frozen=True)
 class TrainerExtras:
     """Keys of ``trainer`` that are the runner's own; all others belong to the library's config class.
 
@@ -199,6 +220,14 @@ class RunConfig:
     gguf: GgufSettings = field(default_factory=GgufSettings)
     evaluate: EvaluateSettings = field(default_factory=EvaluateSettings)
     chat: ChatSettings = field(default_factory=ChatSettings)
+    sweep: SweepSettings = field(default_factory=SweepSettings)
+
+    @classmethod
+    def of(cls, values: Mapping[str, Any]) -> RunConfig:
+        """The config of plain ``values``, as ``dataclasses.asdict`` gives them; what is missing is default."""
+        sections = {name: kind(**(values.get(name) or {})) for name, kind in OWN_SECTIONS.items()}
+        libraries = {name: dict(values.get(name) or {}) for name in LIBRARY_SECTIONS}
+        return cls(**{**values, **sections, **libraries})
 
 
 OWN_SECTIONS = {
@@ -210,5 +239,6 @@ OWN_SECTIONS = {
     "gguf": GgufSettings,
     "evaluate": EvaluateSettings,
     "chat": ChatSettings,
+    "sweep": SweepSettings,
 }
 LIBRARY_SECTIONS = ("quantization", "lora", "trainer")

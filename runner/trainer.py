@@ -24,7 +24,9 @@ from transformers.trainer_utils import rotate_checkpoints
 from trl.trainer.sft_config import SFTConfig
 from trl.trainer.sft_trainer import SFTTrainer
 
+from runner.dropout import key_dropout
 from runner.errors import Diverged
+from runner.token_loss import TokenScores, scores_by_head, token_scores
 
 # Called at every logged step with what the trainer logs, the step and the seconds since training began.
 OnLog = Callable[[dict[str, Any]], None]
@@ -61,6 +63,8 @@ class GuardedTrainer(Trainer):
             **more,
         )
         self.remove_callback(PrinterCallback)
+        self._dropout = key_dropout(model, args.seed)
+        self._passes = (-1, 0)  # the optimizer step, and forward passes in it so far
         for parameter in model.parameters():
             # TRL casts the adapter of any quantised base to bfloat16, also where the run computes in float32
             if parameter.requires_grad and model.dtype == torch.float32:
@@ -73,10 +77,19 @@ class GuardedTrainer(Trainer):
 
     def training_step(self, *args: Any, **kwargs: Any) -> torch.Tensor:
         """One forward and backward pass; the loss must be finite."""
+        self._count_pass()
         loss = super().training_step(*args, **kwargs)
+        self._tr_loss = self._tr_loss.to(loss.dtype)  # the library would add float64 losses up in float32
         if not torch.isfinite(loss):
             raise Diverged(f"the loss of step {self.state.global_step + 1} is {loss.item()}")
         return loss
+
+    def _count_pass(self) -> None:
+        """Tell the dropout which forward pass of the run comes next."""
+        step = self.state.global_step
+        self._passes = (step, self._passes[1] + 1 if self._passes[0] == step else 0)
+        if self._dropout is not None:
+            self._dropout.at(step * self.args.gradient_accumulation_steps + self._passes[1])
 
     def create_model_card(self, *args: Any, **kwargs: Any) -> None:
         """Nothing: the run writes one card, with the adapter."""
@@ -109,12 +122,43 @@ class GuardedTrainer(Trainer):
 
 
 class SupervisedTrainer(GuardedTrainer, SFTTrainer):
-    """``SFTTrainer`` on rows that are already ``input_ids`` and ``labels``."""
+    """``SFTTrainer`` on rows that are already ``input_ids`` and ``labels``.
+
+    Where the head is a plain frozen one, the loss comes from ``runner.token_loss``, elsewhere from TRL.
+    """
 
     def __init__(self, model: Any, args: SFTConfig, *rows: Any, **more: Any) -> None:
         if not args.packing:
             args.max_length = None  # the rows are cut already; TRL would look at each again
         super().__init__(model, args, *rows, **more)
+        self._own_loss = (
+            args.loss_type == "nll"
+            and not args.label_smoothing_factor
+            and not (args.packing or args.padding_free)
+            and scores_by_head(model)
+        )
+
+    def compute_loss(
+        self, model: Any, inputs: dict[str, Any], return_outputs: bool = False, num_items_in_batch: Any = None
+    ) -> Any:
+        """The mean over the labelled tokens of the batch, or of all batches of the optimizer step."""
+        if not self._own_loss or return_outputs:
+            return super().compute_loss(model, inputs, return_outputs, num_items_in_batch)
+        with self.accelerator.autocast():
+            mask = inputs["attention_mask"]
+            scores = token_scores(self.model, inputs["input_ids"], inputs["labels"], attention_mask=mask)
+        self._note(scores, int(mask.sum()))
+        count = scores.mask.sum() if num_items_in_batch is None else num_items_in_batch
+        return -scores.log_probs.sum() / torch.as_tensor(count, device=mask.device).clamp(min=1)
+
+    def _note(self, scores: TokenScores, tokens: int) -> None:
+        """Keep the figures that TRL logs with the loss, under its names."""
+        mode = "train" if self.model.training else "eval"
+        count = scores.mask.sum().clamp(min=1)
+        self._metrics[mode]["entropy"].append((scores.entropy.sum() / count).item())
+        self._metrics[mode]["mean_token_accuracy"].append((scores.is_top1.sum() / count).item())
+        self._total_train_tokens += tokens if mode == "train" else 0
+        self._metrics[mode]["num_tokens"] = [self._total_train_tokens]
 
 
 class _Report(TrainerCallback):

@@ -1,0 +1,80 @@
+"""Checkpoints of a pack: all adapters by name, so that some of them can go on without the others."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import torch
+from safetensors.torch import load_file, save_file
+
+from runner.packed.adapters import PackedAdapters
+
+if TYPE_CHECKING:
+    from runner.packed.trainer import Member
+
+TENSORS, FACTS = "pack.safetensors", "pack.json"
+
+
+def save(folder: Path, adapters: PackedAdapters, members: list[Member]) -> None:
+    """Write the adapters and the running totals of all members."""
+    folder.mkdir(parents=True, exist_ok=True)
+    tensors = {
+        f"{member.name}/{key}": value
+        for index, member in enumerate(members)
+        for key, value in adapters.state_dict(index).items()
+    }
+    save_file(tensors, folder / TENSORS)
+    facts = {
+        "rank": adapters.rank,
+        "members": [{"name": m.name, "tokens": m.tokens, "total_loss": m.total_loss} for m in members],
+    }
+    (folder / FACTS).write_text(json.dumps(facts, indent=2) + "\n", encoding="utf-8")
+
+
+def facts(folder: Path) -> dict[str, Any]:
+    """``rank`` and ``members`` (name, tokens, total_loss) of a checkpoint; empty when it is none."""
+    file = folder / FACTS
+    return json.loads(file.read_text(encoding="utf-8")) if file.is_file() else {}
+
+
+def newest(work: Path, names: list[str]) -> Path | None:
+    """The latest checkpoint of a pack that holds all these members."""
+    found = [path for path in (work / "checkpoints").glob("checkpoint-*") if path.name[11:].isdigit()]
+    for path in sorted(found, key=lambda path: int(path.name[11:]), reverse=True):
+        if {item["name"] for item in facts(path).get("members", [])} >= set(names):
+            return path
+    return None
+
+
+def load(folder: Path, adapters: PackedAdapters, members: list[Member]) -> None:
+    """Read back the adapters and totals of these members, which the checkpoint must hold."""
+    tensors = load_file(folder / TENSORS)
+    saved = {item["name"]: item for item in facts(folder)["members"]}
+    for index, member in enumerate(members):
+        start = f"{member.name}/"
+        own = {key.removeprefix(start): value for key, value in tensors.items() if key.startswith(start)}
+        adapters.load(index, own)
+        member.tokens, member.total_loss = saved[member.name]["tokens"], saved[member.name]["total_loss"]
+
+
+def load_states(folder: Path, members: list[Member], optimizer: Any, scheduler: Any) -> None:
+    """Read back the optimizer's and the scheduler's state of these members."""
+    names = [item["name"] for item in facts(folder)["members"]]
+    chosen = [names.index(member.name) for member in members]
+    state = torch.load(folder / "optimizer.pt", map_location="cpu", weights_only=True)
+    groups = [state["param_groups"][index] for index in chosen]
+    old = [group["params"][0] for group in groups]
+    optimizer.load_state_dict(
+        {
+            "state": {
+                new: state["state"][number] for new, number in enumerate(old) if number in state["state"]
+            },
+            "param_groups": [group | {"params": [new]} for new, group in enumerate(groups)],
+        }
+    )
+    schedule = torch.load(folder / "scheduler.pt", weights_only=True)
+    for name in ("base_lrs", "_last_lr", "lr_lambdas"):
+        schedule[name] = [schedule[name][index] for index in chosen]
+    scheduler.load_state_dict(schedule)

@@ -1,0 +1,70 @@
+"""Successive halving (arXiv:1502.07943): at chosen fractions of the run the worst members of a pack are dropped."""
+
+from __future__ import annotations
+
+import json
+import math
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from runner.artifacts import write_whole
+from runner.settings import SweepSettings
+
+if TYPE_CHECKING:
+    from runner.packed.trainer import PackedTrainer
+
+DECISIONS = "halved.json"  # in the folder of the pack's checkpoints: what was decided, before it takes effect
+
+
+def decisions(work: Path) -> dict[str, dict[str, Any]]:
+    """By fraction of the run, the members dropped there and why."""
+    file = work / DECISIONS
+    return json.loads(file.read_text(encoding="utf-8")) if file.is_file() else {}
+
+
+class Halving:
+    """What a pack does between two steps: record who ended, and drop the worst where it is time to.
+
+    A decision is written down first, so that a pack that is killed and started again comes to the same one.
+    """
+
+    def __init__(self, settings: SweepSettings, steps: int, work: Path) -> None:
+        self._due = {max(1, math.ceil(fraction * steps)): fraction for fraction in settings.halving or []}
+        self._keep, self._file = settings.keep, work / DECISIONS
+        self._decided = decisions(work)
+
+    def __call__(self, trainer: PackedTrainer) -> None:
+        """Called after every step."""
+        step = trainer.state.global_step
+        for due, fraction in self._due.items():
+            if step == due and str(fraction) not in self._decided:
+                self._decide(trainer, fraction)
+        dropped = {name: facts for found in self._decided.values() for name, facts in found.items()}
+        gone = [
+            index
+            for index, member in enumerate(trainer.members)
+            if member.name in dropped and step >= dropped[member.name]["step"]
+        ]
+        for index in gone:
+            trainer.members[index].ended = {
+                "status": "dropped",
+                "dropped": dropped[trainer.members[index].name],
+            }
+        trainer.drop(gone)
+
+    def _decide(self, trainer: PackedTrainer, fraction: float) -> None:
+        trainer.evaluate()
+        ranked = sorted(trainer.members, key=lambda member: member.scores["eval_loss"])
+        kept = max(1, math.ceil(self._keep * len(ranked)))
+        self._decided[str(fraction)] = {
+            member.name: {
+                "step": trainer.state.global_step,
+                "fraction": fraction,
+                "eval_loss": member.scores["eval_loss"],
+                "rank": rank,
+                "of": len(ranked),
+            }
+            for rank, member in enumerate(ranked, 1)
+            if rank > kept
+        }
+        write_whole(self._file, json.dumps(self._decided, indent=2) + "\n")

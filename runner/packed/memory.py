@@ -1,0 +1,45 @@
+"""How many adapters can share a pass: an estimate of a pass's memory against what the device has free."""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+import psutil
+import torch
+
+# Of the free memory; the rest is for what the estimate leaves out. A pass that fails all the same is halved.
+_SHARE = 0.7
+
+
+def cells_at_once(model: Any, arguments: Any, longest: int, cells: int, limit: int | None) -> int:
+    """Adapters in one pass, of batches as long as the ``longest`` row; at most ``limit``."""
+    rows = arguments.per_device_train_batch_size
+    need = bytes_per_token(model, arguments.gradient_checkpointing) * rows * longest
+    fits = max(1, math.floor(_SHARE * free_bytes(model) / max(need, 1)))
+    return min(cells, fits, limit or cells)
+
+
+def bytes_per_token(model: Any, checkpointing: bool) -> int:
+    """Bytes that a token's activations take until the backward pass.
+
+    Of each decoder layer, counted on transformers' Llama family: about 12 tensors of the hidden size (norms,
+    residuals, projections, the inputs of the low-rank terms) and 5 of the MLP's; with gradient checkpointing the
+    layer's input alone, and one whole layer while it is computed again.
+    """
+    config = model.config.get_text_config()
+    hidden = config.hidden_size
+    inner = getattr(config, "intermediate_size", None) or 4 * hidden
+    width = 4 if model.dtype == torch.float32 else 8 if model.dtype == torch.float64 else 2
+    layer = (12 * hidden + 5 * inner) * width
+    layers = config.num_hidden_layers
+    return layers * hidden * width + layer if checkpointing else layers * layer
+
+
+def free_bytes(model: Any) -> int:
+    """Memory that the device of the model has left for activations."""
+    where = next(model.parameters()).device
+    if where.type != "cuda":
+        return psutil.virtual_memory().available
+    free, _ = torch.cuda.mem_get_info(where)
+    return free + torch.cuda.memory_reserved(where) - torch.cuda.memory_allocated(where)
