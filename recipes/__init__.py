@@ -5,10 +5,10 @@ from __future__ import annotations
 import importlib
 import logging
 import os
-import shlex
 import sys
 import warnings
 from pathlib import Path
+from typing import Any
 
 from runner import artifacts, config, console, environment, lineage
 from runner.errors import ExitCode, Problem, Refused, RunnerError
@@ -18,24 +18,26 @@ from runner.settings import RunConfig
 _STATUS = {ExitCode.FAILED: "failed", ExitCode.DIVERGED: "diverged", ExitCode.PREEMPTED: "preempted"}
 
 
-def run_recipe(run: RunConfig, typed: list[str], overrides: list[str]) -> int:
+def run_recipe(
+    run: RunConfig, command: str, overrides: list[str], facts: dict[str, Any] | None = None
+) -> int:
     """Make the run folder, run the recipe in it, record how it ended, and return the exit code.
 
-    ``typed`` is the command line as the user wrote it, ``overrides`` what this run or cell took from it.
+    ``command`` is what the user typed, ``overrides`` what this run or cell took from it; ``facts`` are more
+    entries of its record.
     """
-    _quiet_libraries()
+    quiet_libraries()
     environment.keep_freed_memory()
     console.out.stderr = bool(run.prompt)  # an answer that is piped stands alone
     recipe = importlib.import_module(f"recipes.{run.recipe}")
     model = run.model.architecture or Path(str(run.model.path)).name
-    command = shlex.join(["python", "-m", "runner", *typed])
     try:
         _refuse_several_processes()
         find_checkpoint(run)  # before the folder is touched, which with resume=auto is the earlier run's own
         parents = lineage.parents(run)  # refuses an adapter that is none, so before there is a folder
         path = artifacts.create(run.output_dir, f"{run.recipe}-{model}", go_on=run.resume == "auto")
         folder = artifacts.RunFolder(path, command, overrides, config.to_yaml(run), run.seed)
-        folder.record |= {"recipe": run.recipe, "parents": parents}
+        folder.record |= {"recipe": run.recipe, "parents": parents, **(facts or {})}
     except Refused as refused:
         console.refused(refused.problems)
         return ExitCode.REFUSED
@@ -70,7 +72,7 @@ def _refuse_several_processes() -> None:
         raise Refused(Problem(f"WORLD_SIZE={os.environ['WORLD_SIZE']}", message, hint))
 
 
-def _quiet_libraries() -> None:
+def quiet_libraries() -> None:
     """Advice of the libraries, where the runner prints its own."""
     logging.getLogger("bitsandbytes").setLevel(logging.ERROR)
     if not sys.warnoptions:

@@ -41,14 +41,17 @@ def train_pack(cells: list[PackedCell], settings: SweepSettings, work: Path) -> 
     """Train cells that ``runner.sweep.packable`` put together, and complete their run folders.
 
     ``work`` holds the checkpoints; one that has all these cells is gone on from. Returns the cells whose seed
-    gave them another number of rows than the first has, which cannot keep step with it: for a pack of their own.
+    gave them another number of rows than the first has, which cannot keep step: for a pack of their own.
+    Raises ``CannotPack`` before anything is trained.
     """
-    from runner.packed.trainer import PackedTrainer
+    from runner.packed import CannotPack
 
     cells = _without_dropped(cells, work)
     first = cells[0].config
     with timed(cells, "check"):
         setup = check(first, work)
+    if setup.arguments.fp16:
+        raise CannotPack("in fp16 one scale of the loss would serve them all")
     with timed(cells, "data"):
         found = _prepare(cells, setup)
     sizes = {name: _size(data) for name, data in found.items()}
@@ -60,7 +63,7 @@ def train_pack(cells: list[PackedCell], settings: SweepSettings, work: Path) -> 
         cell.folder.notes += [*setup.base.notes, *setup.notes, *data.notes]
         describe(cell.folder, setup, data)
     with timed(cells, "load"):
-        trainer: PackedTrainer = _load(cells, setup, settings, work, found, steps)
+        trainer = _load(cells, setup, settings, work, found, steps)
     judges = _judges(cells, setup, found)
     with timed(cells, "score_before"):
         answers = {
@@ -127,16 +130,19 @@ def _load(
     steps: int,
 ) -> Any:
     """The base with all adapters, and the trainer."""
-    from runner.packed import checkpoint
+    from runner.packed import CannotPack, checkpoint
     from runner.packed.adapters import pack_adapters
     from runner.packed.compiled import CompiledLayers
     from runner.packed.halving import Halving
     from runner.packed.memory import cells_at_once
     from runner.packed.trainer import Member, PackedTrainer
+    from runner.token_loss import scores_by_head
 
     first = cells[0].config
     names = [cell.name for cell in cells]
     model: Any = load_model(setup.base, setup.quantization, setup.precision.dtype, first.seed)
+    if not scores_by_head(model):
+        raise CannotPack("the model's head is no plain frozen linear layer")
     saved = checkpoint.newest(work, names)
     rank = checkpoint.facts(saved)["rank"] if saved else None
     configs = [peft_config(cell.config) for cell in cells]

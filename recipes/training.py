@@ -111,7 +111,7 @@ def describe(folder: RunFolder, setup: Setup, data: Data) -> None:
 
 
 def complete_adapter(config: RunConfig, setup: Setup, target: Path, classes: list[str] | None = None) -> None:
-    """Put beside an adapter's weights what makes it usable alone: its base's name and identity, its tokenizer."""
+    """Put beside an adapter what makes it usable alone: its base's name and identity, its tokenizer."""
     set_base(target, config.model.path or f"random:{config.model.architecture}")
     write_base(target, dataclasses.asdict(config.model), setup.identity, classes)
     setup.base.tokenizer.save_pretrained(target)

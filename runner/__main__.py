@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import shlex
 import sys
 
 # Read when the libraries are imported: no usage statistics leave the machine, and the runner prints its own.
@@ -62,7 +63,8 @@ def _run(composed: DictConfig, typed: list[str]) -> int:
     # the recipe's libraries are imported only once the config is known to be right
     from recipes import run_recipe
 
-    return run_recipe(run_config, typed, list(hydra_config.overrides.task))
+    command = shlex.join(["python", "-m", "runner", *typed])
+    return run_recipe(run_config, command, list(hydra_config.overrides.task))
 
 
 if __name__ == "__main__":

@@ -55,6 +55,7 @@ class KeyedDropout(torch.nn.Module):
         super().__init__()
         self.stream = stream
         # a tensor: compiled code is shared by all layers
+        self.layer: torch.Tensor
         number = torch.tensor(layer, dtype=torch.int32, device=stream.step.device)
         self.register_buffer("layer", number * _GOLDEN, persistent=False)
 

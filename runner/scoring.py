@@ -57,7 +57,7 @@ class Judge:
             )
 
     def answer_pack(self, model: Any, members: int, label: str) -> list[list[str]]:
-        """Greedy answers of every member of a pack whose adapters a batch goes through one after the other."""
+        """Greedy answers of every member of a pack, whose rows stand in a batch one after the other."""
         if not self._examples:
             return [[] for _ in range(members)]
         settings = self._config.generation
@@ -124,8 +124,8 @@ def generate(
 
     ``drawing`` says how tokens are chosen, as keywords of transformers' ``generate``; greedily by default.
     ``max_new_tokens`` of None allows as many as the longest expected answer has, and a few more.
-    ``on_batch`` is called with the number of answers of each finished batch. With ``members`` adapters in a pack
-    all examples are answered by each, and the answers of the first come first.
+    ``on_batch`` is called with the number of answers of each finished batch. With ``members`` adapters in a
+    pack all examples are answered by each, and the answers of the first come first.
     """
     tokenizer = renderer.tokenizer
     prompts = [

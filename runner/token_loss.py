@@ -1,4 +1,4 @@
-"""Log-probabilities of the labelled tokens, without the logits of the others and never of all rows at once."""
+"""Log-probabilities of the labelled tokens, without the logits of others and never of all rows at once."""
 
 from __future__ import annotations
 
@@ -26,8 +26,8 @@ _AFTER_HEAD = (
 
 @dataclass
 class TokenScores:
-    """Of each position [rows, length - 1] the log-probability and entropy (nats) of the next token, and whether it
-    was the likeliest; zero where ``mask`` says that it has no label."""
+    """Of each position [rows, length - 1] the log-probability and entropy (nats) of the next token, and
+    whether it was the likeliest; zero where ``mask`` says that it has no label."""
 
     log_probs: torch.Tensor
     entropy: torch.Tensor
@@ -60,8 +60,8 @@ def token_scores(model: Any, input_ids: torch.Tensor, labels: torch.Tensor, **in
     mask = targets != IGNORE
     places = mask.nonzero(as_tuple=True)
     found = _HeadScores.apply(hidden.to(mask.device)[places], head.weight, head.bias, targets[places])
-    dense = [values.new_zeros(mask.shape).index_put(places, values) for values in found]  # type: ignore[union-attr]
-    return TokenScores(*dense, mask)
+    log_probs, entropy, is_top1 = (values.new_zeros(mask.shape).index_put(places, values) for values in found)
+    return TokenScores(log_probs, entropy, is_top1, mask)
 
 
 class _HeadScores(torch.autograd.Function):

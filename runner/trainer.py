@@ -153,7 +153,7 @@ class SupervisedTrainer(GuardedTrainer, SFTTrainer):
 
     def _note(self, scores: TokenScores, tokens: int) -> None:
         """Keep the figures that TRL logs with the loss, under its names."""
-        mode = "train" if self.model.training else "eval"
+        mode = "train" if scores.log_probs.requires_grad else "eval"
         count = scores.mask.sum().clamp(min=1)
         self._metrics[mode]["entropy"].append((scores.entropy.sum() / count).item())
         self._metrics[mode]["mean_token_accuracy"].append((scores.is_top1.sum() / count).item())

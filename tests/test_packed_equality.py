@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import itertools
 from pathlib import Path
 from typing import Any
 
@@ -11,6 +10,7 @@ import pytest
 import torch
 from conftest import TINY, Run
 from safetensors.torch import load_file
+from transformers import AutoModelForCausalLM
 
 from recipes.pack import PackedCell, train_pack
 from runner import config
@@ -46,7 +46,7 @@ def run_pack(folder: Path, base: tuple[str, ...], cells: list[tuple[str, ...]], 
 
 
 def assert_equal(solo: Run, packed: Run, loss: float, worst: float, median: float) -> None:
-    """Losses and norms by step to ``loss``; weights to ``worst`` by tensor (relative), their median to ``median``."""
+    """Losses and norms of each step to ``loss``; of the weights (relative) the worst tensor and the median."""
     ours, theirs = ([line for line in run.lines("metrics.jsonl") if "loss" in line] for run in (packed, solo))
     assert [line["step"] for line in ours] == [line["step"] for line in theirs]
     for one, other in zip(ours, theirs, strict=True):
@@ -54,7 +54,9 @@ def assert_equal(solo: Run, packed: Run, loss: float, worst: float, median: floa
         for name in ("loss", "grad_norm", "entropy", "mean_token_accuracy"):
             assert one[name] == pytest.approx(other[name], rel=loss, abs=loss), (name, one["step"])
         assert one["num_tokens"] == other["num_tokens"]
-    assert packed.record["metrics"]["eval_loss"] == pytest.approx(solo.record["metrics"]["eval_loss"], rel=loss)
+    assert packed.record["metrics"]["eval_loss"] == pytest.approx(
+        solo.record["metrics"]["eval_loss"], rel=loss
+    )
     assert packed.record["metrics"]["trainable_parameters"] == solo.record["metrics"]["trainable_parameters"]
     assert packed.record["metrics"]["total_parameters"] == solo.record["metrics"]["total_parameters"]
     weights = [load_file(run.folder / "adapter" / "adapter_model.safetensors") for run in (packed, solo)]
@@ -67,6 +69,8 @@ def assert_equal(solo: Run, packed: Run, loss: float, worst: float, median: floa
     assert float(torch.tensor(distances).median()) <= median
 
 
+ROW = '{"prompt": "What is %d squared?", "completion": "%d"}\n'
+
 GRID = [
     ("lora.r=4", "lora.lora_alpha=8"),
     ("lora.r=8", "lora.lora_alpha=8", "trainer.learning_rate=3e-3", "trainer.max_grad_norm=0"),
@@ -76,10 +80,55 @@ GRID = [
 ]
 
 
-def test_float64(cli, tmp_path):
-    base = (*BASE, "model.dtype=float64")
-    packed = run_pack(tmp_path / "pack", base, GRID)
-    for number, overrides in enumerate(GRID):
+@pytest.fixture(scope="module")
+def tiny_model(tmp_path_factory) -> Path:
+    """A checkpoint, so that the seed draws the adapter and the order but not the base."""
+    from runner.model import _architecture, byte_tokenizer
+
+    folder = tmp_path_factory.mktemp("tiny")
+    torch.manual_seed(0)
+    AutoModelForCausalLM.from_config(_architecture("tiny"), dtype=torch.float32).save_pretrained(folder)
+    byte_tokenizer().save_pretrained(folder)
+    return folder
+
+
+def compare(
+    cli, tmp_path: Path, base: tuple[str, ...], grid: Any, *tolerances: float, **settings: Any
+) -> None:
+    packed = run_pack(tmp_path / "pack", base, grid, **settings)
+    for number, overrides in enumerate(grid):
         solo = cli(*base, *overrides, folder=f"solo{number}")
         assert solo.code == 0
-        assert_equal(solo, packed[number], 1e-8, 1e-8, 1e-8)
+        assert_equal(solo, packed[number], *tolerances)
+
+
+def test_float64(cli, tmp_path):
+    compare(cli, tmp_path, (*BASE, "model.dtype=float64"), GRID, 1e-8, 1e-8, 1e-8)
+
+
+@pytest.mark.parametrize("split", ["data.eval_split=0", "data.eval_split=0.2"])
+def test_seeds_in_float64(cli, tmp_path, tiny_model, split):
+    """Own initialisation, own order of rows, and where rows are split off, own rows; also a few at a time."""
+    base = (*BASE, "model.weights=pretrained", f"model.path={tiny_model}", "model.dtype=float64", split)
+    if split != "data.eval_split=0":
+        rows = tmp_path / "rows.jsonl"
+        rows.write_text("".join(ROW % (number, number * number) for number in range(23)), encoding="utf-8")
+        base = (*base, "data=file", f"data.path={rows}", "data.max_rows=null")
+    grid = [
+        (f"seed={seed}", "lora.lora_dropout=0.1", f"lora.r={rank}") for seed, rank in ((0, 4), (1, 8), (7, 4))
+    ]
+    compare(cli, tmp_path, base, grid, 1e-8, 1e-8, 1e-8, max_cells=2)
+
+
+def test_float32(cli, tmp_path):
+    compare(cli, tmp_path, BASE, GRID, 1e-5, 1e-3, 1e-5)
+
+
+def test_gradient_checkpointing_in_float64(cli, tmp_path):
+    base = (*BASE, "model.dtype=float64", "trainer.gradient_checkpointing=true")
+    compare(cli, tmp_path, base, GRID[2:4], 1e-8, 1e-8, 1e-8)
+
+
+def test_nf4(cli, tmp_path):
+    """Quantised bases compute in float32 here; the adapters differ by rounding alone."""
+    compare(cli, tmp_path, (*BASE, "quantization=nf4"), GRID[:4], 1e-5, 1e-3, 1e-5)

@@ -2,48 +2,45 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+import itertools
 from pathlib import Path
 from typing import Any
 
 import torch
 from peft import PeftModel
+from peft.tuners import lora
 from peft.tuners.lora.layer import LoraLayer
 from safetensors.torch import save_file
+from transformers import set_seed
 
 from runner.adapter import add_adapter
 from runner.dropout import DropoutStream
+from runner.packed import CannotPack
 from runner.packed.layers import PackedLinear, PackState
 
+Pair = tuple[torch.Tensor, torch.Tensor]  # A and B
 PREFIX = "base_model.model."  # of tensor names in PEFT's files
-
-
-@dataclass
-class _Placed:
-    """A layer of the pack and where its two tensors stand in a row of all trained values."""
-
-    name: str
-    layer: PackedLinear
-    offsets: tuple[int, int]
 
 
 class PackedAdapters:
     """LoRA adapters on one base: ``model`` is the PEFT model whose LoRA layers are replaced by packed ones.
 
-    After ``flatten`` all values lie in ``values`` [adapters, values], one row an adapter, and the layers' tensors are
-    views of it: an optimizer that knows only ``rows``, one parameter an adapter, trains them all.
+    After ``flatten`` all values lie in ``values`` [adapters, values], one row an adapter, and the layers'
+    tensors are views of it: an optimizer that knows only ``rows``, one parameter an adapter, trains them all.
     """
 
     def __init__(
-        self, model: PeftModel, configs: list[Any], state: PackState, layers: dict[str, PackedLinear]
+        self,
+        model: PeftModel,
+        configs: list[Any],
+        state: PackState,
+        layers: dict[str, PackedLinear],
+        stream: DropoutStream | None,
     ) -> None:
-        self.model, self.configs, self.state = model, configs, state
-        self.stream: DropoutStream | None = None
-        self._layers = layers
-        self.values = torch.empty(0)
-        self.gradients = torch.empty(0)
+        self.model, self.configs, self.state, self.stream = model, configs, state, stream
+        self._layers, self._offsets = layers, []
+        self.values = self.gradients = torch.empty(0)
         self.rows: list[torch.nn.Parameter] = []
-        self._placed: list[_Placed] = []
 
     @property
     def tensors(self) -> list[torch.nn.Parameter]:
@@ -72,23 +69,18 @@ class PackedAdapters:
     def flatten(self) -> None:
         """Move all values into one tensor, in the number format that the parameters have now."""
         first = self.tensors[0]
-        size = sum(tensor[0].numel() for tensor in self.tensors)
-        self.values = torch.empty(self.state.size, size, dtype=first.dtype, device=first.device)
-        offset = 0
-        for name, layer in self._layers.items():
-            offsets = (offset, offset + layer.lora_A[0].numel())
-            self._placed.append(_Placed(name, layer, offsets))
-            offset = offsets[1] + layer.lora_B[0].numel()
-        for placed in self._placed:
-            for tensor, view in zip(self._parameters(placed), self._views(self.values, placed), strict=True):
-                view.copy_(tensor.data)
+        sizes = [tensor[0].numel() for tensor in self.tensors]
+        self._offsets = [0, *itertools.accumulate(sizes)]
+        self.values = torch.empty(self.state.size, sum(sizes), dtype=first.dtype, device=first.device)
+        for tensor, view in zip(self.tensors, self._views(self.values), strict=True):
+            view.copy_(tensor.data)
         self.rows = [torch.nn.Parameter(row) for row in self.values]
         self._bind()
 
     def add_gradients(self, gradients: tuple[torch.Tensor, ...]) -> None:
         """Add the gradients of ``tensors`` to those of the rows."""
-        into = [view for placed in self._placed for view in self._views(self.gradients, placed)]
-        torch._foreach_add_(into, list(gradients))
+        for view, gradient in zip(self._views(self.gradients), gradients, strict=True):
+            view.add_(gradient)
 
     def keep(self, chosen: list[int]) -> None:
         """Give up all adapters but these; their memory is free afterwards."""
@@ -130,89 +122,86 @@ class PackedAdapters:
         self.gradients = torch.zeros_like(self.values)
         for row, gradient in zip(self.rows, self.gradients, strict=True):
             row.grad = gradient
-        for placed in self._placed:
-            for tensor, view in zip(self._parameters(placed), self._views(self.values, placed), strict=True):
-                tensor.data = view
+        for tensor, view in zip(self.tensors, self._views(self.values), strict=True):
+            tensor.data = view
 
-    @staticmethod
-    def _parameters(placed: _Placed) -> tuple[torch.nn.Parameter, torch.nn.Parameter]:
-        return placed.layer.lora_A, placed.layer.lora_B
-
-    def _views(self, values: torch.Tensor, placed: _Placed) -> list[torch.Tensor]:
-        shapes = [tensor.shape[1:] for tensor in self._parameters(placed)]
+    def _views(self, values: torch.Tensor) -> list[torch.Tensor]:
+        """Parts of ``values`` in the shapes of ``tensors``."""
         return [
-            values[:, offset : offset + shape.numel()].unflatten(1, shape)
-            for offset, shape in zip(placed.offsets, shapes, strict=True)
+            values[:, start:end].unflatten(1, tensor.shape[1:])
+            for tensor, (start, end) in zip(self.tensors, itertools.pairwise(self._offsets), strict=True)
         ]
 
 
 def pack_adapters(
     model: Any, configs: list[Any], seeds: list[int], rank: int | None = None
 ) -> PackedAdapters:
-    """Draw an adapter of each PEFT config from its seed, as a run of its own would, and pack them on the base.
+    """Draw an adapter of each PEFT config from its seed, as a run of its own would; pack them on the base.
 
-    ``rank`` is what smaller ranks are filled up to, the largest one by default.
+    ``rank`` is what smaller ranks are filled up to, the largest one by default. Raises ``CannotPack``.
     """
     wrapped: Any = add_adapter(model, configs[0], seeds[0], None)
-    drawn = [_take(wrapped, "default")]
-    resolved = [wrapped.peft_config["default"]]
+    layers = _lora_layers(wrapped)
+    drawn, resolved = [_take(layers, "default")], [wrapped.peft_config["default"]]
     for config, seed in zip(configs[1:], seeds[1:], strict=True):
-        from transformers import set_seed
-
         set_seed(seed)
         wrapped.add_adapter("next", config)
-        drawn.append(_take(wrapped, "next"))
+        drawn.append(_take(layers, "next"))
         resolved.append(wrapped.peft_config["next"])
         wrapped.delete_adapter("next")
-    rank = rank or max(config.r for config in resolved)
-    scaling = [layer_scaling(config) for config in resolved]
-    layers = {
-        name: module
-        for name, module in wrapped.base_model.model.named_modules()
-        if isinstance(module, LoraLayer)
-    }
-    first: Any = next(iter(layers.values()))
-    weight = first.lora_A["default"].weight
+    weight = next(iter(layers.values())).lora_A["default"].weight
     dtype = torch.float64 if weight.dtype == torch.float64 else torch.float32
-    packed = PackedAdapters(wrapped, resolved, PackState(scaling, weight.device, dtype), {})
-    rates = [float(config.lora_dropout) for config in resolved]
-    if any(rates):
-        packed.stream = DropoutStream(weight.device)
-        packed.stream.start(seeds, rates)
+    state = PackState([_scaling(config) for config in resolved], weight.device, dtype)
+    stream = None
+    if any(config.lora_dropout for config in resolved):
+        stream = DropoutStream(weight.device)
+        stream.start(seeds, [float(config.lora_dropout) for config in resolved])
+    largest = rank or max(config.r for config in resolved)
+    packed: dict[str, PackedLinear] = {}
     for number, (name, layer) in enumerate(layers.items()):
-        packed._layers[name] = _replace(wrapped.base_model.model, name, layer, number, drawn, rank, packed)
-    return packed
+        stacks = _stack(layer, [tensors[name] for tensors in drawn], largest)
+        lora_A, lora_B = stacks
+        packed[name] = PackedLinear(
+            layer.base_layer, lora_A, lora_B, state, (stream, number) if stream else None
+        )
+        parent, _, attribute = name.rpartition(".")
+        setattr(wrapped.base_model.model.get_submodule(parent), attribute, packed[name])
+    return PackedAdapters(wrapped, resolved, state, packed, stream)
 
 
-def layer_scaling(config: Any) -> float:
+def _scaling(config: Any) -> float:
     """alpha / r, or alpha / sqrt(r) with rank stabilisation (arXiv:2312.03732)."""
     return config.lora_alpha / (config.r**0.5 if config.use_rslora else config.r)
 
 
-def _take(model: Any, name: str) -> dict[str, tuple[torch.Tensor, torch.Tensor]]:
+def _lora_layers(model: Any) -> dict[str, Any]:
+    """PEFT's LoRA layers by name; only linear ones have a packed form."""
+    names = ("Linear", "Linear4bit", "Linear8bitLt")
+    plain = tuple(getattr(lora, name) for name in names if hasattr(lora, name))
+    inner = model.base_model.model
+    layers = {name: layer for name, layer in inner.named_modules() if isinstance(layer, LoraLayer)}
+    if odd := {type(layer).__name__ for layer in layers.values() if type(layer) not in plain}:
+        raise CannotPack(f"adapters on {', '.join(sorted(odd))} have no packed form")
+    return layers
+
+
+def _take(layers: dict[str, Any], name: str) -> dict[str, Pair]:
     """An adapter's A and B of every layer, on the CPU."""
     return {
         path: (layer.lora_A[name].weight.detach().cpu(), layer.lora_B[name].weight.detach().cpu())
-        for path, layer in model.base_model.model.named_modules()
-        if isinstance(layer, LoraLayer)
+        for path, layer in layers.items()
     }
 
 
-def _replace(
-    model: Any, name: str, layer: Any, number: int, drawn: list[Any], rank: int, packed: PackedAdapters
-) -> PackedLinear:
-    weight = layer.lora_A["default"].weight
-    stacks = []
-    for which, shape in ((0, (rank, layer.in_features)), (1, (layer.out_features, rank))):
-        stack = torch.zeros(len(drawn), *shape, dtype=weight.dtype, device=weight.device)
-        for row, tensors in zip(stack, drawn, strict=True):
-            _fill(row, tensors[name][which])
-        stacks.append(stack)
-    dropout = (packed.stream, number) if packed.stream else None
-    linear = PackedLinear(layer.base_layer, *stacks, packed.state, dropout)
-    parent, _, attribute = name.rpartition(".")
-    setattr(model.get_submodule(parent), attribute, linear)
-    return linear
+def _stack(layer: Any, pairs: list[Pair], rank: int) -> list[torch.Tensor]:
+    """The A of all adapters, and the B, on the layer's device and filled up to ``rank``."""
+    like = layer.lora_A["default"].weight
+    shapes = ((rank, layer.in_features), (layer.out_features, rank))
+    stacks = [torch.zeros(len(pairs), *shape, dtype=like.dtype, device=like.device) for shape in shapes]
+    for stack, which in zip(stacks, (0, 1), strict=True):
+        for row, pair in zip(stack, pairs, strict=True):
+            _fill(row, pair[which])
+    return stacks
 
 
 def _fill(into: torch.Tensor, values: torch.Tensor) -> None:

@@ -1,4 +1,4 @@
-"""Successive halving (arXiv:1502.07943): at chosen fractions of the run the worst members of a pack are dropped."""
+"""Successive halving (arXiv:1502.07943): at chosen fractions of the run a pack drops its worst members."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The layers of a pack: a frozen linear layer with the low-rank terms of all its adapters, for their own rows."""
+"""The layers of a pack: a frozen linear layer and the low-rank terms of all adapters, each for its rows."""
 
 from __future__ import annotations
 
@@ -38,8 +38,8 @@ class PackState:
 class PackedLinear(torch.nn.Module, BaseTunerLayer):
     """``base_layer(x) + scaling * (x A^T) B^T`` with an A [r, in] and a B [out, r] for each adapter's rows.
 
-    ``lora_A`` is [adapters, r, in] and ``lora_B`` [adapters, out, r]; smaller ranks are filled up with zeros, whose
-    gradients are zero. It is one of PEFT's tuner layers, so that ``disable_adapter`` of the model finds it.
+    ``lora_A`` is [adapters, r, in] and ``lora_B`` [adapters, out, r]; smaller ranks are filled up with zeros,
+    whose gradients are zero. It is a tuner layer of PEFT, so that ``disable_adapter`` finds it.
     """
 
     adapter_layer_names = ("lora_A", "lora_B")

@@ -24,8 +24,8 @@ def bytes_per_token(model: Any, checkpointing: bool) -> int:
     """Bytes that a token's activations take until the backward pass.
 
     Of each decoder layer, counted on transformers' Llama family: about 12 tensors of the hidden size (norms,
-    residuals, projections, the inputs of the low-rank terms) and 5 of the MLP's; with gradient checkpointing the
-    layer's input alone, and one whole layer while it is computed again.
+    residuals, projections, the inputs of the low-rank terms) and 5 of the MLP's; with gradient checkpointing
+    the layer's input alone, and one whole layer while it is computed again.
     """
     config = model.config.get_text_config()
     hidden = config.hidden_size

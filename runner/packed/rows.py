@@ -31,8 +31,8 @@ class RowLists(Dataset):
 class PackSampler:
     """Batches of one sampler an adapter, side by side.
 
-    The orders are those of the library's loader (accelerate's ``SeedableRandomSampler``, ``data_seed``); adapters of
-    one order share it. ``epoch`` is set by the loader.
+    The orders are those of the library's loader (accelerate's ``SeedableRandomSampler``, ``data_seed``);
+    adapters of one order share it. ``epoch`` is set by the loader.
     """
 
     def __init__(

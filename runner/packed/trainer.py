@@ -28,8 +28,8 @@ from runner.trainer import OnLog, SupervisedTrainer
 class Member:
     """One adapter of a pack: its own arguments, rows and log, and what is known of it so far.
 
-    ``ended`` says why it left the pack before the end. ``held_out_rows`` are of each held-out row the summed loss
-    (nats) and the labelled tokens, as its last evaluation found them.
+    ``ended`` says why it left the pack before the end. ``held_out_rows`` are of each held-out row the summed
+    loss (nats) and the labelled tokens, as its last evaluation found them.
     """
 
     name: str
@@ -47,9 +47,10 @@ class Member:
 class PackedTrainer(SupervisedTrainer):
     """Trains the adapters of a pack side by side, each with the steps of its own run.
 
-    Losses, token counts, clipping, optimizer state and schedule are each member's own. ``at_once`` members share a
-    pass; when the device runs out of memory it is halved, which changes no result. ``after_step`` is called between
-    steps and may ``drop`` members; a checkpoint is written when ``checkpoint_seconds`` have passed since the last.
+    Losses, token counts, clipping, optimizer state and schedule are each member's own. ``at_once`` members
+    share a pass; when the device runs out of memory it is halved, which changes no result. ``after_step`` is
+    called between steps and may ``drop`` members; a checkpoint is written when ``checkpoint_seconds`` have
+    passed since the last.
     """
 
     def __init__(
@@ -152,7 +153,7 @@ class PackedTrainer(SupervisedTrainer):
         """Nothing yet: the norm is taken below, also of a member that is not clipped."""
 
     def _get_grad_norm(self, model: Any, grad_norm: Any = None) -> None:
-        """Clip each member's gradient to its own ``max_grad_norm`` (as ``torch.nn.utils.clip_grad_norm_`` does)."""
+        """Clip each member's gradient to its own ``max_grad_norm``, as ``clip_grad_norm_`` of torch does."""
         gradients = self.adapters.gradients
         precise = torch.float64 if gradients.dtype == torch.float64 else torch.float32
         self._norms = torch.linalg.vector_norm(gradients, dim=1, dtype=precise)
@@ -164,7 +165,7 @@ class PackedTrainer(SupervisedTrainer):
     def create_optimizer(self, model: Any = None) -> Any:
         """The library's optimizer with a group for each member, whose values are one tensor."""
         self.adapters.flatten()
-        kind, settings = Trainer.get_optimizer_cls_and_kwargs(self.args, self.model)
+        kind, settings = Trainer.get_optimizer_cls_and_kwargs(self.args)
         groups = [
             {"params": [row], "lr": m.arguments.learning_rate, "weight_decay": m.arguments.weight_decay}
             for row, m in zip(self.adapters.rows, self.members, strict=True)
@@ -244,12 +245,12 @@ class PackedTrainer(SupervisedTrainer):
         member.log({"step": step, **entry, "epoch": self.state.epoch, "seconds": seconds})
 
     def evaluate(self, *args: Any, **kwargs: Any) -> dict[str, float]:
-        """Measure all members on their held-out rows; returns the mean held-out loss, which nobody may read."""
-        self.model.eval()
+        """Measure all members on their held-out rows; returns the mean of their held-out losses."""
+        self.adapters.model.eval()
         lists, which = distinct([member.held_out for member in self.members])
         batch_size = self.args.per_device_eval_batch_size
-        rows: list[list[torch.Tensor]] = []
-        totals = {"loss": 0.0, "entropy": 0.0, "mean_token_accuracy": 0.0}
+        rows: list[torch.Tensor] = []
+        totals: dict[str, Any] = {"loss": 0.0, "entropy": 0.0, "mean_token_accuracy": 0.0}
         batches = seen = 0
         for batch in evaluation_loader(lists, which, batch_size, self._collator):
             inputs = self._prepare_inputs(batch)

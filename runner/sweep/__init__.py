@@ -1,0 +1,1 @@
+"""Sweeps: their cells, how they are run, and what came of them."""

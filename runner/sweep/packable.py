@@ -1,0 +1,150 @@
+"""Which cells of a sweep can train together, and of the others why they run alone."""
+
+from __future__ import annotations
+
+import copy
+import dataclasses
+import json
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Any
+
+from runner.settings import RunConfig
+from runner.sweep.cells import Cell
+
+# What may differ inside a pack. The seed draws adapter and order of rows, and of random weights the base.
+AXES = {
+    "lora": ("r", "lora_alpha", "lora_dropout", "use_rslora"),
+    "trainer": (
+        "learning_rate",
+        "weight_decay",
+        "warmup_steps",
+        "warmup_ratio",
+        "lr_scheduler_type",
+        "lr_scheduler_kwargs",
+        "max_grad_norm",
+    ),
+}
+# What must be the same, and is the same for an adapter among others as for one alone. Any other key, when it
+# says something, runs alone: better slow than silently different.
+_SHARED = {
+    "lora": (
+        "_target_",
+        "target_modules",
+        "exclude_modules",
+        "layers_to_transform",
+        "layers_pattern",
+        "task_type",
+    ),
+    "trainer": (
+        "_target_",
+        "precision",
+        "num_train_epochs",
+        "max_steps",
+        "per_device_train_batch_size",
+        "per_device_eval_batch_size",
+        "gradient_accumulation_steps",
+        "gradient_checkpointing",
+        "gradient_checkpointing_kwargs",
+        "max_length",
+        "logging_steps",
+        "logging_strategy",
+        "logging_first_step",
+        "logging_nan_inf_filter",
+        "eval_strategy",
+        "eval_steps",
+        "save_strategy",
+        "save_steps",
+        "save_total_limit",
+        "adam_beta1",
+        "adam_beta2",
+        "adam_epsilon",
+        "data_seed",
+        "seed",
+    ),
+}
+# Values of other keys that mean nothing out of the ordinary.
+_ORDINARY = {
+    "init_lora_weights": (True, "gaussian"),
+    "bias": ("none",),
+    "report_to": ("none", ["none"], [], "null"),
+    "loss_type": ("nll",),
+    "optim": ("adamw_torch", "adamw_torch_fused", "sgd", "rmsprop", "adagrad"),  # element by element
+}
+_SCHEDULES = (
+    "linear",
+    "cosine",
+    "cosine_with_restarts",
+    "cosine_with_min_lr",
+    "polynomial",
+    "constant",
+    "constant_with_warmup",
+    "inverse_sqrt",
+    "warmup_stable_decay",
+)
+
+
+@dataclass(frozen=True)
+class Group:
+    """Cells that train together, or one cell with the reason why it runs ``alone``."""
+
+    cells: list[Cell]
+    alone: str | None = None
+
+
+def group(cells: list[Cell]) -> list[Group]:
+    """Put cells together that differ only in what may differ inside a pack; the order is kept."""
+    shared: dict[str, list[Cell]] = {}
+    groups: list[Group] = []
+    for cell in cells:
+        reason = next(reasons_alone(cell.config), None)
+        if reason:
+            groups.append(Group([cell], reason))
+            continue
+        key = _shared_part(cell.config)
+        if key not in shared:
+            shared[key] = []
+            groups.append(Group(shared[key]))
+        shared[key].append(cell)
+    lonely = "no other cell has the same base, rows and steps"
+    return [
+        Group(found.cells, lonely) if len(found.cells) == 1 and not found.alone else found for found in groups
+    ]
+
+
+def reasons_alone(config: RunConfig) -> Iterator[str]:
+    """Why a run cannot be one of a pack, as far as its config says."""
+    if config.recipe != "sft":
+        yield f"recipe={config.recipe} is not packed"
+    if not config.lora:
+        yield "every weight is trained"
+    elif config.lora.get("_target_") != "peft.LoraConfig":
+        yield f"{config.lora.get('_target_')} is not packed"
+    for key in ("adapter", "resume", "push_to"):
+        if getattr(config, key):
+            yield f"{key}={getattr(config, key)}"
+    if config.model.device_map:
+        yield f"model.device_map={config.model.device_map}"
+    if config.trainer.get("precision") == "fp16":
+        yield "trainer.precision=fp16 scales the loss of all cells at once"
+    if config.trainer.get("lr_scheduler_type", "linear") not in _SCHEDULES:
+        yield f"trainer.lr_scheduler_type={config.trainer['lr_scheduler_type']} is no function of the step"
+    for section in ("lora", "trainer"):
+        for key, value in getattr(config, section).items():
+            if key in (*AXES[section], *_SHARED[section]) or value in (None, False, 0, 0.0, "no", [], {}):
+                continue
+            if value not in _ORDINARY.get(key, ()):
+                yield f"{section}.{key}={value} is not packed"
+
+
+def _shared_part(config: RunConfig) -> str:
+    """All that the cells of a pack have in common, as text."""
+    values: dict[str, Any] = copy.deepcopy(dataclasses.asdict(config))
+    for section, keys in AXES.items():
+        for key in keys:
+            values[section].pop(key, None)
+    if config.model.weights != "random":
+        values.pop("seed")
+    for key in ("output_dir", "sweep"):
+        values.pop(key)
+    return json.dumps(values, sort_keys=True, default=str)

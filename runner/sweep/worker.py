@@ -1,0 +1,105 @@
+"""The process of a job of a sweep, ``python -m runner.sweep.worker JOB.json``: a pack, or single cells."""
+
+from __future__ import annotations
+
+import os
+
+# before the libraries are imported: as at the command line
+os.environ.setdefault("HF_HUB_DISABLE_TELEMETRY", "1")
+os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
+os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
+os.environ.setdefault("DATASETS_VERBOSITY", "error")
+os.environ.setdefault("HF_DATASETS_DISABLE_PROGRESS_BARS", "1")
+
+import dataclasses
+import json
+import shutil
+import sys
+from pathlib import Path
+from typing import Any
+
+from runner import config, console
+from runner.artifacts import RunFolder
+from runner.errors import ExitCode, Refused, RunnerError
+from runner.settings import RunConfig, SweepSettings
+from runner.sweep import orphan
+
+
+def main(argv: list[str]) -> int:
+    """Run the job and return the exit code of its worst cell."""
+    orphan.die_with_parent()
+    return run_job(Path(argv[0]))
+
+
+def run_job(file: Path) -> int:
+    """Run a job that the launcher has written down; every cell's outcome is in its run folder."""
+    from recipes import quiet_libraries
+    from runner import environment
+    from runner.packed import CannotPack
+
+    job = json.loads(file.read_text(encoding="utf-8"))
+    quiet_libraries()
+    environment.keep_freed_memory()
+    if job["alone"] is None:
+        try:
+            return _run_pack(job, file.with_suffix(""))
+        except CannotPack as reason:
+            console.note(f"{job['name']}: the cells run one by one, {reason}")
+    return max((_run_alone(job, cell) for cell in job["cells"]), default=ExitCode.COMPLETED)
+
+
+def _run_alone(job: dict[str, Any], cell: dict[str, Any]) -> int:
+    """One cell as a run of its own; an interrupted one goes on from its checkpoint."""
+    from recipes import run_recipe
+
+    folder = Path(job["sweep"]) / cell["name"]
+    run = dataclasses.replace(RunConfig.of(cell["config"]), output_dir=str(folder), resume="auto")
+    return run_recipe(run, job["command"], cell["overrides"], {"cell": _mark(job, cell)})
+
+
+def _run_pack(job: dict[str, Any], work: Path) -> int:
+    """All cells together; those that cannot keep step with the first one, in packs after it."""
+    from recipes.pack import PackedCell, train_pack
+
+    settings = SweepSettings(**job["settings"])
+    cells = []
+    for cell in job["cells"]:
+        run = RunConfig.of(cell["config"])
+        path = Path(job["sweep"]) / cell["name"]
+        path.mkdir(parents=True, exist_ok=True)
+        folder = RunFolder(path, job["command"], cell["overrides"], config.to_yaml(run), run.seed)
+        folder.record |= {"recipe": run.recipe, "parents": [], "cell": _mark(job, cell)}
+        cells.append(PackedCell(cell["name"], run, folder))
+    left = cells
+    try:
+        while left:
+            left = train_pack(left, settings, work / str(len(left)))
+    except (Exception, KeyboardInterrupt) as error:
+        return _fail(cells, error)
+    shutil.rmtree(work, ignore_errors=True)  # its checkpoints: every cell is complete
+    worst = {"completed": ExitCode.COMPLETED, "dropped": ExitCode.COMPLETED, "diverged": ExitCode.DIVERGED}
+    return max(worst.get(cell.folder.record["status"], ExitCode.FAILED) for cell in cells)
+
+
+def _fail(cells: list[Any], error: BaseException) -> int:
+    """Record that the pack ended early; a pack that cannot be one is left to its caller."""
+    from runner.packed import CannotPack
+
+    if isinstance(error, CannotPack):
+        raise error
+    if isinstance(error, Refused):
+        console.refused(error.problems)
+    else:
+        console.err.print_exception() if not isinstance(error, (RunnerError, KeyboardInterrupt)) else None
+    for cell in cells:
+        if cell.folder.record["status"] == "running":
+            cell.folder.finish("failed", error)
+    return error.code if isinstance(error, RunnerError) else ExitCode.FAILED
+
+
+def _mark(job: dict[str, Any], cell: dict[str, Any]) -> dict[str, Any]:
+    return {"key": cell["key"], "sweep": job["sweep"], "job": job["name"]}
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))
