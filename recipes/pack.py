@@ -141,12 +141,12 @@ def _load(
     first = cells[0].config
     names = [cell.name for cell in cells]
     model: Any = load_model(setup.base, setup.quantization, setup.precision.dtype, first.seed)
-    if not scores_by_head(model):
-        raise CannotPack("the model's head is no plain frozen linear layer")
     saved = checkpoint.newest(work, names)
     rank = checkpoint.facts(saved)["rank"] if saved else None
     configs = [peft_config(cell.config) for cell in cells]
     adapters = pack_adapters(model, configs, [cell.config.seed for cell in cells], rank)
+    if not scores_by_head(adapters.model):
+        raise CannotPack("the model's head is no plain frozen linear layer")
     has_cuda = device().type == "cuda"
     members = []
     for cell, sizes in zip(cells, adapters.sizes(), strict=True):
