@@ -134,8 +134,9 @@ def _load(
     from runner.packed.adapters import pack_adapters
     from runner.packed.compiled import CompiledLayers
     from runner.packed.halving import Halving
+    from runner.packed.member import Member
     from runner.packed.memory import cells_at_once
-    from runner.packed.trainer import Member, PackedTrainer
+    from runner.packed.trainer import PackedTrainer
     from runner.token_loss import scores_by_head
 
     first = cells[0].config

@@ -23,6 +23,8 @@ _AFTER_HEAD = (
     "logits_scaling",
 )
 
+Places = tuple[torch.Tensor, ...]
+
 
 @dataclass
 class TokenScores:
@@ -48,17 +50,20 @@ def scores_by_head(model: Any) -> bool:
     )
 
 
-def token_scores(model: Any, input_ids: torch.Tensor, labels: torch.Tensor, **inputs: Any) -> TokenScores:
+def token_scores(
+    model: Any, input_ids: torch.Tensor, labels: torch.Tensor, places: Places | None = None, **inputs: Any
+) -> TokenScores:
     """Score the tokens of ``input_ids`` [rows, length] whose label is not ignored; each given its past.
 
-    ``inputs`` goes to the decoder, whose last hidden state is projected.
+    ``places`` are rows and positions of these labels in ``labels[:, 1:]``; to find them on a GPU waits for
+    all its work. ``inputs`` goes to the decoder, whose last hidden state is projected.
     """
     base = model.get_base_model() if hasattr(model, "get_base_model") else model
     hidden = base.base_model(input_ids=input_ids, use_cache=False, **inputs).last_hidden_state[:, :-1]
     head = base.get_output_embeddings()
     targets = labels[:, 1:].to(head.weight.device)
     mask = targets != IGNORE
-    places = mask.nonzero(as_tuple=True)
+    places = places or mask.nonzero(as_tuple=True)
     found = _HeadScores.apply(hidden.to(mask.device)[places], head.weight, head.bias, targets[places])
     log_probs, entropy, is_top1 = (values.new_zeros(mask.shape).index_put(places, values) for values in found)
     return TokenScores(log_probs, entropy, is_top1, mask)

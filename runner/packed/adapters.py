@@ -77,10 +77,13 @@ class PackedAdapters:
         self.rows = [torch.nn.Parameter(row) for row in self.values]
         self._bind()
 
-    def add_gradients(self, gradients: tuple[torch.Tensor, ...]) -> None:
-        """Add the gradients of ``tensors`` to those of the rows."""
-        for view, gradient in zip(self._views(self.gradients), gradients, strict=True):
-            view.add_(gradient)
+    def add_gradients(self, gradients: tuple[torch.Tensor, ...], first: bool) -> None:
+        """Add the gradients of ``tensors`` to those of the rows; of a step's ``first`` pass they are all."""
+        flat = [gradient.flatten(1) for gradient in gradients]
+        if first:
+            torch.cat(flat, dim=1, out=self.gradients)
+        else:
+            self.gradients += torch.cat(flat, dim=1)
 
     def keep(self, chosen: list[int]) -> None:
         """Give up all adapters but these; their memory is free afterwards."""

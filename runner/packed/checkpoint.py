@@ -12,7 +12,7 @@ from safetensors.torch import load_file, save_file
 from runner.packed.adapters import PackedAdapters
 
 if TYPE_CHECKING:
-    from runner.packed.trainer import Member
+    from runner.packed.member import Member
 
 TENSORS, FACTS = "pack.safetensors", "pack.json"
 

@@ -78,8 +78,6 @@ class PackedLinear(torch.nn.Module, BaseTunerLayer):
             x = x.to(lora_A.dtype)
         count = lora_A.shape[0]
         low = torch.bmm(x.reshape(count, -1, x.shape[-1]), lora_A.mT)
-        flat = result.reshape(count, -1, result.shape[-1])
         low = (low * scaling).to(low.dtype)
-        if flat.dtype == low.dtype:
-            return torch.baddbmm(flat, low, lora_B.mT.to(low.dtype)).view_as(result)
-        return (flat + torch.bmm(low, lora_B.mT)).to(result.dtype).view_as(result)
+        # a sum of its own, not baddbmm: compiled code adds it where the result is read next
+        return result + torch.bmm(low, lora_B.mT).to(result.dtype).view_as(result)

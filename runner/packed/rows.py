@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, cast
 
 import torch
 from accelerate.data_loader import SeedableRandomSampler
@@ -62,6 +62,14 @@ class PackSampler:
         """Choose the epoch's order."""
         for sampler in self._samplers.values():
             sampler.set_epoch(epoch)
+
+
+class PackLoader(DataLoader):
+    """A loader that leaves its batches on the host; the trainer copies them without waiting for the GPU."""
+
+    def set_epoch(self, epoch: int) -> None:
+        """Choose the epoch's order."""
+        cast(PackSampler, self.batch_sampler).set_epoch(epoch)
 
 
 @dataclass

@@ -5,43 +5,23 @@ from __future__ import annotations
 import math
 import time
 from collections.abc import Callable
-from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch.optim.lr_scheduler import LambdaLR
-from torch.utils.data import DataLoader
 from transformers import Trainer, get_scheduler
 
-from runner.labels import IGNORE, Encoded
+from runner.labels import IGNORE
 from runner.packed import checkpoint
 from runner.packed.adapters import PackedAdapters
 from runner.packed.checkpoint import load_states
 from runner.packed.compiled import CompiledLayers
-from runner.packed.rows import Collator, PackSampler, RowLists, distinct, evaluation_loader
+from runner.packed.evaluation import evaluate_members
+from runner.packed.member import Line, Member, by_member, shares, to_host
+from runner.packed.rows import Collator, PackLoader, PackSampler, RowLists, distinct
 from runner.token_loss import TokenScores, token_scores
-from runner.trainer import OnLog, SupervisedTrainer
-
-
-@dataclass
-class Member:
-    """One adapter of a pack: its own arguments, rows and log, and what is known of it so far.
-
-    ``ended`` says why it left the pack before the end. ``held_out_rows`` are of each held-out row the summed
-    loss (nats) and the labelled tokens, as its last evaluation found them.
-    """
-
-    name: str
-    arguments: Any
-    train: list[Encoded]
-    held_out: list[Encoded]
-    log: OnLog
-    tokens: int = 0
-    total_loss: float = 0.0
-    ended: dict[str, Any] | None = None
-    scores: dict[str, float] = field(default_factory=dict)
-    held_out_rows: list[tuple[float, int]] = field(default_factory=list)
+from runner.trainer import SupervisedTrainer
 
 
 class PackedTrainer(SupervisedTrainer):
@@ -69,7 +49,7 @@ class PackedTrainer(SupervisedTrainer):
         self._compiled, self._after_step = compiled, after_step
         self._checkpoint_seconds = checkpoint_seconds
         self._dropout = adapters.stream
-        self._collator = Collator(tokenizer.pad_token_id)
+        self.collator = Collator(tokenizer.pad_token_id)
         self._all = list(members)  # every batch has rows of them all
         self._alive = list(range(len(members)))
         self._window = self._empty_window()
@@ -77,23 +57,30 @@ class PackedTrainer(SupervisedTrainer):
         self.resume_from: Path | None = None
         self.on_step: Callable[[int, list[float]], None] = lambda step, losses: None
         self.on_end: Callable[[Member], None] = lambda member: None
+        self._line: Line | None = None
         self._logged_step, self._saved = 0, time.monotonic()
         self._started = time.monotonic()
 
+    def train(self, *args: Any, **kwargs: Any) -> Any:
+        """Train; the last line is told as well."""
+        result = super().train(*args, **kwargs)
+        self._tell_line()
+        return result
+
     # --- rows
 
-    def get_train_dataloader(self) -> DataLoader:
+    def get_train_dataloader(self) -> PackLoader:
         """Of every member the batches of its own seed."""
         lists, which = distinct([member.train for member in self._all])
         orders = [(number, int(m.arguments.data_seed)) for number, m in zip(which, self._all, strict=True)]
         sampler: Any = PackSampler(orders, lists, self.args.per_device_train_batch_size)
-        loader = DataLoader(RowLists(lists), batch_sampler=sampler, collate_fn=self._collator)
-        return self.accelerator.prepare(loader)
+        return PackLoader(RowLists(lists), batch_sampler=sampler, collate_fn=self.collator)
 
     def _get_num_items_in_batch(self, batch_samples: list, device: torch.device) -> torch.Tensor:
         """Labelled tokens of the optimizer step, of every member its own."""
-        labels = [self._own(batch)["labels"][:, 1:].to(device) for batch in batch_samples]
-        return torch.stack([(each != IGNORE).reshape(len(self.members), -1).sum(1) for each in labels]).sum(0)
+        labels = [self._own(batch)["labels"][:, 1:] for batch in batch_samples]
+        counts = [(each != IGNORE).reshape(len(self.members), -1).sum(1) for each in labels]
+        return self._to_device(torch.stack(counts).sum(0))
 
     def _own(self, batch: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
         """The rows of the members that are still in the pack."""
@@ -110,9 +97,7 @@ class PackedTrainer(SupervisedTrainer):
         """Add the gradients of one batch; returns the mean of the members' losses."""
         self._count_pass()
         model.train()
-        inputs = self._prepare_inputs(self._own(inputs))
-        if self._passes[1] == 0:
-            self.adapters.gradients.zero_()
+        inputs = self._own(inputs)
         done, losses = 0, []
         while done < len(self.members):
             last = min(done + self.at_once, len(self.members))
@@ -128,7 +113,9 @@ class PackedTrainer(SupervisedTrainer):
             for name, values in figures.items():
                 self._window[name][done:last] += values
             done = last
-        self._window["tokens"] += inputs["lengths"].unflatten(0, (len(self.members), -1)).sum(1)
+        self._window["tokens"] += self._to_device(
+            inputs["lengths"].unflatten(0, (len(self.members), -1)).sum(1)
+        )
         self._window["passes"] += 1
         return torch.cat(losses).mean()
 
@@ -138,16 +125,24 @@ class PackedTrainer(SupervisedTrainer):
             scores = self.score(inputs, first, last)
             losses = -by_member(scores.log_probs, last - first) / counts[first:last].clamp(min=1)
             gradients = torch.autograd.grad(losses.sum(), self.adapters.tensors)
-        self.adapters.add_gradients(gradients)
+        self.adapters.add_gradients(gradients, self._passes[1] == 0 and first == 0)
         return {"loss": losses.detach(), **shares(scores, last - first)}
 
     def score(self, inputs: dict[str, Any], first: int, last: int) -> TokenScores:
-        """Score the rows of the members ``first`` to ``last`` of a batch that has rows of all."""
+        """Score the rows of the members ``first`` to ``last`` of a batch on the host that has rows of all."""
         rows = inputs["input_ids"].shape[0] // len(self.members)
         part = slice(first * rows, last * rows)
+        ids, labels = inputs["input_ids"][part], inputs["labels"][part]
+        places = tuple(map(self._to_device, (labels[:, 1:] != IGNORE).nonzero(as_tuple=True)))
         self.adapters.state.show(first, last)
         with self.accelerator.autocast():
-            return token_scores(self.model, inputs["input_ids"][part], inputs["labels"][part])
+            return token_scores(self.model, self._to_device(ids), self._to_device(labels), places)
+
+    def _to_device(self, values: torch.Tensor) -> torch.Tensor:
+        """Copy from the host behind the work that the GPU has still to do."""
+        if self.args.device.type != "cuda":
+            return values.to(self.args.device)
+        return values.pin_memory().to(self.args.device, non_blocking=True)
 
     def _clip_grad_norm(self, model: Any) -> None:
         """Nothing yet: the norm is taken below, also of a member that is not clipped."""
@@ -206,91 +201,75 @@ class PackedTrainer(SupervisedTrainer):
     # --- what is logged, measured and saved
 
     def _maybe_log_save_evaluate(self, *args: Any, **kwargs: Any) -> None:
-        if time.monotonic() - self._saved >= self._checkpoint_seconds:
-            self.control.should_save = True
-        super()._maybe_log_save_evaluate(*args, **kwargs)
+        """As the library does it, but what is logged is read a step later, when it has long arrived."""
+        step = self.state.global_step
+        control = self.control
+        if control.should_log and step > self._logged_step:
+            self._tell_line()
+            self._keep_line()
+        if control.should_evaluate:
+            self.evaluate()
+        if control.should_save or time.monotonic() - self._saved >= self._checkpoint_seconds:
+            self._save_checkpoint(self.model, None)
+        control.should_log = control.should_evaluate = control.should_save = False
         self._after_step(self)
         if not self.members:
             self.control.should_training_stop = True
 
     def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
-        """Give every member the line that its own run would log; one that is not finite ends there."""
-        if "loss" not in logs:
-            return
+        """Nothing: every member has lines of its own."""
+
+    def _keep_line(self) -> None:
+        """Start copying the figures since the last line to the host."""
         window, step = self._window, self.state.global_step
-        steps, self._logged_step = step - self._logged_step, step
-        passes, precise = window.pop("passes"), torch.float64
-        table = torch.stack([values.to(precise) for values in (*window.values(), self._norms)]).tolist()
-        figures = dict(zip((*window, "grad_norm"), table, strict=True))
+        figures = {name: values.double() for name, values in window.items() if name != "passes"}
+        names = [*figures, "grad_norm"]
+        table = torch.stack([*figures.values(), self._norms.double()])
+        facts = {"steps": step - self._logged_step, "passes": window["passes"], "step": step}
+        self._line = Line(names, to_host(table), self._rates, facts, self.state.epoch, self._seconds())
+        self._logged_step, self._window = step, self._empty_window()
+
+    def _tell_line(self) -> None:
+        """Give every member the line that its own run would log; one that is not finite ends there."""
+        line, self._line = self._line, None
+        if line is None:
+            return
+        figures = dict(zip(line.names, line.table(), strict=True))
+        steps, passes, step = (line.facts[name] for name in ("steps", "passes", "step"))
         lost = []
         for index, member in enumerate(self.members):
             own = {name: values[index] for name, values in figures.items()}
-            member.tokens += int(own.pop("tokens"))
+            member.tokens += int(own["tokens"])
             member.total_loss += own["loss"]
             loss, norm = own["loss"] / steps, own["grad_norm"]
-            entry = {"loss": loss, "grad_norm": norm, "learning_rate": self._rates[index]}
-            entry |= {name: own[name] / int(passes) for name in ("entropy", "mean_token_accuracy")}
-            self.tell(member, entry | {"num_tokens": member.tokens})
+            entry = {"step": step, "loss": loss, "grad_norm": norm, "learning_rate": line.rates[index]}
+            entry |= {name: own[name] / passes for name in ("entropy", "mean_token_accuracy")}
+            times = {"epoch": line.epoch, "seconds": line.seconds}
+            member.log({**entry, "num_tokens": member.tokens, **times})
             if not (math.isfinite(loss) and math.isfinite(norm)):
                 what = f"loss is {loss}" if math.isfinite(norm) else f"gradient norm is {norm}"
                 member.ended = {"status": "diverged", "reason": f"the {what} at step {step}"}
                 lost.append(index)
         self.on_step(step, [value / steps for value in figures["loss"]])
-        self._window = self._empty_window()
         self.drop(lost)
 
-    def tell(self, member: Member, entry: dict[str, Any]) -> None:
-        """Log a line of one member."""
-        step, seconds = self.state.global_step, round(time.monotonic() - self._started, 3)
-        member.log({"step": step, **entry, "epoch": self.state.epoch, "seconds": seconds})
+    def _seconds(self) -> float:
+        return round(time.monotonic() - self._started, 3)
 
     def evaluate(self, *args: Any, **kwargs: Any) -> dict[str, float]:
         """Measure all members on their held-out rows; returns the mean of their held-out losses."""
+        self._tell_line()
         self.adapters.model.eval()
-        lists, which = distinct([member.held_out for member in self.members])
-        batch_size = self.args.per_device_eval_batch_size
-        rows: list[torch.Tensor] = []
-        totals: dict[str, Any] = {"loss": 0.0, "entropy": 0.0, "mean_token_accuracy": 0.0}
-        batches = seen = 0
-        for batch in evaluation_loader(lists, which, batch_size, self._collator):
-            inputs = self._prepare_inputs(batch)
-            count = len(batch["lengths"]) // len(self.members)
-            found = self._evaluate_batch(inputs)
-            rows.append(found.pop("rows"))
-            totals["loss"] += found.pop("loss") * count  # the library weighs batches by their rows
-            for name, values in found.items():
-                totals[name] += values
-            batches, seen = batches + 1, seen + count
-        per_row = torch.cat(rows, dim=1).tolist()
-        for index, member in enumerate(self.members):
-            member.held_out_rows = [(loss, int(tokens)) for loss, tokens in per_row[index]]
-            member.scores = {"eval_loss": (totals["loss"][index] / seen).item()}
-            member.scores |= {
-                f"eval_{name}": (totals[name][index] / batches).item() for name in totals if name != "loss"
-            }
-            self.tell(member, {**member.scores, "eval_num_tokens": member.tokens})
+        evaluate_members(self)
+        times = {"epoch": self.state.epoch, "seconds": self._seconds()}
+        for member in self.members:
+            line = {"step": self.state.global_step, **member.scores, "eval_num_tokens": member.tokens}
+            member.log(line | times)
         return {"eval_loss": sum(m.scores["eval_loss"] for m in self.members) / len(self.members)}
-
-    @torch.no_grad()
-    def _evaluate_batch(self, inputs: dict[str, Any]) -> dict[str, Any]:
-        parts = []
-        for first in range(0, len(self.members), self.at_once):
-            last = min(first + self.at_once, len(self.members))
-            scores = self.score(inputs, first, last)
-            sums = torch.stack([-scores.log_probs.sum(1), scores.mask.sum(1).to(scores.log_probs.dtype)], -1)
-            counts = by_member(scores.mask, last - first).clamp(min=1)
-            losses = -by_member(scores.log_probs, last - first) / counts
-            parts.append(
-                {
-                    "loss": losses,
-                    "rows": sums.unflatten(0, (last - first, -1)),
-                    **shares(scores, last - first),
-                }
-            )
-        return {name: torch.cat([part[name] for part in parts]) for name in parts[0]}
 
     def save_model(self, output_dir: str | None = None, _internal_call: bool = False) -> None:
         """Write all members' adapters of a checkpoint."""
+        self._tell_line()
         self._saved = time.monotonic()
         checkpoint.save(Path(str(output_dir)), self.adapters, self.members)
 
@@ -306,18 +285,6 @@ class PackedTrainer(SupervisedTrainer):
         names = ("loss", "entropy", "mean_token_accuracy", "tokens")
         zeros = {name: torch.zeros(len(self.members), dtype=torch.float64) for name in names}
         return {name: values.to(self.args.device) for name, values in zeros.items()} | {"passes": 0}
-
-
-def by_member(values: torch.Tensor, members: int) -> torch.Tensor:
-    """Sums [members] of values [rows, length], the same number of rows each."""
-    return values.reshape(members, -1).sum(1)
-
-
-def shares(scores: TokenScores, members: int) -> dict[str, torch.Tensor]:
-    """Each member's mean entropy and accuracy over its labelled tokens, under TRL's names."""
-    counts = by_member(scores.mask, members).clamp(min=1)
-    columns = {"entropy": scores.entropy, "mean_token_accuracy": scores.is_top1}
-    return {name: by_member(values.detach(), members) / counts for name, values in columns.items()}
 
 
 def _schedule(arguments: Any, steps: int) -> Callable[[int], float]:

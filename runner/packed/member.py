@@ -1,0 +1,73 @@
+"""One adapter of a pack as the trainer keeps it, and the figures by member that are read off a pass."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+
+from runner.labels import Encoded
+from runner.token_loss import TokenScores
+from runner.trainer import OnLog
+
+
+@dataclass
+class Member:
+    """One adapter of a pack: its own arguments, rows and log, and what is known of it so far.
+
+    ``ended`` says why it left the pack before the end. ``held_out_rows`` are of each held-out row the summed
+    loss (nats) and the labelled tokens, as its last evaluation found them.
+    """
+
+    name: str
+    arguments: Any
+    train: list[Encoded]
+    held_out: list[Encoded]
+    log: OnLog
+    tokens: int = 0
+    total_loss: float = 0.0
+    ended: dict[str, Any] | None = None
+    scores: dict[str, float] = field(default_factory=dict)
+    held_out_rows: list[tuple[float, int]] = field(default_factory=list)
+
+
+@dataclass
+class Line:
+    """Figures [names, members] on their way to the host, and what belongs to them."""
+
+    names: list[str]
+    copy: tuple[torch.Tensor, Any]
+    rates: list[float]
+    facts: dict[str, int]
+    epoch: float | None
+    seconds: float
+
+    def table(self) -> list[list[float]]:
+        """The figures, when they have arrived."""
+        values, arrived = self.copy
+        if arrived is not None:
+            arrived.synchronize()
+        return values.tolist()
+
+
+def to_host(values: torch.Tensor) -> tuple[torch.Tensor, Any]:
+    """A copy on the host, and the event after which it is complete."""
+    if not values.is_cuda:
+        return values, None
+    copy = torch.empty(values.shape, dtype=values.dtype, pin_memory=True).copy_(values, non_blocking=True)
+    arrived = torch.cuda.Event()
+    arrived.record()
+    return copy, arrived
+
+
+def by_member(values: torch.Tensor, members: int) -> torch.Tensor:
+    """Sums [members] of values [rows, length], the same number of rows each."""
+    return values.reshape(members, -1).sum(1)
+
+
+def shares(scores: TokenScores, members: int) -> dict[str, torch.Tensor]:
+    """Each member's mean entropy and accuracy over its labelled tokens, under TRL's names."""
+    counts = by_member(scores.mask, members).clamp(min=1)
+    columns = {"entropy": scores.entropy, "mean_token_accuracy": scores.is_top1}
+    return {name: by_member(values.detach(), members) / counts for name, values in columns.items()}
