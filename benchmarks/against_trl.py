@@ -12,21 +12,22 @@ from __future__ import annotations
 
 import argparse
 import json
-import statistics
 import subprocess
 import sys
 import tempfile
-import time
-from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
-WARMUP = 5  # steps left out
+from common import compose, letters, logged_steps, steady_step, trl_trainer, write_rows
+
+WARMUP = 6  # steps left out
 
 
 def main() -> None:
     """Run both sides and print a line each, and their ratio."""
-    parser = argparse.ArgumentParser(description=__doc__)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("--recipe", choices=["sft", "dpo"], default="sft")
     parser.add_argument("--model", default="qwen3-4b")
     parser.add_argument("--quantization", default="nf4")
@@ -42,8 +43,7 @@ def main() -> None:
         return
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
-        rows = (json.dumps(_row(options, number)) + "\n" for number in range(512))
-        (folder / "rows.jsonl").write_text("".join(rows))
+        write_rows(folder / "rows.jsonl", (_row(options, number) for number in range(512)))
         results = {}
         for side in ("trl", "runner"):
             subprocess.run(
@@ -63,122 +63,53 @@ def main() -> None:
 def run_runner(options: argparse.Namespace) -> dict[str, float]:
     """The real command line; step times from ``metrics.jsonl``, peak memory from ``run.json``."""
     run = options.folder / "run"
-    overrides = [
-        *_shared(options),
-        f"output_dir={run}",
-        *_data(options),
-        f"trainer.max_steps={options.steps}",
-        f"trainer.per_device_train_batch_size={options.batch}",
-        f"trainer.max_length={options.length}",
-        'trainer.save_strategy="no"',
-    ]
     from runner.__main__ import main as runner
 
-    if runner(overrides):
+    if runner([*_overrides(options), f"output_dir={run}", 'trainer.save_strategy="no"']):
         raise SystemExit("the runner failed")
-    lines = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
-    ends = [line["seconds"] for line in lines if "loss" in line]
     peak = json.loads((run / "run.json").read_text())["metrics"]["peak_memory_bytes"]
-    return _result(options, ends, peak)
+    return _result(options, logged_steps(run), peak)
 
 
 def run_trl(options: argparse.Namespace) -> dict[str, float]:
-    """TRL as its documentation shows it: a model, its config, a ``LoraConfig``, rows of text or messages."""
-    from datasets import load_dataset
-    from peft import LoraConfig
-    from transformers import TrainerCallback
-    from trl.trainer.dpo_config import DPOConfig
-    from trl.trainer.dpo_trainer import DPOTrainer
-    from trl.trainer.sft_config import SFTConfig
-    from trl.trainer.sft_trainer import SFTTrainer
-
-    from runner import config
-    from runner.components import quantization_config
-    from runner.environment import peak_memory
-    from runner.model import choose_precision, find_base, load_model
-
-    (run,) = config.check(config.parse([*_shared(options), *_data(options)]))
-    precision = choose_precision(run)
-    base = find_base(run.model)
-    ends: list[float] = []
-
-    class Clock(TrainerCallback):
-        def on_train_begin(self, *args: Any, **kwargs: Any) -> None:
-            self.began = time.monotonic()
-
-        def on_log(self, args: Any, state: Any, control: Any, logs: dict[str, Any], **kwargs: Any) -> None:
-            if "loss" in logs:
-                ends.append(time.monotonic() - self.began)
-
-    trainer_class, config_class = {"sft": (SFTTrainer, SFTConfig), "dpo": (DPOTrainer, DPOConfig)}[
-        options.recipe
-    ]
-    trainer = trainer_class(
-        model=load_model(base, quantization_config(run, precision), precision.dtype, seed=0),
-        processing_class=base.tokenizer,
-        train_dataset=load_dataset("json", data_files=str(options.folder / "rows.jsonl"), split="train"),
-        peft_config=LoraConfig(r=16, lora_alpha=32, target_modules="all-linear", task_type="CAUSAL_LM"),
-        callbacks=[Clock()],
-        args=config_class(
-            output_dir=str(options.folder / "trl"),
-            max_steps=options.steps,
-            per_device_train_batch_size=options.batch,
-            max_length=options.length,
-            learning_rate=run.trainer["learning_rate"],
-            optim="adamw_torch_fused",
-            bf16=precision.name == "bf16",
-            gradient_checkpointing=False,
-            logging_steps=1,
-            save_strategy="no",
-            report_to="none",
-            disable_tqdm=True,
-            use_cpu=not _cuda(),
-        ),
-    )
+    """TRL with the same settings."""
+    rows = options.folder / "rows.jsonl"
+    trainer, ends = trl_trainer(compose(_overrides(options)), options.folder / "trl", rows)
     trainer.train()
+    from runner.environment import peak_memory
+
     return _result(options, ends, peak_memory())
 
 
 def _row(options: argparse.Namespace, number: int) -> dict[str, Any]:
     """Letters that fill a row; of a pair, half of it is the prompt."""
-
-    def letters(count: int, shift: int) -> str:
-        return "".join(chr(97 + (number * 7 + shift + j * j) % 26) for j in range(count))
-
     if options.recipe == "sft":
-        return {"text": letters(options.length, 0)}
+        return {"text": letters(options.length, number)}
     half = options.length // 2 - 14  # the template's own tokens take the rest
     sides = {"chosen": "assistant", "rejected": "assistant", "prompt": "user"}
     return {
-        key: [{"role": role, "content": letters(half, shift)}]
+        key: [{"role": role, "content": letters(half, 3 * number + shift)}]
         for shift, (key, role) in enumerate(sides.items())
     }
 
 
-def _data(options: argparse.Namespace) -> list[str]:
-    """How the runner reads the rows."""
+def _overrides(options: argparse.Namespace) -> list[str]:
     kind = ["data=text"] if options.recipe == "sft" else ["recipe=dpo", "data=file"]
-    return [*kind, f"data.path={options.folder / 'rows.jsonl'}"]
-
-
-def _cuda() -> bool:
-    import torch
-
-    return torch.cuda.is_available()
-
-
-def _shared(options: argparse.Namespace) -> list[str]:
     return [
+        *kind,
+        f"data.path={options.folder / 'rows.jsonl'}",
         f"model={options.model}",
         "model.weights=random",
         f"quantization={options.quantization}",
         "lora=r16",
+        f"trainer.max_steps={options.steps}",
+        f"trainer.per_device_train_batch_size={options.batch}",
+        f"trainer.max_length={options.length}",
     ]
 
 
 def _result(options: argparse.Namespace, ends: list[float], peak: int) -> dict[str, float]:
-    steps = [after - before for before, after in pairwise(ends)][WARMUP:]
-    step = statistics.median(steps)
+    step = steady_step(ends, WARMUP)
     tokens = options.batch * options.length * (2 if options.recipe == "dpo" else 1) / step
     return {"tokens_per_second": tokens, "step_ms": step * 1000, "peak_gib": peak / 2**30}
 
