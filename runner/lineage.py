@@ -6,6 +6,7 @@ Reads small files only, so that a command line with ``adapter=`` is understood w
 from __future__ import annotations
 
 import json
+from collections import Counter
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -76,17 +77,45 @@ def adapters(config: RunConfig) -> list[Adapter]:
 
 
 def find_adapter(path: str) -> Adapter:
-    """What one ``adapter=`` names: a run folder, its ``adapter/``, or any PEFT folder. Raises ``Refused``."""
+    """What one ``adapter=`` names: a run folder, its ``adapter/``, or any PEFT folder.
+
+    The folder of a sweep stands for its best cell. Raises ``Refused``.
+    """
     given = Path(path).expanduser()
     for folder in (given / "adapter", given):
         if (folder / "adapter_config.json").is_file():
             run = folder.parent if (folder.parent / "run.json").is_file() else None
             return Adapter((run or folder).resolve().name.replace(".", "-"), folder, run)
+    if best := _best_cell(given, f"adapter={path}"):
+        return find_adapter(best)
     where = f"adapter={path}"
     if (given / "model" / "config.json").is_file():
         hint = f"it holds a whole model: model.path={given / 'model'}"
         raise Refused(Problem(where, "holds no adapter_config.json", hint))
     raise Refused(Problem(where, "holds no adapter_config.json", "name a run folder or its adapter/"))
+
+
+def _best_cell(folder: Path, where: str) -> str | None:
+    """The folder of a sweep's best cell, None for what is no sweep. Raises ``Refused`` for one without."""
+    file = folder / "sweep.json"
+    if not file.is_file():
+        return None
+    try:
+        sweep = json.loads(file.read_text(encoding="utf-8"))
+        best, cells = sweep.get("best"), sweep.get("cells") or []
+        counts = Counter(str(cell["status"]) for cell in cells)
+    except (OSError, ValueError, TypeError, KeyError, AttributeError) as error:
+        raise Refused(
+            Problem(where, f"sweep.json cannot be read: {error}", "name one of its cells")
+        ) from error
+    if best:
+        cell = folder / str(best)
+        if cell.resolve().parent == folder.resolve() and cell.is_dir():
+            return str(cell)
+        raise Refused(Problem(where, f"its best cell {best!r} is not in the folder", "name one of its cells"))
+    said = ", ".join(f"{count} {status}" for status, count in counts.items()) or "it has no cells"
+    message = f"the sweep has no best cell{' yet' if sweep.get('status') == 'running' else ''} ({said})"
+    raise Refused(Problem(where, message, "name one of its cells"))
 
 
 def parents(config: RunConfig) -> list[str]:

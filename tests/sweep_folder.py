@@ -1,0 +1,99 @@
+"""Sweep folders made of plain files, for tests that read them."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+from typing import Any
+
+
+def cell(
+    name: str,
+    loss: float | None = None,
+    *,
+    group: str | None = None,
+    status: str = "completed",
+    ledger: str | None = None,
+    reason: str | None = None,
+    steps: int = 0,
+    rows: Iterable[float] | None = None,
+    lora: Mapping[str, Any] | None = None,
+    metrics: Mapping[str, Any] | None = None,
+    record: bool = True,
+    **more: Any,
+) -> dict[str, Any]:
+    """A cell of ``make_sweep``: its line in sweep.json, and what its files hold.
+
+    ``name`` is made of overrides (``lora.r=8,seed=1``); ``rows`` are the losses of ten tokens each in
+    held_out.jsonl, and ``more`` goes into run.json.
+    """
+    values = dict(part.split("=", 1) for part in name.split(",") if "=" in part)
+    found = {"eval_loss": loss, "tokens_per_second": 100.0} if status == "completed" else {}
+    return {
+        "entry": {
+            "name": name,
+            "key": "sha256:0",
+            "overrides": values,
+            "group": group or name,
+            "status": ledger or status,
+            "reason": reason,
+        },
+        "run": {"status": status, "seconds": 10.0, "metrics": {**found, **(metrics or {})}, **more},
+        "steps": steps,
+        "rows": rows,
+        "lora": lora,
+        "record": record,
+    }
+
+
+def repeats(group: str, *losses: float, **more: Any) -> list[dict[str, Any]]:
+    """The completed repeats of one group, their seeds counted from 0."""
+    return [cell(f"{group},seed={n}", loss, group=group, seed=n, **more) for n, loss in enumerate(losses)]
+
+
+def make_sweep(folder: Path, cells: Iterable[Mapping[str, Any]], /, **changes: Any) -> Path:
+    """Write a sweep folder; ``changes`` replace keys of sweep.json."""
+    cells = list(cells)
+    axes: dict[str, list[str]] = {}
+    for item in cells:
+        for axis, value in item["entry"]["overrides"].items():
+            if axis != "seed" and value not in axes.setdefault(axis, []):
+                axes[axis].append(value)
+    folder.mkdir(parents=True, exist_ok=True)
+    sweep = {
+        "status": "completed",
+        "command": "python -m runner -m lora.r=8,16",
+        "started": "2026-11-21T03:20:00Z",
+        "ended": "2026-11-21T03:25:00Z",
+        "seconds": 300.0,
+        "axes": axes,
+        "settings": {"repeat": 1, "metric": "eval_loss"},
+        "jobs": [{"name": "pack-1", "cells": [item["entry"]["name"] for item in cells], "alone": None}],
+        "cells": [item["entry"] for item in cells],
+        "best": None,
+    }
+    (folder / "sweep.json").write_text(json.dumps(sweep | changes), encoding="utf-8")
+    for item in cells:
+        if item["record"] and item["run"]["status"] != "waiting":
+            _write_cell(folder / item["entry"]["name"], item)
+    return folder
+
+
+def _write_cell(folder: Path, item: Mapping[str, Any]) -> None:
+    folder.mkdir()
+    (folder / "run.json").write_text(json.dumps(item["run"]), encoding="utf-8")
+    if item["lora"] is not None:
+        config = {"recipe": "sft", "lora": item["lora"]}
+        (folder / "config.yaml").write_text(json.dumps(config), encoding="utf-8")
+    if item["rows"] is not None:
+        lines = [{"index": n, "loss": loss, "tokens": 10} for n, loss in enumerate(item["rows"])]
+        write_lines(folder / "held_out.jsonl", lines)
+    if item["steps"]:
+        lines = [{"step": n, "loss": 2.0 / n} for n in range(1, item["steps"] + 1)]
+        write_lines(folder / "metrics.jsonl", [*lines, {"step": item["steps"], "eval_loss": 0.5}])
+
+
+def write_lines(file: Path, lines: Iterable[Mapping[str, Any]]) -> None:
+    """Write JSON lines."""
+    file.write_text("".join(json.dumps(line) + "\n" for line in lines), encoding="utf-8")
