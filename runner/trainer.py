@@ -180,7 +180,7 @@ class _Report(TrainerCallback):
         logs: dict[str, Any] | None = None,
         **kwargs: Any,
     ) -> None:
-        seconds = round(time.monotonic() - self._started, 3)
+        seconds = round(time.monotonic() - self._started, 6)
         self._on_log(
             {"step": state.global_step, **(logs or {}), "seconds": seconds, "max_steps": state.max_steps}
         )

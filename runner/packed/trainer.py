@@ -154,7 +154,7 @@ class PackedTrainer(SupervisedTrainer):
         self._norms = torch.linalg.vector_norm(gradients, dim=1, dtype=precise)
         self._rates = [group["lr"] for group in self.optimizer.param_groups]
         limits = [member.arguments.max_grad_norm or math.inf for member in self.members]
-        most = torch.tensor(limits, dtype=precise, device=gradients.device)
+        most = self._to_device(torch.tensor(limits, dtype=precise))
         gradients.mul_((most / (self._norms + 1e-6)).clamp(max=1.0)[:, None].to(gradients.dtype))
 
     def create_optimizer(self, model: Any = None) -> Any:
@@ -254,7 +254,7 @@ class PackedTrainer(SupervisedTrainer):
         self.drop(lost)
 
     def _seconds(self) -> float:
-        return round(time.monotonic() - self._started, 3)
+        return round(time.monotonic() - self._started, 6)
 
     def evaluate(self, *args: Any, **kwargs: Any) -> dict[str, float]:
         """Measure all members on their held-out rows; returns the mean of their held-out losses."""
@@ -283,8 +283,8 @@ class PackedTrainer(SupervisedTrainer):
 
     def _empty_window(self) -> dict[str, Any]:
         names = ("loss", "entropy", "mean_token_accuracy", "tokens")
-        zeros = {name: torch.zeros(len(self.members), dtype=torch.float64) for name in names}
-        return {name: values.to(self.args.device) for name, values in zeros.items()} | {"passes": 0}
+        zeros = torch.zeros(len(names), len(self.members), dtype=torch.float64, device=self.args.device)
+        return dict(zip(names, zeros, strict=True)) | {"passes": 0}
 
 
 def _schedule(arguments: Any, steps: int) -> Callable[[int], float]:
