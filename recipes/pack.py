@@ -64,11 +64,15 @@ def train_pack(cells: list[PackedCell], settings: SweepSettings, work: Path) -> 
         describe(cell.folder, setup, data)
     with timed(cells, "load"):
         trainer = _load(cells, setup, settings, work, found, steps)
+    console.pack_opening(
+        found[cells[0].name], setup.precision, len(cells), trainer.at_once, steps, cells[0].folder.notes
+    )
     judges = _judges(cells, setup, found)
     with timed(cells, "score_before"):
+        asked = {id(judge): judge for judge in judges.values()}
         answers = {
-            id(judge): judge.answer(trainer.model, "before training", base_only=True)
-            for judge in judges.values()
+            key: judge.answer(trainer.model, "before training", base_only=True)
+            for key, judge in asked.items()
         }
     _fit(cells, trainer, steps, work)
     alive = [cell for cell in cells if cell.name in {member.name for member in trainer.members}]

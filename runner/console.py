@@ -75,20 +75,35 @@ def failed(message: str, folder: Path, details: bool = False) -> None:
 
 def opening(config: Any, data: Data, precision: Precision, steps: int, folder: RunFolder) -> None:
     """Say what is about to be trained, on what, and every remark."""
+    method = str(config.lora.get("_target_", "full fine-tuning")).removeprefix("peft.").removesuffix("Config")
+    model = config.model.path or f"{config.model.architecture} (random weights)"
+    out.print(f"[bold]{config.recipe}[/]  {escape(str(model).partition('#')[0])}, {method}, {precision.name}")
+    _data(data)
+    out.print(f"[bold]run[/]  {escape(str(folder.path))}, about {steps:,} steps")
+    for remark in folder.notes:
+        note(remark)
+
+
+def pack_opening(
+    data: Data, precision: Precision, cells: int, at_once: int, steps: int, notes: Iterable[str]
+) -> None:
+    """Say what the cells of a pack train on together, and how many share a pass."""
+    _data(data)
+    passes = "in one pass" if at_once >= cells else f"{at_once} in a pass, for memory"
+    out.print(f"[bold]pack[/] {cells} cells, {passes}, {precision.name}, {steps:,} steps")
+    for remark in notes:
+        note(remark)
+
+
+def _data(data: Data) -> None:
     train = data.train
     share = train.trained_tokens / max(train.tokens, 1)
     formats = ", ".join(sorted({source.row_format for source in train.sources}))
     held_out = f", {len(data.eval.rows):,} held out" if data.eval else ""
-    method = str(config.lora.get("_target_", "full fine-tuning")).removeprefix("peft.").removesuffix("Config")
-    model = config.model.path or f"{config.model.architecture} (random weights)"
-    out.print(f"[bold]{config.recipe}[/]  {escape(str(model).partition('#')[0])}, {method}, {precision.name}")
     out.print(
         f"[bold]data[/] {len(train.rows):,} rows ({formats}){held_out}, "
         f"{train.tokens:,} tokens, {share:.0%} trained on"
     )
-    out.print(f"[bold]run[/]  {escape(str(folder.path))}, about {steps:,} steps")
-    for remark in folder.notes:
-        note(remark)
 
 
 def closing(record: dict[str, Any], folder: Path) -> None:
