@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 from pathlib import Path
 from typing import Any
 
@@ -32,21 +31,24 @@ BASE = (
 )
 
 
-def run_pack(folder: Path, base: tuple[str, ...], cells: list[tuple[str, ...]], **settings: Any) -> list[Run]:
-    """Train cells in one pack, as a sweep's worker does."""
+def run_pack(
+    folder: Path, base: Any, cells: Any, chosen: list[int] | None = None, **settings: Any
+) -> list[Run]:
+    """Train cells in one pack, as a sweep's worker does; with ``chosen`` only those of them."""
     packed = []
-    for number, overrides in enumerate(cells):
-        (run,) = config.check(config.parse([*base, *overrides, f"output_dir={folder / str(number)}"]))
-        (folder / str(number)).mkdir(parents=True)
-        own = RunFolder(folder / str(number), "test", list(overrides), config.to_yaml(run), run.seed)
-        packed.append(PackedCell(str(number), dataclasses.replace(run, output_dir=None), own))
+    for number in chosen or range(len(cells)):
+        path = folder / str(number)
+        (run,) = config.check(config.parse([*base, *cells[number]]))
+        path.mkdir(parents=True, exist_ok=True)
+        own = RunFolder(path, "test", list(cells[number]), config.to_yaml(run), run.seed)
+        packed.append(PackedCell(str(number), run, own))
     later = train_pack(packed, SweepSettings(**settings), folder / "work")
     assert not later
-    return [Run(0, folder / str(number)) for number in range(len(cells))]
+    return [Run(0, cell.folder.path) for cell in packed]
 
 
 def assert_equal(solo: Run, packed: Run, loss: float, worst: float, median: float) -> None:
-    """Losses and norms of each step to ``loss``; of the weights (relative) the worst tensor and the median."""
+    """Losses and norms of each step to ``loss``; of the weights (relative) the worst and the median tensor."""
     ours, theirs = ([line for line in run.lines("metrics.jsonl") if "loss" in line] for run in (packed, solo))
     assert [line["step"] for line in ours] == [line["step"] for line in theirs]
     for one, other in zip(ours, theirs, strict=True):
