@@ -16,6 +16,7 @@ from runner.identity import base_identity
 from runner.lineage import adapters, check_base, head_problems
 from runner.messages import BadRow
 from runner.model import choose_precision, find_base, load_model
+from runner.progress import Progress
 from runner.settings import RunConfig
 from runner.template import Renderer, apply_template
 
@@ -121,7 +122,7 @@ def _answer_all(
     from runner.scoring import generate
 
     size, drawn = config.generation.batch_size, drawing(config.chat)
-    with console.Progress("answering", len(prompts)) as progress:
+    with Progress("answering", len(prompts)) as progress:
         answers = generate(
             model, renderer, prompts, size, config.chat.max_new_tokens, autocast, progress.advance, drawn
         )

@@ -19,6 +19,7 @@ from runner.lineage import adapters, check_base, head_problems
 from runner.lm_eval_tasks import run_tasks, task_problems
 from runner.model import Precision, choose_precision, find_base, load_model
 from runner.prepare import prepare
+from runner.progress import Progress
 from runner.settings import RunConfig
 from runner.split import Split
 from runner.template import Renderer, apply_template
@@ -141,7 +142,7 @@ def _answers(
     if not examples:
         return []
     settings = config.generation
-    with console.Progress(f"answering, {column}", len(examples)) as progress:
+    with Progress(f"answering, {column}", len(examples)) as progress:
         return generate(
             model,
             renderer,

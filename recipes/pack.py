@@ -24,6 +24,7 @@ from runner.components import peft_config, training_arguments
 from runner.errors import Diverged
 from runner.model import device, load_model
 from runner.prepare import prepare
+from runner.progress import PackProgress
 from runner.settings import RunConfig, SweepSettings
 from runner.split import Data
 
@@ -64,9 +65,6 @@ def train_pack(cells: list[PackedCell], settings: SweepSettings, work: Path) -> 
         describe(cell.folder, setup, data)
     with timed(cells, "load"):
         trainer = _load(cells, setup, settings, work, found, steps)
-    console.pack_opening(
-        found[cells[0].name], setup.precision, len(cells), trainer.at_once, steps, cells[0].folder.notes
-    )
     judges = _judges(cells, setup, found)
     with timed(cells, "score_before"):
         asked = {id(judge): judge for judge in judges.values()}
@@ -138,7 +136,6 @@ def _load(
     from runner.packed.adapters import pack_adapters
     from runner.packed.compiled import CompiledLayers
     from runner.packed.halving import Halving
-    from runner.packed.member import Member
     from runner.packed.memory import cells_at_once
     from runner.packed.trainer import PackedTrainer
     from runner.token_loss import scores_by_head
@@ -152,30 +149,41 @@ def _load(
     adapters = pack_adapters(model, configs, [cell.config.seed for cell in cells], rank)
     if not scores_by_head(adapters.model):
         raise CannotPack("the model's head is no plain frozen linear layer")
-    has_cuda = device().type == "cuda"
-    members = []
-    for cell, sizes in zip(cells, adapters.sizes(), strict=True):
-        arguments, _ = training_arguments(cell.config, setup.precision, work, has_cuda)
-        arguments.save_total_limit = 1
-        data = found[cell.name]
-        held_out = data.eval.rows if data.eval else []
-        members.append(Member(cell.name, arguments, data.train.rows, held_out, cell.folder.log))
-        total = total_parameters(model) - adapters.total_size() + sizes
-        cell.folder.metrics |= {"trainable_parameters": sizes, "total_parameters": total}
+    members = _members(cells, setup, work, adapters, found)
     data = found[cells[0].name]
     longest = max(len(row.input_ids) for row in [*data.train.rows, *(data.eval.rows if data.eval else [])])
+    at_once, size = cells_at_once(adapters, members[0].arguments, longest, settings.max_cells)
+    console.pack_opening(data, setup.precision, (len(cells), at_once), steps, size, cells[0].folder.notes)
     trainer = PackedTrainer(
         adapters,
         members,
         setup.base.tokenizer,
         (data.train.dataset(), data.eval.dataset() if data.eval else None),
-        cells_at_once(model, members[0].arguments, longest, len(cells), settings.max_cells),
+        at_once,
         settings.checkpoint_seconds,
-        CompiledLayers(model, has_cuda),
+        CompiledLayers(model),
         Halving(settings, steps, work),
     )
     trainer.resume_from = saved
     return trainer
+
+
+def _members(
+    cells: list[PackedCell], setup: Setup, work: Path, adapters: Any, found: dict[str, Data]
+) -> list[Any]:
+    """What the trainer needs of each cell."""
+    from runner.packed.member import Member
+
+    shared = total_parameters(adapters.model) - adapters.total_size()
+    members = []
+    for cell, size in zip(cells, adapters.sizes(), strict=True):
+        arguments, _ = training_arguments(cell.config, setup.precision, work, device().type == "cuda")
+        arguments.save_total_limit = 1
+        data = found[cell.name]
+        held_out = data.eval.rows if data.eval else []
+        members.append(Member(cell.name, arguments, data.train.rows, held_out, cell.folder.log))
+        cell.folder.metrics |= {"trainable_parameters": size, "total_parameters": shared + size}
+    return members
 
 
 def _judges(cells: list[PackedCell], setup: Setup, found: dict[str, Data]) -> dict[str, Any]:
@@ -191,7 +199,7 @@ def _judges(cells: list[PackedCell], setup: Setup, found: dict[str, Data]) -> di
 
 def _fit(cells: list[PackedCell], trainer: Any, steps: int, work: Path) -> None:
     """Train and measure; a member that ends early is recorded at once."""
-    progress = console.PackProgress(steps)
+    progress = PackProgress(steps)
     folders = {cell.name: cell.folder for cell in cells}
     trainer.on_step = progress.update_pack
     trainer.on_end = lambda member: _end(folders[member.name], member)

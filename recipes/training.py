@@ -25,6 +25,7 @@ from runner.lineage import adapters, check_base, check_shape, write_base
 from runner.model import Base, Precision, choose_precision, device, find_base, linear_modules, load_model
 from runner.objectives import OBJECTIVES
 from runner.prepare import prepare
+from runner.progress import TrainingProgress
 from runner.resume import find_checkpoint
 from runner.settings import RunConfig
 from runner.split import Data, number_classes
@@ -183,7 +184,7 @@ def _fit(
     from runner.trainer import all_finite
 
     objective = OBJECTIVES[config.recipe]
-    progress = console.TrainingProgress(steps)
+    progress = TrainingProgress(steps)
 
     def on_log(entry: dict[str, Any]) -> None:
         progress.update(entry)

@@ -2,16 +2,12 @@
 
 from __future__ import annotations
 
-import time
 from collections.abc import Iterable
 from pathlib import Path
-from types import TracebackType
 from typing import TYPE_CHECKING, Any
 
 from rich.console import Console
 from rich.markup import escape
-from rich.progress import BarColumn, MofNCompleteColumn, TextColumn, TimeRemainingColumn
-from rich.progress import Progress as RichProgress
 from rich.table import Table
 
 from runner.errors import Problem
@@ -52,8 +48,6 @@ SHARES = (
     "int4_greedy_agreement",
 )
 
-_PLAIN_LINES = 10  # progress lines of a phase when the output is no terminal
-
 
 def refused(problems: Iterable[Problem]) -> None:
     """Print all mistakes of a command, before anything was loaded."""
@@ -85,12 +79,16 @@ def opening(config: Any, data: Data, precision: Precision, steps: int, folder: R
 
 
 def pack_opening(
-    data: Data, precision: Precision, cells: int, at_once: int, steps: int, notes: Iterable[str]
+    data: Data, precision: Precision, cells: tuple[int, int], steps: int, size: int, notes: Iterable[str]
 ) -> None:
-    """Say what the cells of a pack train on together, and how many share a pass."""
+    """Say what a pack trains on, how many of its cells share a pass, and the bytes it is expected to take."""
     _data(data)
-    passes = "in one pass" if at_once >= cells else f"{at_once} in a pass, for memory"
-    out.print(f"[bold]pack[/] {cells} cells, {passes}, {precision.name}, {steps:,} steps")
+    count, at_once = cells
+    passes = "in one pass" if at_once >= count else f"{at_once} in a pass, for memory"
+    out.print(
+        f"[bold]pack[/] {count} cells, {passes}, about {size / 2**30:.1f} GiB, "
+        f"{precision.name}, {steps:,} steps"
+    )
     for remark in notes:
         note(remark)
 
@@ -150,72 +148,6 @@ def samples(rows: list[dict[str, Any]]) -> None:
 def _short(text: str) -> str:
     line = " ".join(text.split())
     return line if len(line) <= 200 else line[:197] + "..."
-
-
-class Progress:
-    """A progress bar in a terminal, ten plain lines elsewhere."""
-
-    def __init__(self, label: str, total: int) -> None:
-        self._label, self._total, self._done, self._said = label, total, 0, 0
-        self._live = RichProgress(
-            TextColumn("{task.description}"),
-            BarColumn(bar_width=30),
-            MofNCompleteColumn(),
-            TimeRemainingColumn(),
-            TextColumn("{task.fields[detail]}"),
-            console=out,
-            transient=True,
-            disable=not out.is_terminal,
-        )
-        self._task = self._live.add_task(label, total=total, detail="")
-
-    def __enter__(self) -> Progress:
-        self._live.start()
-        self._began = time.monotonic()
-        return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        self._live.stop()
-
-    def advance(self, count: int = 1) -> None:
-        """Count some more as done."""
-        self.show(self._done + count, "")
-
-    def show(self, done: int, detail: str, total: int | None = None) -> None:
-        """Set what is done, with a text behind the bar."""
-        self._done, self._total = done, total or self._total
-        self._live.update(self._task, completed=done, total=self._total, detail=detail)
-        part = done * _PLAIN_LINES // max(self._total, 1)
-        if not out.is_terminal and part > self._said:
-            self._said = part
-            out.print(f"{self._label} {done}/{self._total} {detail}".rstrip())
-
-
-class TrainingProgress(Progress):
-    """Steps with the loss of the last one."""
-
-    def __init__(self, steps: int) -> None:
-        super().__init__("training", steps)
-
-    def update(self, entry: dict[str, Any]) -> None:
-        """Show a logged step."""
-        loss = entry.get("loss")
-        if loss is not None:
-            detail = f"loss {loss:.4f}  lr {entry.get('learning_rate', 0):.2e}"
-            self.show(entry["step"], detail, entry.get("max_steps"))
-
-
-class PackProgress(Progress):
-    """Steps of a pack with the lowest and the highest loss of the last one."""
-
-    def __init__(self, steps: int) -> None:
-        super().__init__("training", steps)
-
-    def update_pack(self, step: int, losses: list[float]) -> None:
-        """Show a logged step."""
-        self.show(step, f"{len(losses)} cells, loss {min(losses):.3f} to {max(losses):.3f}")
 
 
 def heading(text: str) -> None:

@@ -20,10 +20,10 @@ from gguf import (
 )
 
 from runner import gguf_architecture as architecture
-from runner.console import Progress
 from runner.errors import RunnerError
 from runner.gguf_kinds import WRITTEN, tensor_type
 from runner.gguf_tokenizer import add_tokenizer
+from runner.progress import Progress
 from runner.tensors import CheckpointTensors
 
 _FACTORS = "rope_freqs.weight"

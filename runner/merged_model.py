@@ -7,9 +7,9 @@ import shutil
 from pathlib import Path
 from typing import Any
 
-from runner.console import Progress
 from runner.merge import Skeleton, Tensors, empty_model
 from runner.model import Base
+from runner.progress import Progress
 from runner.shards import plan_shards, write_shards
 
 

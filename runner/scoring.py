@@ -8,12 +8,12 @@ from typing import Any
 
 import torch
 
-from runner import console
 from runner.formats import Example
 from runner.likelihood import cast
 from runner.metrics import ROW_SCORES, SHARES, measure
 from runner.model import Precision
 from runner.prepare import Split
+from runner.progress import Progress
 from runner.settings import RunConfig
 from runner.template import Renderer
 
@@ -45,7 +45,7 @@ class Judge:
             return []
         alone = model.disable_adapter() if base_only and hasattr(model, "disable_adapter") else nullcontext()
         settings = self._config.generation
-        with alone, console.Progress(f"answering, {label}", len(self._examples)) as progress:
+        with alone, Progress(f"answering, {label}", len(self._examples)) as progress:
             return generate(
                 model,
                 self._renderer,
@@ -61,7 +61,7 @@ class Judge:
         if not self._examples:
             return [[] for _ in range(members)]
         settings = self._config.generation
-        with console.Progress(f"answering, {label}", members * len(self._examples)) as progress:
+        with Progress(f"answering, {label}", members * len(self._examples)) as progress:
             answers = generate(
                 model,
                 self._renderer,

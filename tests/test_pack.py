@@ -81,9 +81,7 @@ def test_an_adapter_of_a_pack_loads_in_plain_peft_and_gives_the_same_logits(tmp_
         return AutoModelForCausalLM.from_config(_architecture("tiny"), dtype=torch.float32)
 
     configs = [
-        LoraConfig(
-            r=rank, lora_alpha=16, target_modules="all-linear", use_rslora=stable, task_type="CAUSAL_LM"
-        )
+        LoraConfig(r=rank, target_modules="all-linear", use_rslora=stable, task_type="CAUSAL_LM")
         for rank, stable in ((4, False), (8, True), (2, False))
     ]
     packed = pack_adapters(base(), configs, [0, 1, 2])

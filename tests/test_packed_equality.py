@@ -48,7 +48,7 @@ def run_pack(
 
 
 def assert_equal(solo: Run, packed: Run, loss: float, worst: float, median: float) -> None:
-    """Losses and norms of each step to ``loss``; of the weights (relative) the worst and the median tensor."""
+    """Losses and norms of each step to ``loss``; of weights (relative) the worst and the median tensor."""
     ours, theirs = ([line for line in run.lines("metrics.jsonl") if "loss" in line] for run in (packed, solo))
     assert [line["step"] for line in ours] == [line["step"] for line in theirs]
     for one, other in zip(ours, theirs, strict=True):

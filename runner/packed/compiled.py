@@ -16,10 +16,8 @@ class CompiledLayers:
     compiler, which Triton needs.
     """
 
-    def __init__(self, model: Any, wanted: bool) -> None:
-        possible = (
-            wanted and next(model.parameters()).is_cuda and bool(shutil.which("gcc") or shutil.which("cc"))
-        )
+    def __init__(self, model: Any) -> None:
+        possible = next(model.parameters()).is_cuda and bool(shutil.which("gcc") or shutil.which("cc"))
         self.layers = _decoder_layers(model) if possible else []
         self._compiled: list[Any] = []
 

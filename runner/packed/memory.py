@@ -8,16 +8,27 @@ from typing import Any
 import psutil
 import torch
 
+from runner.packed.adapters import PackedAdapters
+
 # Of the free memory; the rest is for what the estimate leaves out. A pass that fails all the same is halved.
 _SHARE = 0.7
 
 
-def cells_at_once(model: Any, arguments: Any, longest: int, cells: int, limit: int | None) -> int:
-    """Adapters in one pass, of batches as long as the ``longest`` row; at most ``limit``."""
+def cells_at_once(
+    adapters: PackedAdapters, arguments: Any, longest: int, limit: int | None
+) -> tuple[int, int]:
+    """Adapters in one pass, at most ``limit``, and the bytes that the pack will take at its peak.
+
+    For batches as long as the ``longest`` row. Beside the values that are there already each adapter has
+    gradients and two states of the optimizer.
+    """
+    model, cells = adapters.model, adapters.state.size
     rows = arguments.per_device_train_batch_size
-    need = bytes_per_token(model, arguments.gradient_checkpointing) * rows * longest
-    fits = max(1, math.floor(_SHARE * free_bytes(model) / max(need, 1)))
-    return min(cells, fits, limit or cells)
+    need = max(1, bytes_per_token(model, arguments.gradient_checkpointing) * rows * longest)
+    trained = 4 * adapters.total_size() * adapters.tensors[0].element_size()
+    fits = max(1, math.floor((_SHARE * free_bytes(model) - trained) / need))
+    at_once = min(cells, fits, limit or cells)
+    return at_once, model.get_memory_footprint() + trained + at_once * need
 
 
 def bytes_per_token(model: Any, checkpointing: bool) -> int:
