@@ -1,0 +1,76 @@
+"""In bfloat16 a packed cell is no further from its solo run than solo runs of different batch layout are."""
+
+from __future__ import annotations
+
+import itertools
+
+import pytest
+import torch
+from conftest import Run
+from safetensors.torch import load_file
+from test_packed_equality import run_pack
+
+BASE = (
+    "data.max_rows=64",
+    "data.eval_max_rows=8",
+    "trainer.max_steps=8",
+    "trainer.per_device_train_batch_size=4",
+    "generation.samples=0",
+    "data.metric=null",
+)
+GRID = [("lora.r=8", "trainer.learning_rate=1e-4"), ("lora.r=16", "trainer.learning_rate=3e-4")]
+LAYOUTS = [(4, 1), (2, 2), (1, 4)]  # rows a batch, batches a step; the first is that of the pack
+
+
+def distances(one: Run, other: Run) -> tuple[float, float]:
+    """Mean difference of the losses by step, and mean relative distance of the trained B of each layer."""
+    losses = [[line["loss"] for line in run.lines("metrics.jsonl") if "loss" in line] for run in (one, other)]
+    gap = sum(abs(a - b) for a, b in zip(*losses, strict=True)) / len(losses[0])
+    first, second = (load_file(run.folder / "adapter" / "adapter_model.safetensors") for run in (one, other))
+    names = [name for name in first if "lora_B" in name]
+    far = [float((first[n].float() - second[n].float()).norm() / second[n].float().norm()) for n in names]
+    return gap, sum(far) / len(far)
+
+
+def compare(cli, tmp_path, monkeypatch, base) -> dict[str, float]:
+    """Mean distances over the cells: of the pack, compiled and not, and of two layouts of the solo run."""
+    packs = {"compiled": run_pack(tmp_path / "compiled", base, GRID)}
+    monkeypatch.setattr("runner.packed.compiled._decoder_layers", lambda model: [])
+    packs["eager"] = run_pack(tmp_path / "eager", base, GRID)
+    found: dict[str, list[tuple[float, float]]] = {}
+    for number, overrides in enumerate(GRID):
+        runs = {}
+        for rows, batches in LAYOUTS:
+            layout = (
+                f"trainer.per_device_train_batch_size={rows}",
+                f"trainer.gradient_accumulation_steps={batches}",
+            )
+            runs[f"{rows}x{batches}"] = cli(*base, *overrides, *layout, folder=f"{number}-{rows}")
+        for name, pack in packs.items():
+            found.setdefault(f"{name} to solo", []).append(distances(pack[number], runs["4x1"]))
+        for one, other in itertools.combinations(runs, 2):
+            found.setdefault(f"{one} to {other}", []).append(distances(runs[one], runs[other]))
+    for name, cells in found.items():
+        loss, weights = (sum(column) / len(GRID) for column in zip(*cells, strict=True))
+        print(f"{base[-1]}, {name}: loss {loss:.2e}, B {weights:.5f}")
+    return {name: sum(cell[1] for cell in cells) / len(GRID) for name, cells in found.items()}
+
+
+def assert_no_further(means: dict[str, float]) -> None:
+    most = max(value for name, value in means.items() if "solo" not in name)
+    assert means["compiled to solo"] <= most
+    assert means["eager to solo"] <= most
+
+
+@pytest.mark.gpu
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs CUDA")
+@pytest.mark.parametrize("quantization", ["none", "nf4"])
+def test_distance_to_solo_on_cuda(cli, tmp_path, monkeypatch, quantization):
+    base = ("model=qwen3-0.6b", "model.weights=random", "lora=r16", *BASE, f"quantization={quantization}")
+    assert_no_further(compare(cli, tmp_path, monkeypatch, base))
+
+
+@pytest.mark.parametrize("quantization", ["none", "nf4", "int8"])
+def test_distance_to_solo_on_a_cpu(cli, tmp_path, monkeypatch, quantization):
+    base = ("model=tiny", "trainer.precision=bf16", *BASE, f"quantization={quantization}")
+    assert_no_further(compare(cli, tmp_path, monkeypatch, base))
