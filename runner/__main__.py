@@ -5,6 +5,8 @@ from __future__ import annotations
 import os
 import shlex
 import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
 
 # Read when the libraries are imported: no usage statistics leave the machine, and the runner prints its own.
 os.environ.setdefault("HF_HUB_DISABLE_TELEMETRY", "1")
@@ -15,12 +17,14 @@ os.environ.setdefault("HF_DATASETS_DISABLE_PROGRESS_BARS", "1")
 
 import hydra
 from hydra.core.hydra_config import HydraConfig
+from hydra.errors import HydraException
 from hydra.types import RunMode
 from omegaconf import DictConfig, open_dict
 
 from runner import config, console
-from runner.errors import ExitCode, Refused
+from runner.errors import ExitCode, Problem, Refused, RunnerError
 from runner.paths import CONFIG_DIR
+from runner.sweep import Handle
 
 
 def main(argv: list[str] | None = None) -> int:
@@ -35,17 +39,51 @@ def main(argv: list[str] | None = None) -> int:
             return ExitCode.REFUSED
     config.register(command)
     codes: list[int] = []
+    handle = Handle(typed, command)
 
-    @hydra.main(version_base="1.3", config_path=str(CONFIG_DIR), config_name="config")
     def task(composed: DictConfig) -> None:
         codes.append(_run(composed, typed))
 
+    task.sweep = handle  # by which the packed launcher knows the runner's own task
+    start = hydra.main(version_base="1.3", config_path=str(CONFIG_DIR), config_name="config")(task)
     before, sys.argv = sys.argv, [sys.argv[0], *command.argv]
     try:
-        task()
+        with _own_errors():
+            start()
+    except Refused as refused:  # cells of a sweep that are wrong only in combination
+        console.refused(refused.problems)
+        codes.append(ExitCode.REFUSED)
+    except HydraException as error:
+        console.refused([Problem("hydra", str(error))])
+        return ExitCode.REFUSED
+    except KeyboardInterrupt:
+        if handle.sweep is None:
+            raise
+    except Exception as error:
+        if handle.sweep is None:
+            raise
+        if not isinstance(error, RunnerError):  # that is a cell that failed, which has been reported
+            console.err.print_exception()
+        console.note(f"the sweeper stops: {error}")
+        codes.append(ExitCode.FAILED)
     finally:
         sys.argv = before
+    if handle.sweep is not None and handle.sweep.ran:
+        codes.append(handle.sweep.finish())
     return max(codes, default=ExitCode.COMPLETED)
+
+
+@contextmanager
+def _own_errors() -> Iterator[None]:
+    """Errors come out of Hydra as they are, instead of printed by it."""
+    before = os.environ.get("HYDRA_FULL_ERROR")
+    os.environ["HYDRA_FULL_ERROR"] = "1"
+    try:
+        yield
+    finally:
+        del os.environ["HYDRA_FULL_ERROR"]
+        if before is not None:
+            os.environ["HYDRA_FULL_ERROR"] = before
 
 
 def _run(composed: DictConfig, typed: list[str]) -> int:
@@ -53,8 +91,8 @@ def _run(composed: DictConfig, typed: list[str]) -> int:
     with open_dict(composed):
         composed.hydra = hydra_config
         if hydra_config.mode == RunMode.MULTIRUN:
-            sweep = hydra_config.sweep
-            composed.output_dir = os.path.join(composed.get("output_dir") or sweep.dir, sweep.subdir)
+            sweep = composed.hydra.sweep
+            composed.output_dir = os.path.join(sweep.dir, sweep.subdir)
     try:
         run_config = config.freeze(composed)
     except Refused as refused:  # a cell of a sweep that is wrong only in combination

@@ -14,6 +14,7 @@ from runner.errors import Problem, nearest
 from runner.fields import Field, class_fields
 from runner.origins import Origins
 from runner.rules import EXCLUSIVE, RANGES, RESERVED, Values, cross_check, get
+from runner.sweep.rules import check_sweep
 from runner.targets import UnknownTarget, target_fields
 
 SECTIONS = (*settings.OWN_SECTIONS, *settings.LIBRARY_SECTIONS)
@@ -35,7 +36,8 @@ def check_config(values: Values, origins: Origins) -> list[Problem]:
     }
     values |= {name: {} for name in SECTIONS if not isinstance(values.get(name), dict)}
     problems += _check_exclusive(values, origins)
-    return problems + [item for item in cross_check(values, origins) if item.where not in broken]
+    found = [*cross_check(values, origins), *check_sweep(values, origins)]
+    return problems + [item for item in found if item.where not in broken]
 
 
 def known_fields(section: str, target: str | None) -> dict[str, Field]:

@@ -6,6 +6,7 @@ import dataclasses
 import re
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +17,7 @@ from hydra.core.override_parser.types import Override
 from hydra.errors import HydraException
 
 from runner import inherit
+from runner.axes import axes_of, quote_nested
 from runner.checks import nearest_key
 from runner.errors import Problem, nearest
 from runner.origins import line_of
@@ -41,6 +43,8 @@ _RESERVED_HYDRA = {
     "hydra.searchpath": "add your folder with --config-dir",
     "hydra.mode": "add -m for a sweep",
 }
+# The release of the sweeper for Hydra 1.3; its optuna 2 keeps studies in databases by SQLAlchemy 1 only.
+OPTUNA = "pip install 'hydra-optuna-sweeper>=1.3,<1.4' 'sqlalchemy<2'"
 # Groups that the defaults list reads the choice of.
 _NEEDED = ("model", "trainer")
 # Flags of Hydra that are rewritten or not offered: a rerun would load a pickle, which may run any code.
@@ -53,7 +57,7 @@ class Command:
 
     ``argv`` is the same command for Hydra, with absolute folders and the flags in front. ``saved`` is the
     file when the primary config is one that a run has saved. ``inherited`` are the values of groups that the
-    run behind ``adapter=`` decides.
+    run behind ``adapter=`` decides. A file may say ``multirun`` and ``sweeper`` too, once it is composed.
     """
 
     overrides: list[str]
@@ -62,6 +66,7 @@ class Command:
     extra_dir: Path | None = None
     saved: Path | None = None
     multirun: bool = False
+    sweeper: str = "basic"
     informational: bool = False
     argv: list[str] = field(default_factory=list)
     problems: list[Problem] = field(default_factory=list)
@@ -129,7 +134,7 @@ def parse(argv: list[str]) -> Command:
         value = getattr(args, action.dest, None)
         if value and action.dest not in _OWN_FLAGS:
             words += [action.option_strings[0], *([] if value is True else [str(value)])]
-    overrides, taken = list(args.overrides), {}
+    overrides, taken = [quote_nested(text) for text in args.overrides], {}
     if saved is None:
         folders = [folder for folder in (config_dir, extra_dir) if folder]
         taken, others = inherit.inherited(overrides, folders)
@@ -176,9 +181,9 @@ def check_overrides(
             problems.append(Problem(text, _grammar(text, error), _quoting(text)))
             continue
         try:
-            values = _values(override)
+            values = _values(override, command.sweeper)
         except HydraException as error:
-            hint = f"write the values: {override.key_or_group}=1,2,3"
+            hint = f"write the values: {override.key_or_group}=1,2,3, or let hydra/sweeper=optuna choose them"
             problems.append(Problem(text, str(error).splitlines()[0], hint))
             continue
         found = list(_override_problems(command, override, values, groups))
@@ -188,7 +193,9 @@ def check_overrides(
     return usable, problems
 
 
-def _values(override: Override) -> list[object]:
+def _values(override: Override, sweeper: str) -> list[object]:
+    if override.is_sweep_override() and not override.is_discrete_sweep() and sweeper != "basic":
+        return list(axes_of([override])[override.key_or_group].values)
     if override.is_sweep_override():
         return list(override.sweep_string_iterator())
     return [override.value()]
@@ -202,6 +209,8 @@ def _override_problems(
     if override.is_sweep_override() and not command.multirun:
         hint = f"add -m to run them all; if it is one value, {_quoting(text)}"
         yield Problem(text, "several values are a sweep", hint)
+    if key == "hydra/sweeper" and values == ["optuna"] and not _optuna():
+        yield Problem(text, "needs the package hydra-optuna-sweeper", OPTUNA)
     if key in _RESERVED_HYDRA:
         yield Problem(text, f"{key} is decided elsewhere", f"instead: {_RESERVED_HYDRA[key]}")
     elif override.is_delete() and key in _NEEDED:
@@ -225,6 +234,14 @@ def _override_problems(
                 yield Problem(text, f"++ does not choose a {key}", f"write {key}={value}")
     elif top not in ("hydra", *TOP_LEVEL, *groups):
         yield Problem(text, f"unknown key {key!r}", nearest_key(key))
+
+
+def _optuna() -> bool:
+    """Whether the sweeper that lets optuna choose the values is installed."""
+    try:
+        return find_spec("hydra_plugins.hydra_optuna_sweeper") is not None
+    except ModuleNotFoundError:
+        return False
 
 
 def _grammar(text: str, error: HydraException) -> str:
@@ -252,26 +269,6 @@ def _is_saved(file: Path) -> bool:
     except (OSError, ValueError, yaml.YAMLError):
         return False  # not there or not readable: composing it says why
     return isinstance(values, dict) and values.get("defaults") == SAVED_DEFAULTS
-
-
-def cells(overrides: list[Override], multirun: bool) -> Iterator[list[str]]:
-    """Overrides of the run; of a sweep, the first cell and then each other value of each axis."""
-    axes = [
-        list(item.sweep_string_iterator()) if multirun and item.is_sweep_override() else [None]
-        for item in overrides
-    ]
-
-    def cell(chosen: list[str | None]) -> list[str]:
-        return [
-            str(item.input_line) if value is None else f"{item.get_key_element()}={value}"
-            for item, value in zip(overrides, chosen, strict=True)
-        ]
-
-    first = [values[0] if values else None for values in axes]
-    yield cell(first)
-    for number, values in enumerate(axes):
-        for value in values[1:]:
-            yield cell([*first[:number], value, *first[number + 1 :]])
 
 
 def named_file(command: Command, name: str, text: str) -> str | None:

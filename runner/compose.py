@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -22,9 +23,16 @@ from hydra.types import RunMode
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
-from runner.command import SAVED_NAME, Command, named_file
+from runner.axes import register_arithmetic
+from runner.command import OPTUNA, SAVED_NAME, Command, named_file
 from runner.errors import Problem, nearest
 from runner.origins import Layer, short
+from runner.paths import PLUGINS
+
+# Hydra takes plugins from the package hydra_plugins only, whose parts may lie in several folders of the path.
+# It looks for them once, when it is first started.
+if str(PLUGINS) not in sys.path:
+    sys.path.append(str(PLUGINS))
 
 # Lines of Hydra's messages that name its inner objects.
 _NOISE = ("See ", "object_", "full_key", "Config search path")
@@ -37,6 +45,7 @@ Composed = tuple[DictConfig | None, list[Problem]]
 def started(command: Command) -> Iterator[None]:
     """Hydra as its command line would start it, with the same search path."""
     version.setbase("1.3")
+    register_arithmetic()
     GlobalHydra.instance().clear()
     path = create_config_search_path(str(command.config_dir))
     if command.extra_dir:
@@ -95,7 +104,9 @@ def blame(where: str, error: Exception, command: Command) -> Problem:
     quoted = re.search(r"'([^']+)'", message)
     mentioned = re.split(r"[/ :@]", quoted[1])[-1] if quoted else ""
     where = next(filter(None, (named_file(command, file, mentioned) for file in files)), where)
-    if isinstance(error, MissingConfigException) and error.options:
+    if "hydra/sweeper/optuna" in message:
+        message, hint = "hydra/sweeper=optuna needs the package hydra-optuna-sweeper", OPTUNA
+    elif isinstance(error, MissingConfigException) and error.options:
         hint = nearest(mentioned, error.options)
     elif message.startswith("Could not override"):
         hint = nearest(mentioned, command.groups(), prefix="/")

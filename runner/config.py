@@ -1,6 +1,7 @@
 """Compose the run config with Hydra, find every mistake in it, and freeze it into plain objects.
 
-Only this module, ``runner.command``, ``runner.compose`` and the entry know Hydra and OmegaConf.
+Only this module, ``runner.command``, ``runner.axes``, ``runner.compose``, the entry and the launcher in
+``runner/plugins`` know Hydra and OmegaConf.
 """
 
 from __future__ import annotations
@@ -14,17 +15,18 @@ from hydra.core.config_store import ConfigStore
 from hydra.core.global_hydra import GlobalHydra
 from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.core.override_parser.types import Override
+from hydra.types import RunMode
 from omegaconf import DictConfig, ListConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
 from runner import compose, inherit
 from runner import help as help_text
+from runner.axes import axes_of, check_axes, walk, zip_lists
 from runner.checks import check_config
 from runner.command import (
     SAVED_DEFAULTS,
     SAVED_NAME,
     Command,
-    cells,
     check_overrides,
     config_problems,
     parse,
@@ -32,6 +34,8 @@ from runner.command import (
 from runner.errors import Problem, Refused
 from runner.origins import Origins
 from runner.settings import LIBRARY_SECTIONS, OWN_SECTIONS, RunConfig
+from runner.sweep.rules import unused
+from runner.sweepers import check_classes, check_direction, check_sweep_folder
 
 __all__ = ["Command", "check", "freeze", "parse", "register", "to_yaml"]
 
@@ -43,18 +47,20 @@ def register(command: Command | None = None) -> None:
     this module checks the keys afterwards, all at once and with suggestions.
     """
     command = command or Command([], informational=True)
+    OmegaConf.register_new_resolver("first", _first, replace=True)
     root = OmegaConf.create(
         {
+            "defaults": [{"override /hydra/launcher": "packed"}],
             "hydra": {
                 "run": {"dir": "."},
                 "sweep": {
-                    "dir": "outputs/${now:%Y-%m-%d}/${now:%H-%M-%S}-sweep",
+                    "dir": "${first:${output_dir},'outputs/${now:%Y-%m-%d}/${now:%H-%M-%S}-sweep'}",
                     "subdir": "${hydra.job.override_dirname}",
                 },
                 "output_subdir": None,
                 "job": {"chdir": False},
                 "help": {"template": help_text.template(command) if command.informational else ""},
-            }
+            },
         }
     )
     for section in (*OWN_SECTIONS, *LIBRARY_SECTIONS):
@@ -80,40 +86,64 @@ def check(command: Command) -> list[RunConfig]:
         register(command)
     except (OSError, ValueError, OmegaConfBaseException, yaml.YAMLError) as error:
         raise Refused([*problems, compose.blame("config", error, command)]) from error
-    configs: list[RunConfig] = []
     with compose.started(command):
-        parser = OverridesParser.create(config_loader=GlobalHydra.instance().config_loader())
-        overrides, more = check_overrides(command, parser, command.overrides)
-        problems += more
-        first = compose.compose(command, next(cells(overrides, command.multirun)))
-        if texts := _file_axes(command, overrides, first, problems):
-            axes, more = check_overrides(command, parser, texts)
-            problems += more
-            overrides, first = [*axes, *overrides], None
-        left_out: set[str] = set()
-        for cell in cells(overrides, command.multirun):
-            kept = [text for text in cell if text not in left_out]
-            composed, found = first or compose.compose(command, kept)
-            first = None
-            left_out |= {problem.where for problem in found}
-            try:
-                frozen = freeze(composed) if composed is not None else None
-            except Refused as refused:
-                found = [*found, *refused.problems]
-            else:
-                if frozen in configs:
-                    found.append(Problem(" ".join(cell), "two cells of the sweep are the same run"))
-                configs += [frozen] if frozen else []
-            problems += [problem for problem in found if problem not in problems]
+        configs = _check_cells(command, problems)
     if problems:
         raise Refused(problems)
     return configs
 
 
-def freeze(composed: DictConfig) -> RunConfig:
+def _check_cells(command: Command, problems: list[Problem]) -> list[RunConfig]:
+    """The configs of the run, or of each value of each axis; what is wrong with them joins ``problems``."""
+    parser = OverridesParser.create(config_loader=GlobalHydra.instance().config_loader())
+    overrides, more = check_overrides(command, parser, command.overrides)
+    first = compose.compose(command, next(walk(overrides, command.multirun)))
+    if (told := _told(command, first[0])) != command:
+        command = told
+        overrides, more = check_overrides(command, parser, command.overrides)
+        first = compose.compose(command, next(walk(overrides, command.multirun)))
+    problems += more
+    if texts := _file_axes(command, overrides, first, problems):
+        axes, more = check_overrides(command, parser, texts)
+        problems += more
+        overrides = [*axes, *overrides]
+        first = compose.compose(command, next(walk(overrides, command.multirun)))
+    lists: list[list[str]] = []
+    if command.multirun and first[0] is not None:
+        settings = _plain(first[0], "sweep", "sweep", Origins([], [], list), []) or {}
+        lists = zip_lists(settings.get("zip")) if isinstance(settings, dict) else []
+        problems += check_axes(axes_of(overrides), settings, command.sweeper)
+        problems += check_direction(first[0].hydra.sweeper, settings)
+        problems += check_sweep_folder(first[0])
+    configs: list[RunConfig] = []
+    names: list[str] = []
+    left_out: set[str] = set()
+    typed = {str(item.input_line) for item in overrides}
+    for cell in walk(overrides, command.multirun, lists):
+        kept = [text for text in cell if text not in left_out]
+        composed, found = first or compose.compose(command, kept)
+        first = None
+        left_out |= {problem.where for problem in found}
+        try:
+            frozen = freeze(composed, command.multirun) if composed is not None else None
+        except Refused as refused:
+            found = [*found, *refused.problems]
+        else:
+            name = " ".join(text for text in cell if text not in typed) or "the run"
+            if frozen in configs:
+                message = "two cells of the sweep are the same run, this one and"
+                found.append(Problem(name, f"{message} {names[configs.index(frozen)]}"))
+            configs += [frozen] if frozen else []
+            names += [name] if frozen else []
+        problems += [problem for problem in found if problem not in problems]
+    return configs
+
+
+def freeze(composed: DictConfig, multirun: bool = False) -> RunConfig:
     """Turn a composed config (with its ``hydra`` node) into a checked ``RunConfig``.
 
-    Raises ``Refused`` with every problem found, each with the file or override it came from.
+    ``multirun`` says that it is a cell of a sweep, as far as the config does not say so itself. Raises
+    ``Refused`` with every problem found, each with the file or override it came from.
     """
     hydra = composed.hydra
     typed = OmegaConf.to_container(hydra.overrides.task)  # as typed: interpolations are not resolved
@@ -127,14 +157,18 @@ def freeze(composed: DictConfig) -> RunConfig:
         problems.append(
             Problem(where, "the base of the runner is missing", "start its defaults list with: - runner")
         )
+    problems += check_classes(hydra)
     # a value that could not be resolved is missing below: said once
     named = {problem.where for problem in problems}
     problems += [problem for problem in check_config(values, origins) if problem.where not in named]
+    if not multirun and hydra.mode != RunMode.MULTIRUN:
+        problems += unused(values, origins, "without -m", "add -m")
+    elif not str(hydra.launcher._target_).endswith(".PackedLauncher"):
+        launcher = hydra.runtime.choices.get("hydra/launcher")
+        problems += unused(values, origins, f"with hydra/launcher={launcher}", "leave hydra/launcher out")
     if problems:
         raise Refused(problems)
-    sections: dict[str, Any] = {name: kind(**(values.get(name) or {})) for name, kind in OWN_SECTIONS.items()}
-    libraries: dict[str, Any] = {name: dict(values.get(name) or {}) for name in LIBRARY_SECTIONS}
-    return RunConfig(**{**values, **sections, **libraries})
+    return RunConfig.of(values)
 
 
 def to_yaml(config: RunConfig) -> str:
@@ -180,6 +214,22 @@ def _saved_node(command: Command) -> DictConfig:
     return node
 
 
+def _first(*values: Any) -> Any:
+    """The first value that is not null."""
+    return next((value for value in values if value is not None), None)
+
+
+def _told(command: Command, composed: DictConfig | None) -> Command:
+    """The command with what files say about a sweep: that it is one, and who chooses the values."""
+    if composed is None:
+        return command
+    typed = [text.partition("=")[2] for text in command.overrides if text.startswith("hydra/sweeper=")]
+    sweeper = [*typed, str(composed.hydra.runtime.choices.get("hydra/sweeper") or "basic")][0]
+    shown = "--cfg" in command.argv
+    multirun = command.multirun or (composed.hydra.mode == RunMode.MULTIRUN and not shown)
+    return dataclasses.replace(command, multirun=multirun, sweeper=sweeper)
+
+
 def _file_axes(
     command: Command, overrides: list[Override], first: compose.Composed, problems: list[Problem]
 ) -> list[str]:
@@ -190,7 +240,11 @@ def _file_axes(
     if not command.multirun:
         keys = ", ".join(map(str, params))
         problems.append(
-            Problem("hydra.sweeper.params", f"a file holds a sweep over {keys}", "add -m to run it")
+            Problem(
+                "hydra.sweeper.params",
+                f"a file holds a sweep over {keys}",
+                "add -m to run it, or mode: MULTIRUN beside the sweeper in the file",
+            )
         )
         return []
     given = {item.key_or_group for item in overrides}

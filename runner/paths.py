@@ -2,8 +2,9 @@
 
 from pathlib import Path
 
-_PACKAGE = Path(__file__).parent
+PACKAGE = Path(__file__).parent
 
-CONFIG_DIR = _PACKAGE / "conf" if (_PACKAGE / "conf").is_dir() else _PACKAGE.parent / "conf"
-ARCHITECTURES = _PACKAGE / "architectures"
-EXAMPLES = _PACKAGE / "examples"
+CONFIG_DIR = PACKAGE / "conf" if (PACKAGE / "conf").is_dir() else PACKAGE.parent / "conf"
+ARCHITECTURES = PACKAGE / "architectures"
+EXAMPLES = PACKAGE / "examples"
+PLUGINS = PACKAGE / "plugins"

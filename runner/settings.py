@@ -224,7 +224,7 @@ class RunConfig:
 
     @classmethod
     def of(cls, values: Mapping[str, Any]) -> RunConfig:
-        """The config of plain ``values``, as ``dataclasses.asdict`` gives them; what is missing is default."""
+        """The config of plain ``values`` as ``dataclasses.asdict`` gives them; what is missing is default."""
         sections = {name: kind(**(values.get(name) or {})) for name, kind in OWN_SECTIONS.items()}
         libraries = {name: dict(values.get(name) or {}) for name in LIBRARY_SECTIONS}
         return cls(**{**values, **sections, **libraries})

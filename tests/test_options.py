@@ -47,8 +47,7 @@ def given(*files: Path) -> list[str]:
 
 
 def compose(*words: str) -> RunConfig:
-    (run,) = config.check(config.parse(list(words)))
-    return run
+    return config.check(config.parse(list(words)))[0]  # of a sweep the first cell
 
 
 @pytest.mark.parametrize("file", [*OPTIONS, *EXPERIMENTS], ids=name)

@@ -2,9 +2,27 @@
 
 from __future__ import annotations
 
+import dataclasses
+import hashlib
+import json
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
+from functools import cache
+from pathlib import Path
+from typing import Any
 
-from runner.settings import RunConfig
+from runner import environment
+from runner.errors import Problem, Refused
+from runner.files import local_files
+from runner.paths import PACKAGE
+from runner.settings import RunConfig, SweepSettings
+
+_PLAIN = "-._+[]"  # of what is no letter and no digit, what may stand in a folder name
+_LONGEST = 120  # characters of a name; file systems end at 255 bytes, and some letters are four
+_NAMELESS = "run"  # the only cell of a sweep without axes
+# What does not decide a result: where it is written, how it was begun, and with which other cells.
+_FREE = ("output_dir", "resume", "sweep")
+_DECIDING = ("torch", "transformers", "peft", "trl")
 
 
 @dataclass(frozen=True)
@@ -12,8 +30,8 @@ class Cell:
     """One run of a sweep.
 
     ``name`` is its folder in the sweep folder, ``group`` the name that it shares with its repeats. ``key``
-    digests all that decides its result. ``overrides`` are those of its axes (``lora.r=8``). In ``config`` the
-    section ``sweep`` has its defaults, as in a run of its own.
+    digests all that decides its result. ``overrides`` are those of its axes (``lora.r=8``), as typed, and of
+    a repeat its seed. In ``config`` the section ``sweep`` has its defaults, as in a run of its own.
     """
 
     name: str
@@ -21,3 +39,146 @@ class Cell:
     key: str
     overrides: list[str]
     config: RunConfig
+
+    @property
+    def values(self) -> dict[str, str]:
+        """The values of its axes by key, as typed."""
+        return dict(text.lstrip("+~").split("=", 1) for text in self.overrides)
+
+
+def expand(overrides: Sequence[str], config: RunConfig, settings: SweepSettings, folder: Path) -> list[Cell]:
+    """The cells of one combination of the axes: one, or its repeats. Raises ``Refused``."""
+    group = name_of(overrides)
+    cells = []
+    for number in range(settings.repeat):
+        seed = [f"seed={config.seed + number}"] if settings.repeat > 1 else []
+        named = [*overrides, *seed]
+        name = name_of(named) if overrides or not seed else seed[0]
+        run = dataclasses.replace(
+            config,
+            seed=config.seed + number,
+            output_dir=str(folder / name),
+            resume=None,
+            sweep=SweepSettings(),
+        )
+        cells.append(Cell(name, group, key_of(run), named, run))
+    return cells
+
+
+def check_cells(cells: Iterable[Cell]) -> Iterator[Problem]:
+    """A problem for each cell that is the same run as an earlier one, or is called like it."""
+    names: dict[str, str] = {}
+    for cell in cells:
+        if cell.key not in names and cell.name in names.values():
+            message = "two cells would have this folder: their values differ by quotes only"
+            yield Problem(cell.name, message, "leave one of them out")
+        if cell.key in names:
+            other = names[cell.key]
+            message = f"is the same run as {other}" if other != cell.name else "is in the sweep twice"
+            yield Problem(cell.name, message, "leave a value out, or let sweep.zip walk axes together")
+        names.setdefault(cell.key, cell.name)
+
+
+def name_of(overrides: Sequence[str]) -> str:
+    """A folder name that says what the overrides are, and is another one for others.
+
+    Whatever a file system or a shell could stumble over is written as ``%XX`` (as in an address), and a long
+    name ends with its digest.
+    """
+    parts = (text.lstrip("+~").partition("=") for text in overrides)
+    name = ",".join(f"{_safe(key)}={_safe(_unquoted(value))}" for key, _, value in parts) or _NAMELESS
+    if len(name.encode()) <= _LONGEST:
+        return name
+    digest = hashlib.sha256(name.encode()).hexdigest()[:10]
+    kept = name.encode()[: _LONGEST - len(digest) - 1].decode(errors="ignore")
+    return f"{kept}~{digest}"
+
+
+def key_of(config: RunConfig) -> str:
+    """``sha256:HEX`` of all that decides a run's result: its config, its files, the code and its libraries.
+
+    Data files, adapters and embedded rows count with their content, what is on the hub with its name and
+    revision, a local model with the names and sizes of its files. Raises ``Refused``.
+    """
+    values = {name: value for name, value in dataclasses.asdict(config).items() if name not in _FREE}
+    facts = [_sorted(values), sorted(_contents(config)), _code(), _libraries()]
+    return f"sha256:{hashlib.sha256(json.dumps(facts).encode()).hexdigest()}"
+
+
+def _contents(config: RunConfig) -> Iterator[tuple[str, str]]:
+    """What is in the local files that a config names."""
+    for key in ("path", "eval_path"):
+        given = getattr(config.data, key)
+        for source in given if isinstance(given, list) else [given]:
+            path = source.get("path") if isinstance(source, dict) else source
+            for file in local_files(str(path), f"data.{key}") if path else []:
+                yield str(path), _digest(file)
+    adapters = config.adapter if isinstance(config.adapter, list) else [config.adapter]
+    for path in filter(None, adapters):
+        yield from ((str(path), _digest(file)) for file in _adapter_files(str(path)))
+    model = Path(str(config.model.path)).expanduser()
+    if config.model.path and model.exists():
+        files = sorted(model.rglob("*")) if model.is_dir() else [model]
+        yield from ((file.name, str(file.stat().st_size)) for file in files if file.is_file())
+
+
+def _adapter_files(path: str) -> list[Path]:
+    from runner.lineage import find_adapter
+
+    try:
+        return sorted(find_adapter(path).folder.glob("adapter_*"))
+    except Refused:
+        return []  # the run that starts from it says why
+
+
+def _digest(file: Path) -> str:
+    state = file.stat()
+    return _digest_of(file, state.st_size, state.st_mtime_ns)
+
+
+@cache
+def _digest_of(file: Path, size: int, changed: int) -> str:
+    """One reading of a file for all cells."""
+    with file.open("rb") as stream:
+        return hashlib.file_digest(stream, "sha256").hexdigest()
+
+
+@cache
+def _code() -> str:
+    """Digest of the project's own code."""
+    digest = hashlib.sha256()
+    for file in [*sorted(PACKAGE.rglob("*.py")), *sorted((PACKAGE.parent / "recipes").glob("*.py"))]:
+        digest.update(f"{file.relative_to(PACKAGE.parent)}\n".encode())
+        digest.update(file.read_bytes())
+    return digest.hexdigest()
+
+
+@cache
+def _libraries() -> dict[str, str]:
+    versions = environment.package_versions()
+    return {name: versions[name] for name in _DECIDING if name in versions}
+
+
+def _sorted(value: Any) -> Any:
+    """A value in an order of its own, so that equal ones are written alike."""
+    if isinstance(value, dict):
+        return sorted((str(key), _sorted(item)) for key, item in value.items())
+    if isinstance(value, (list, tuple)):
+        return [_sorted(item) for item in value]
+    return value if isinstance(value, (str, int, float, bool, type(None))) else str(value)
+
+
+def _unquoted(value: str) -> str:
+    """A value without the quotes that it needs on the command line."""
+    if len(value) > 1 and value[0] == value[-1] and value[0] in "'\"":
+        return value[1:-1]
+    return value
+
+
+def _safe(text: str) -> str:
+    return "".join(
+        letter
+        if letter.isalnum() or letter in _PLAIN
+        else "".join(f"%{byte:02X}" for byte in letter.encode(errors="surrogatepass"))
+        for letter in text
+    )

@@ -1,0 +1,226 @@
+"""``sweep.json``: which cells a sweep has, what became of each, and which are still to be run."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import time
+from collections.abc import Iterable, Mapping, Sequence
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+from filelock import FileLock, Timeout
+
+from runner.artifacts import write_whole
+from runner.errors import ExitCode, Problem, Refused
+from runner.settings import SweepSettings
+from runner.sweep.cells import Cell
+
+DONE = ("completed", "dropped")
+ENDED = (*DONE, "diverged", "failed", "preempted")
+FILE = "sweep.json"
+INTERRUPTED = "the sweep was interrupted"
+MOST_FAILURES = 2  # of a cell that runs alone; after these it is not started again by itself
+
+# The worst last. Preempted cells go on when the command is given again, so that they decide.
+_CODES = {
+    "completed": ExitCode.COMPLETED,
+    "dropped": ExitCode.COMPLETED,
+    "diverged": ExitCode.DIVERGED,
+    "failed": ExitCode.FAILED,
+    "preempted": ExitCode.PREEMPTED,
+    "running": ExitCode.PREEMPTED,
+    "waiting": ExitCode.PREEMPTED,
+}
+
+
+def lock(folder: Path) -> FileLock:
+    """Hold a sweep folder for this process. Raises ``Refused`` when another one does."""
+    (folder / "jobs").mkdir(parents=True, exist_ok=True)
+    held = FileLock(folder / "jobs" / ".lock", timeout=0)
+    try:
+        held.acquire()
+    except Timeout:
+        message = "another process runs this sweep"
+        raise Refused(Problem(str(folder), message, "wait for it, or name another output_dir")) from None
+    return held
+
+
+def check_folder(folder: Path) -> Problem | None:
+    """A problem when a folder holds something that is no sweep."""
+    if not folder.exists() or (folder / FILE).is_file():
+        return None
+    if folder.is_dir() and all(entry.name == "jobs" for entry in folder.iterdir()):
+        return None  # a sweep that was refused before its first job
+    message = f"{folder} already holds something that is no sweep"
+    return Problem(f"output_dir={folder}", message, "name a new folder, or leave output_dir out")
+
+
+class Ledger:
+    """The record of a sweep, which is written whole after every change.
+
+    ``cells`` are the entries of sweep.json by name. Beside what is public an entry counts its ``failures``
+    alone, and says with ``failed_packed`` whether it failed in a pack. ``changed`` are the cells of which an
+    earlier start has left something that is of no use now.
+    """
+
+    def __init__(self, folder: Path, command: str, settings: SweepSettings) -> None:
+        self.folder = folder
+        self._began = time.monotonic()
+        old = _read(folder / FILE)
+        self._seconds = float(old.get("seconds") or 0.0)
+        self.changed: set[str] = set()
+        self.cells: dict[str, dict[str, Any]] = {entry["name"]: entry for entry in old.get("cells", [])}
+        self.record: dict[str, Any] = {
+            "status": "running",
+            "command": command,
+            "started": old.get("started") or _now(),
+            "ended": None,
+            "seconds": self._seconds,
+            "axes": old.get("axes", {}),
+            "settings": dataclasses.asdict(settings),
+            "jobs": old.get("jobs", []),
+            "cells": [],
+            "best": old.get("best"),
+        }
+        for entry in self.cells.values():
+            self._take(entry)
+
+    @property
+    def jobs(self) -> list[dict[str, Any]]:
+        """The jobs of this start and of earlier ones: ``name``, ``cells`` (names), ``alone``."""
+        return self.record["jobs"]
+
+    def stale(self, cells: Iterable[Cell]) -> list[Problem]:
+        """A problem for each cell that has a result which would be another one now."""
+        found = [
+            cell for cell in cells if self._status(cell.name) in DONE and self._key(cell.name) != cell.key
+        ]
+        hint = f"name a new output_dir, or remove {self.folder}/CELL to run it again"
+        return [
+            Problem(
+                cell.name,
+                "has a result of another config, other rows, other code or other versions of the libraries",
+                hint,
+            )
+            for cell in found
+        ]
+
+    def add(self, cells: Sequence[Cell], axes: Mapping[str, Sequence[str]]) -> None:
+        """Enter cells; what is known of those with the same key is kept."""
+        for name, values in axes.items():
+            known = self.record["axes"].get(name, [])
+            self.record["axes"][name] = list(dict.fromkeys([*known, *values]))
+        for cell in cells:
+            old = self.cells.get(cell.name, {})
+            kept = old if old.get("key") == cell.key and (self.folder / cell.name).is_dir() else {}
+            if old and not kept and (old["status"], old.get("key")) != ("waiting", cell.key):
+                self.changed.add(cell.name)
+            seed = {} if "seed" in axes else {"seed"}
+            self.cells[cell.name] = {
+                "name": cell.name,
+                "key": cell.key,
+                "overrides": {key: value for key, value in cell.values.items() if key not in seed},
+                "group": cell.group,
+                "status": self._status(cell.name) if kept or not old else "waiting",
+                "reason": kept.get("reason"),
+                "failures": kept.get("failures", 0),
+                "failed_packed": kept.get("failed_packed", False),
+            }
+
+    def status(self, name: str) -> str:
+        """The status of a cell."""
+        return self.cells[name]["status"]
+
+    def given_up(self, name: str) -> str | None:
+        """Why a cell without a result is not run again."""
+        entry = self.cells[name]
+        if entry["status"] == "diverged":
+            return "it diverged, and would again"
+        if entry["failures"] >= MOST_FAILURES:
+            return f"it failed {entry['failures']} times alone; remove its folder to try it once more"
+        return None
+
+    def mark(self, names: Iterable[str], status: str, reason: str | None = None) -> None:
+        """Set the status of cells."""
+        for name in names:
+            self.cells[name] |= {"status": status, "reason": reason}
+
+    def end_job(self, names: Sequence[str], reason: str, alone: bool, preempted: bool) -> None:
+        """Take over from the run folders how the cells of a job ended.
+
+        One that has recorded no end failed for ``reason``, or was ``preempted``.
+        """
+        for name in names:
+            entry = self.cells[name]
+            self._take(entry)
+            if entry["status"] not in ENDED:
+                entry |= {"status": "preempted" if preempted else "failed", "reason": reason}
+            if entry["status"] == "failed":
+                entry["failures"] += alone
+                entry["failed_packed"] = entry["failed_packed"] or not alone
+
+    def write(self) -> None:
+        """Write sweep.json."""
+        self.record["seconds"] = round(self._seconds + time.monotonic() - self._began, 3)
+        self.record["cells"] = list(self.cells.values())
+        write_whole(self.folder / FILE, json.dumps(self.record, indent=2, ensure_ascii=False) + "\n")
+
+    def finish(self) -> ExitCode:
+        """Write the final status and return the exit code: that of the worst cell."""
+        statuses = {entry["status"] for entry in self.cells.values()}
+        done = statuses <= set(DONE)
+        self.record |= {"status": "completed" if done else "failed", "ended": _now()}
+        self.write()
+        worst = [code for status, code in _CODES.items() if status in statuses]
+        return worst[-1] if worst else ExitCode.FAILED
+
+    def figure(self, name: str, metric: str) -> float | None:
+        """A metric of a cell; of one that was dropped its held-out loss at that time."""
+        record = _read(self.folder / name / "run.json")
+        metrics = record.get("metrics") or {}
+        names = (metric, f"{metric}_after", f"eval_{metric}")  # exact_match stands for exact_match_after
+        value = next((metrics[name] for name in names if name in metrics), None)
+        if value is None and metric == "eval_loss":
+            value = (record.get("dropped") or {}).get("eval_loss")
+        return value if isinstance(value, (int, float)) else None
+
+    def _take(self, entry: dict[str, Any]) -> None:
+        """The status of a run folder is the truth about its cell, as far as it has ended."""
+        record = _read(self.folder / entry["name"] / "run.json")
+        status = _status_of(record)
+        if status in ENDED:
+            error = record.get("error") or {}
+            reason = f"{error.get('type')}: {error.get('message')}" if error else None
+            reason = INTERRUPTED if error.get("type") == "KeyboardInterrupt" else reason
+            entry |= {"status": status, "reason": reason if status not in DONE else None}
+        elif entry["status"] in DONE:
+            entry |= {"status": "waiting", "reason": None}  # its folder was removed
+
+    def _status(self, name: str) -> str:
+        status = _status_of(_read(self.folder / name / "run.json"))
+        known = self.cells.get(name, {}).get("status", "waiting")
+        return status if status in ENDED else "waiting" if known in DONE else known
+
+    def _key(self, name: str) -> str | None:
+        record = _read(self.folder / name / "run.json")
+        return (record.get("cell") or {}).get("key") or self.cells.get(name, {}).get("key")
+
+
+def _status_of(record: Mapping[str, Any]) -> str | None:
+    """The status of a run.json; a run that was interrupted has not failed by itself."""
+    interrupted = (record.get("error") or {}).get("type") == "KeyboardInterrupt"
+    return "preempted" if interrupted else record.get("status")
+
+
+def _read(file: Path) -> dict[str, Any]:
+    try:
+        values = json.loads(file.read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return {}
+    return values if isinstance(values, dict) else {}
+
+
+def _now() -> str:
+    return datetime.now(UTC).isoformat(timespec="seconds").replace("+00:00", "Z")

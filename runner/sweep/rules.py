@@ -1,0 +1,77 @@
+"""What the section ``sweep`` may hold."""
+
+from __future__ import annotations
+
+import dataclasses
+import re
+from collections.abc import Iterator
+from typing import Any
+
+from runner.errors import Problem
+from runner.origins import Origins
+from runner.settings import SweepSettings
+
+Values = dict[str, Any]
+_DEFAULTS = dataclasses.asdict(SweepSettings())
+
+
+def check_sweep(values: Values, origins: Origins) -> Iterator[Problem]:
+    """Problems of the section's values, whose types have been checked."""
+    section = values.get("sweep") or {}
+    for name in ("repeat", "max_cells"):
+        if _number(section.get(name)) and section[name] < 1:
+            yield _problem(origins, name, section[name], "allowed: at least 1")
+    if _number(section.get("checkpoint_seconds")) and not section["checkpoint_seconds"] > 0:
+        yield _problem(origins, "checkpoint_seconds", section["checkpoint_seconds"], "allowed: above 0")
+    if _number(section.get("keep")) and not 0 < section["keep"] < 1:
+        yield _problem(origins, "keep", section["keep"], "allowed: above 0 and below 1")
+    metric = section.get("metric")
+    if isinstance(metric, str) and not re.fullmatch(r"[A-Za-z_]\w*", metric):
+        yield _problem(
+            origins, "metric", metric, "a key of run.json's metrics: eval_loss, exact_match_after, ..."
+        )
+    yield from _check_zip(section.get("zip"), origins)
+    yield from _check_halving(values, section.get("halving"), origins)
+
+
+def unused(values: Values, origins: Origins, why: str, hint: str) -> Iterator[Problem]:
+    """A problem for each key of the section that is not at its default, where it has no effect."""
+    for name, value in (values.get("sweep") or {}).items():
+        if name in _DEFAULTS and value != _DEFAULTS[name]:
+            key = f"sweep.{name}"
+            yield Problem(origins.where(key), f"{key} has no effect {why}", hint)
+
+
+def _check_zip(value: Any, origins: Origins) -> Iterator[Problem]:
+    if not isinstance(value, list):
+        return
+    flat = all(isinstance(name, str) for name in value)
+    lists = [value] if flat else value
+    for names in lists:
+        if not isinstance(names, list) or len(names) < 2 or not all(isinstance(name, str) for name in names):
+            hint = "sweep.zip=[lora.r,lora.lora_alpha], or [[lora.r,lora.lora_alpha],[seed,data.path]]"
+            yield _problem(origins, "zip", value, f"two axes or more that are walked together: {hint}")
+            return
+
+
+def _check_halving(values: Values, fractions: Any, origins: Origins) -> Iterator[Problem]:
+    if not isinstance(fractions, list):
+        return
+    fine = all(_number(item) and 0 < item < 1 for item in fractions)
+    if not fractions or not fine or sorted(set(fractions)) != fractions:
+        hint = "rising fractions of the run between 0 and 1: [0.25, 0.5]"
+        yield _problem(origins, "halving", fractions, hint)
+    data = values.get("data") or {}
+    if not data.get("eval_path") and not data.get("eval_split"):
+        message = "sweep.halving compares losses on held-out rows, and there are none"
+        yield Problem(
+            origins.where("sweep.halving"), message, "add data.eval_split=0.1 or data.eval_path=..."
+        )
+
+
+def _problem(origins: Origins, name: str, value: Any, hint: str) -> Problem:
+    return Problem(origins.where(f"sweep.{name}"), f"sweep.{name}={value} is out of range", hint)
+
+
+def _number(value: Any) -> bool:
+    return isinstance(value, (int, float)) and not isinstance(value, bool)
