@@ -25,6 +25,7 @@ from runner.errors import Diverged
 from runner.model import device, load_model
 from runner.prepare import prepare
 from runner.progress import PackProgress
+from runner.resume import step_of
 from runner.settings import RunConfig, SweepSettings
 from runner.split import Data
 
@@ -165,6 +166,8 @@ def _load(
         Halving(settings, steps, work),
     )
     trainer.resume_from = saved
+    for cell in cells:
+        cell.folder.rewind(step_of(saved))
     return trainer
 
 

@@ -26,7 +26,7 @@ from runner.model import Base, Precision, choose_precision, device, find_base, l
 from runner.objectives import OBJECTIVES
 from runner.prepare import prepare
 from runner.progress import TrainingProgress
-from runner.resume import find_checkpoint
+from runner.resume import find_checkpoint, step_of
 from runner.settings import RunConfig
 from runner.split import Data, number_classes
 from runner.template import Renderer, apply_template
@@ -200,6 +200,8 @@ def _fit(
         on_log,
         **({"fresh": fresh} if objective.reference else {}),
     )
+    if setup.checkpoint and setup.checkpoint.parent.parent == folder.path:
+        folder.rewind(step_of(setup.checkpoint))
     with folder.timed("train"), progress:
         result = trainer.train(resume_from_checkpoint=str(setup.checkpoint) if setup.checkpoint else None)
     if not all_finite(model):

@@ -67,6 +67,14 @@ class RunFolder:
         with (self.path / "metrics.jsonl").open("a", encoding="utf-8") as stream:
             stream.write(json.dumps(plain) + "\n")
 
+    def rewind(self, step: int) -> None:
+        """Take back the lines of ``metrics.jsonl`` after a step: a run that goes on writes them again."""
+        file = self.path / "metrics.jsonl"
+        lines = file.read_text(encoding="utf-8").splitlines() if file.is_file() else []
+        kept = [line for line in lines if line.endswith("}") and json.loads(line).get("step", 0) <= step]
+        if len(kept) < len(lines):
+            write_whole(file, "".join(line + "\n" for line in kept))
+
     def write_lines(self, name: str, rows: list[dict[str, Any]]) -> None:
         """Write a JSONL file such as ``samples.jsonl``."""
         text = "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows)

@@ -53,10 +53,13 @@ def find_checkpoint(config: RunConfig) -> Path | None:
 
 
 def _newest(run: Path) -> Path | None:
-    found = [
-        path for path in (run / "checkpoints").glob("checkpoint-*") if path.name.partition("-")[2].isdigit()
-    ]
-    return max(found, key=lambda path: int(path.name.partition("-")[2]), default=None)
+    return max(filter(step_of, (run / "checkpoints").glob("checkpoint-*")), key=step_of, default=None)
+
+
+def step_of(checkpoint: Path | None) -> int:
+    """The optimizer step after which ``checkpoint-N`` was written; 0 for what is no such folder."""
+    number = checkpoint.name.partition("-")[2] if checkpoint else ""
+    return int(number) if number.isdigit() else 0
 
 
 def _differences(before: Any, after: Any, key: str = "") -> Iterator[tuple[str, Any, Any]]:

@@ -10,6 +10,7 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from runner.packed.adapters import PackedAdapters
+from runner.resume import step_of
 
 if TYPE_CHECKING:
     from runner.packed.member import Member
@@ -41,8 +42,8 @@ def facts(folder: Path) -> dict[str, Any]:
 
 def newest(work: Path, names: list[str]) -> Path | None:
     """The latest checkpoint of a pack that holds all these members."""
-    found = [path for path in (work / "checkpoints").glob("checkpoint-*") if path.name[11:].isdigit()]
-    for path in sorted(found, key=lambda path: int(path.name[11:]), reverse=True):
+    found = [path for path in (work / "checkpoints").glob("checkpoint-*") if step_of(path)]
+    for path in sorted(found, key=step_of, reverse=True):
         if {item["name"] for item in facts(path).get("members", [])} >= set(names):
             return path
     return None

@@ -54,6 +54,7 @@ class Halving:
 
     def _decide(self, trainer: PackedTrainer, fraction: float) -> None:
         trainer.evaluate()
+        trainer.save_checkpoint()  # with all of them: who goes on can do so from here
         ranked = sorted(trainer.members, key=lambda member: member.scores["eval_loss"])
         kept = max(1, math.ceil(self._keep * len(ranked)))
         self._decided[str(fraction)] = {

@@ -210,7 +210,7 @@ class PackedTrainer(SupervisedTrainer):
         if control.should_evaluate:
             self.evaluate()
         if control.should_save or time.monotonic() - self._saved >= self._checkpoint_seconds:
-            self._save_checkpoint(self.model, None)
+            self.save_checkpoint()
         control.should_log = control.should_evaluate = control.should_save = False
         self._after_step(self)
         if not self.members:
@@ -266,6 +266,10 @@ class PackedTrainer(SupervisedTrainer):
             line = {"step": self.state.global_step, **member.scores, "eval_num_tokens": member.tokens}
             member.log(line | times)
         return {"eval_loss": sum(m.scores["eval_loss"] for m in self.members) / len(self.members)}
+
+    def save_checkpoint(self) -> None:
+        """Write a checkpoint of all members, between two steps."""
+        self._save_checkpoint(self.model, None)
 
     def save_model(self, output_dir: str | None = None, _internal_call: bool = False) -> None:
         """Write all members' adapters of a checkpoint."""

@@ -12,6 +12,7 @@ os.environ.setdefault("DATASETS_VERBOSITY", "error")
 os.environ.setdefault("HF_DATASETS_DISABLE_PROGRESS_BARS", "1")
 
 import dataclasses
+import itertools
 import json
 import shutil
 import sys
@@ -45,7 +46,18 @@ def run_job(file: Path) -> int:
             return _run_pack(job, file.with_suffix(""))
         except CannotPack as reason:
             console.note(f"{job['name']}: the cells run one by one, {reason}")
-    return max((_run_alone(job, cell) for cell in job["cells"]), default=ExitCode.COMPLETED)
+    codes: list[int] = [ExitCode.COMPLETED]
+    for cell in job["cells"]:
+        codes.append(_run_alone(job, cell))
+        if _interrupted(Path(job["sweep"]) / cell["name"] / "run.json"):
+            break
+    return max(codes)
+
+
+def _interrupted(record: Path) -> bool:
+    """Whether a run ended by Ctrl-C; a run that was refused has left no record."""
+    error = json.loads(record.read_text(encoding="utf-8"))["error"] if record.is_file() else None
+    return bool(error) and error["type"] == "KeyboardInterrupt"
 
 
 def _run_alone(job: dict[str, Any], cell: dict[str, Any]) -> int:
@@ -70,10 +82,10 @@ def _run_pack(job: dict[str, Any], work: Path) -> int:
         folder = RunFolder(path, job["command"], cell["overrides"], config.to_yaml(run), run.seed)
         folder.record |= {"recipe": run.recipe, "parents": [], "cell": _mark(job, cell)}
         cells.append(PackedCell(cell["name"], run, folder))
-    left = cells
+    left, rounds = cells, itertools.count(1)
     try:
         while left:
-            left = train_pack(left, settings, work / str(len(left)))
+            left = train_pack(left, settings, work / str(next(rounds)))
     except (Exception, KeyboardInterrupt) as error:
         return _fail(cells, error)
     shutil.rmtree(work, ignore_errors=True)  # its checkpoints: every cell is complete
@@ -91,9 +103,12 @@ def _fail(cells: list[Any], error: BaseException) -> int:
         console.refused(error.problems)
     else:
         console.err.print_exception() if not isinstance(error, (RunnerError, KeyboardInterrupt)) else None
+    status = "preempted" if isinstance(error, KeyboardInterrupt) else "failed"
     for cell in cells:
         if cell.folder.record["status"] == "running":
-            cell.folder.finish("failed", error)
+            cell.folder.finish(status, error)
+    if isinstance(error, KeyboardInterrupt):
+        return ExitCode.PREEMPTED
     return error.code if isinstance(error, RunnerError) else ExitCode.FAILED
 
 
