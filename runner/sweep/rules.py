@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import dataclasses
-import re
 from collections.abc import Iterator
 from typing import Any
 
-from runner.errors import Problem
+from runner.console import RESULTS
+from runner.errors import Problem, nearest
 from runner.origins import Origins
 from runner.settings import SweepSettings
 
@@ -25,11 +25,7 @@ def check_sweep(values: Values, origins: Origins) -> Iterator[Problem]:
         yield _problem(origins, "checkpoint_seconds", section["checkpoint_seconds"], "allowed: above 0")
     if _number(section.get("keep")) and not 0 < section["keep"] < 1:
         yield _problem(origins, "keep", section["keep"], "allowed: above 0 and below 1")
-    metric = section.get("metric")
-    if isinstance(metric, str) and not re.fullmatch(r"[A-Za-z_]\w*", metric):
-        yield _problem(
-            origins, "metric", metric, "a key of run.json's metrics: eval_loss, exact_match_after, ..."
-        )
+    yield from _check_metric(values, section.get("metric"), origins)
     yield from _check_zip(section.get("zip"), origins)
     yield from _check_halving(values, section.get("halving"), origins)
 
@@ -40,6 +36,18 @@ def unused(values: Values, origins: Origins, why: str, hint: str) -> Iterator[Pr
         if name in _DEFAULTS and value != _DEFAULTS[name]:
             key = f"sweep.{name}"
             yield Problem(origins.where(key), f"{key} has no effect {why}", hint)
+
+
+def _check_metric(values: Values, metric: Any, origins: Origins) -> Iterator[Problem]:
+    """The deciding metric must be one that the runs will have: of the task's scores the one they measure."""
+    if not isinstance(metric, str):
+        return
+    own = (values.get("data") or {}).get("metric")
+    known = [name.removesuffix("_after") for name in RESULTS if name.startswith(("eval_", "train_"))]
+    known += [str(own)] if own else []
+    if metric.removesuffix("_after") not in known:
+        message = f"sweep.metric={metric} is no figure of these runs"
+        yield Problem(origins.where("sweep.metric"), message, nearest(metric, known))
 
 
 def _check_zip(value: Any, origins: Origins) -> Iterator[Problem]:
