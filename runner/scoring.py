@@ -138,6 +138,7 @@ def generate(
     answers_by_index: dict[int, str] = {}
     training = model.training
     model.eval()
+    hook = model.get_output_embeddings().register_forward_pre_hook(_contiguous)
     try:
         for start in range(0, len(order), batch_size):
             chosen = order[start : start + batch_size]
@@ -149,6 +150,7 @@ def generate(
             if on_batch:
                 on_batch(len(places))
     finally:
+        hook.remove()
         model.train(training)
     return [answers_by_index[index] for index in range(members * len(prompts))]
 
@@ -170,6 +172,12 @@ def _answer(
         **drawing,
     )
     return [_decode(tokenizer, row[longest:].tolist(), stop_ids(model, tokenizer)) for row in made]
+
+
+def _contiguous(head: torch.nn.Module, inputs: tuple[torch.Tensor, ...]) -> tuple[torch.Tensor, ...]:
+    """On a CPU torch 2.13 copies the head's weights once a row when its input is a slice, as the last position
+    of each row is: 16 GiB and 31 s for 300 rows of SmolLM2, nothing and 0.03 s when it is contiguous."""
+    return (inputs[0].contiguous(), *inputs[1:])
 
 
 def _decode(tokenizer: Any, ids: list[int], stops: list[int]) -> str:
