@@ -208,7 +208,7 @@ def _fit(cells: list[PackedCell], trainer: Any, steps: int, work: Path) -> None:
     trainer.on_end = lambda member: _end(folders[member.name], member)
     with timed(cells, "train"), progress:
         trainer.train(resume_from_checkpoint=str(trainer.resume_from) if trainer.resume_from else None)
-    lost = trainer.adapters.not_finite()
+    lost = trainer.adapters.not_finite() if trainer.members else []
     for index in lost:
         trainer.members[index].ended = {"status": "diverged", "reason": "a trained weight is not finite"}
     trainer.drop(lost)
@@ -257,6 +257,7 @@ def _conclude(
         "tokens_per_second": round(member.tokens / seconds, 1),
         "pack_tokens_per_second": round(sum(each.tokens for each in trainer.members) / seconds, 1),
         "pack_cells": len(trainer.members),
+        "pack_cells_at_once": min(trainer.at_once, len(trainer.members)),
         "peak_memory_bytes": environment.peak_memory(),
     }
     if "eval_loss" in member.scores:

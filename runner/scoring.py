@@ -175,8 +175,8 @@ def _answer(
 
 
 def _contiguous(head: torch.nn.Module, inputs: tuple[torch.Tensor, ...]) -> tuple[torch.Tensor, ...]:
-    """What a CPU wants: of a slice, such as the last position of each row, torch 2.13 multiplies with a copy of
-    the head's weights for every row (300 rows of SmolLM2: 16 GiB and 31 s, else nothing and 0.03 s)."""
+    """What a CPU wants: of a slice, such as the last position of each row, torch 2.13 multiplies with a copy
+    of the head's weights for every row (300 rows of SmolLM2: 16 GiB and 31 s, else nothing and 0.03 s)."""
     return (inputs[0].contiguous(), *inputs[1:])
 
 

@@ -183,6 +183,38 @@ def test_a_cell_that_diverges_leaves_the_others_as_they_were(calm, tmp_path):
         assert_same(run, same)
 
 
+def test_a_pack_of_which_nothing_is_left_ends(tmp_path):
+    wild = (
+        "trainer.learning_rate=1e30",
+        "trainer.warmup_steps=0",
+        "trainer.eval_strategy=steps",
+        "trainer.eval_steps=1",
+    )
+    runs = run_pack(tmp_path, BASE, [(*wild, "lora.r=4"), (*wild, "lora.r=8")])
+    assert [run.record["status"] for run in runs] == ["diverged"] * 2
+
+
+def test_steps_between_two_lines_of_the_log_count(cli, tmp_path):
+    base = (*BASE, "trainer.logging_steps=4", "trainer.eval_strategy=steps", "trainer.eval_steps=2")
+    solo = cli(*base, *CELLS[0], folder="solo")
+    packed = run_pack(tmp_path / "pack", base, CELLS)[0]
+    for name in ("tokens", "steps"):
+        assert packed.record["metrics"][name] == solo.record["metrics"][name]
+    assert packed.record["metrics"]["train_loss"] == pytest.approx(
+        solo.record["metrics"]["train_loss"], rel=1e-5
+    )
+    steps = [
+        [
+            (line["step"], name)
+            for line in run.lines("metrics.jsonl")
+            for name in ("loss", "eval_loss")
+            if name in line
+        ]
+        for run in (solo, packed)
+    ]
+    assert steps[0] == steps[1]
+
+
 def test_running_out_of_memory_halves_the_pass_and_changes_nothing(calm, tmp_path, monkeypatch):
     whole, tried = PackedTrainer._pass, []
 

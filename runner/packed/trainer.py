@@ -62,9 +62,12 @@ class PackedTrainer(SupervisedTrainer):
         self._started = time.monotonic()
 
     def train(self, *args: Any, **kwargs: Any) -> Any:
-        """Train; the last line is told as well."""
+        """Train; the last line is told as well, and what came after it is counted."""
         result = super().train(*args, **kwargs)
         self._tell_line()
+        if self.members and self.state.global_step > self._logged_step:
+            self._keep_line()
+            self._tell_line(logged=False)
         return result
 
     # --- rows
@@ -229,7 +232,7 @@ class PackedTrainer(SupervisedTrainer):
         self._line = Line(names, to_host(table), self._rates, facts, self.state.epoch, self._seconds())
         self._logged_step, self._window = step, self._empty_window()
 
-    def _tell_line(self) -> None:
+    def _tell_line(self, logged: bool = True) -> None:
         """Give every member the line that its own run would log; one that is not finite ends there."""
         line, self._line = self._line, None
         if line is None:
@@ -245,7 +248,8 @@ class PackedTrainer(SupervisedTrainer):
             entry = {"step": step, "loss": loss, "grad_norm": norm, "learning_rate": line.rates[index]}
             entry |= {name: own[name] / passes for name in ("entropy", "mean_token_accuracy")}
             times = {"epoch": line.epoch, "seconds": line.seconds}
-            member.log({**entry, "num_tokens": member.tokens, **times})
+            if logged:
+                member.log({**entry, "num_tokens": member.tokens, **times})
             if not (math.isfinite(loss) and math.isfinite(norm)):
                 what = f"loss is {loss}" if math.isfinite(norm) else f"gradient norm is {norm}"
                 member.ended = {"status": "diverged", "reason": f"the {what} at step {step}"}
@@ -259,6 +263,8 @@ class PackedTrainer(SupervisedTrainer):
     def evaluate(self, *args: Any, **kwargs: Any) -> dict[str, float]:
         """Measure all members on their held-out rows; returns the mean of their held-out losses."""
         self._tell_line()
+        if not self.members:
+            return {}
         self.adapters.model.eval()
         evaluate_members(self)
         times = {"epoch": self.state.epoch, "seconds": self._seconds()}
