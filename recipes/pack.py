@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from recipes.training import (
+    SCORES,
     Setup,
     answerable,
     check,
@@ -22,7 +23,9 @@ from runner import console, environment
 from runner.artifacts import RunFolder
 from runner.components import peft_config, training_arguments
 from runner.errors import Diverged
+from runner.lineage import adapters, parents
 from runner.model import device, load_model
+from runner.objectives import OBJECTIVES
 from runner.prepare import prepare
 from runner.progress import PackProgress
 from runner.resume import step_of
@@ -62,15 +65,17 @@ def train_pack(cells: list[PackedCell], settings: SweepSettings, work: Path) -> 
     steps = total_steps(setup.arguments, len(found[cells[0].name].train.rows))
     for cell in cells:
         data = found[cell.name]
+        cell.folder.record["parents"] = parents(cell.config)
         cell.folder.notes += [*setup.base.notes, *setup.notes, *data.notes]
         describe(cell.folder, setup, data)
     with timed(cells, "load"):
         trainer = _load(cells, setup, settings, work, found, steps)
     judges = _judges(cells, setup, found)
     with timed(cells, "score_before"):
+        trainer.adapters.state.show(0, 1)  # they begin alike
         asked = {id(judge): judge for judge in judges.values()}
         answers = {
-            key: judge.answer(trainer.model, "before training", base_only=True)
+            key: judge.answer(trainer.model, "before training", base_only=not first.adapter)
             for key, judge in asked.items()
         }
     _fit(cells, trainer, steps, work)
@@ -114,7 +119,8 @@ def _prepare(cells: list[PackedCell], setup: Setup) -> dict[str, Data]:
     for config in (cell.config for cell in cells):
         if config.seed not in by_seed:
             length = config.trainer.get("max_length", 1024)
-            data = prepare(config.data, setup.renderer, length, config.seed, "answers")
+            kind = OBJECTIVES[config.recipe].kind
+            data = prepare(config.data, setup.renderer, length, config.seed, kind)
             prints = (data.train.fingerprint, data.eval.fingerprint if data.eval else "")
             by_seed[config.seed] = alike.setdefault(prints, data)
     return {cell.name: by_seed[cell.config.seed] for cell in cells}
@@ -146,18 +152,30 @@ def _load(
     model: Any = load_model(setup.base, setup.quantization, setup.precision.dtype, first.seed)
     saved = checkpoint.newest(work, names)
     rank = checkpoint.facts(saved)["rank"] if saved else None
-    configs = [peft_config(cell.config) for cell in cells]
-    adapters = pack_adapters(model, configs, [cell.config.seed for cell in cells], rank)
-    if not scores_by_head(adapters.model):
+    packed = pack_adapters(
+        model,
+        [peft_config(cell.config) for cell in cells],
+        [cell.config.seed for cell in cells],
+        rank,
+        start=adapters(first)[0].folder if first.adapter else None,
+        drops=not getattr(setup.arguments, "disable_dropout", False),
+    )
+    if not scores_by_head(packed.model):
         raise CannotPack("the model's head is no plain frozen linear layer")
-    members = _members(cells, setup, work, adapters, found)
+    members = _members(cells, setup, work, packed, found)
     data = found[cells[0].name]
-    longest = max(len(row.input_ids) for row in [*data.train.rows, *(data.eval.rows if data.eval else [])])
-    at_once, size = cells_at_once(adapters, members[0].arguments, longest, settings.max_cells)
+    objective = OBJECTIVES[first.recipe].packed_class()(
+        setup.base.tokenizer.pad_token_id, adapter=bool(first.adapter)
+    )
+    rows = setup.arguments.per_device_train_batch_size * objective.sides
+    longest = max(split.longest for split in (data.train, data.eval) if split)
+    checkpointing = setup.arguments.gradient_checkpointing
+    at_once, size = cells_at_once(packed, rows, longest, checkpointing, settings.max_cells)
     console.pack_opening(data, setup.precision, (len(cells), at_once), steps, size, cells[0].folder.notes)
     trainer = PackedTrainer(
-        adapters,
+        packed,
         members,
+        objective,
         setup.base.tokenizer,
         (data.train.dataset(), data.eval.dataset() if data.eval else None),
         at_once,
@@ -172,14 +190,14 @@ def _load(
 
 
 def _members(
-    cells: list[PackedCell], setup: Setup, work: Path, adapters: Any, found: dict[str, Data]
+    cells: list[PackedCell], setup: Setup, work: Path, packed: Any, found: dict[str, Data]
 ) -> list[Any]:
     """What the trainer needs of each cell."""
     from runner.packed.member import Member
 
-    shared = total_parameters(adapters.model) - adapters.total_size()
+    shared = total_parameters(packed.model) - packed.total_size()
     members = []
-    for cell, size in zip(cells, adapters.sizes(), strict=True):
+    for cell, size in zip(cells, packed.sizes(), strict=True):
         arguments, _ = training_arguments(cell.config, setup.precision, work, device().type == "cuda")
         arguments.save_total_limit = 1
         data = found[cell.name]
@@ -261,7 +279,10 @@ def _conclude(
         "peak_memory_bytes": environment.peak_memory(),
     }
     if "eval_loss" in member.scores:
-        folder.metrics["eval_loss"] = member.scores["eval_loss"]
+        folder.metrics |= {
+            key.replace("/", "_"): member.scores[key] for key in SCORES if key in member.scores
+        }
+    if member.held_out_rows:
         rows = [
             {"index": number, "loss": loss, "tokens": tokens}
             for number, (loss, tokens) in enumerate(member.held_out_rows)

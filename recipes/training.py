@@ -35,7 +35,7 @@ if TYPE_CHECKING:
     from runner.scoring import Judge
 
 # What an evaluation says about the model, by the library's names.
-_SCORES = (
+SCORES = (
     "eval_loss",
     "eval_rewards/accuracies",
     "eval_rewards/margins",
@@ -216,7 +216,7 @@ def _fit(
     if held_out is not None:
         with folder.timed("evaluate"):
             scores = trainer.evaluate()
-        folder.metrics |= {key.replace("/", "_"): scores[key] for key in _SCORES if key in scores}
+        folder.metrics |= {key.replace("/", "_"): scores[key] for key in SCORES if key in scores}
 
 
 def answerable(data: Data) -> Any:

@@ -32,6 +32,11 @@ class Encoded:
     label: str | bool | int | None = None
 
     @property
+    def sides(self) -> tuple[Encoded, ...]:
+        """The row, and with it the one with the worse answer, if there is one."""
+        return (self, self.rejected) if self.rejected else (self,)
+
+    @property
     def tokens(self) -> int:
         """Number of tokens, of both answers where there are two."""
         return len(self.input_ids) + (self.rejected.tokens if self.rejected else 0)

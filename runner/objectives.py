@@ -14,12 +14,14 @@ class Objective:
     """The kind of rows, PEFT's task type, and the trainer's class as ``MODULE:CLASS``.
 
     ``reference`` says that the loss compares with a frozen copy of the model as it was at the start.
+    ``packed`` names the objective of a pack of cells; without one every cell runs alone.
     """
 
     kind: Kind
     trainer: str
     task_type: Literal["CAUSAL_LM", "SEQ_CLS"] = "CAUSAL_LM"
     reference: bool = False
+    packed: str = ""
 
     @property
     def generates(self) -> bool:
@@ -28,13 +30,26 @@ class Objective:
 
     def trainer_class(self) -> Any:
         """Import the trainer, and with it TRL and torch."""
-        module, _, name = self.trainer.partition(":")
-        return getattr(importlib.import_module(module), name)
+        return _imported(self.trainer)
+
+    def packed_class(self) -> Any:
+        """Import the objective of a pack."""
+        return _imported(self.packed)
+
+
+def _imported(place: str) -> Any:
+    module, _, name = place.partition(":")
+    return getattr(importlib.import_module(module), name)
 
 
 OBJECTIVES = {
-    "sft": Objective("answers", "runner.trainer:SupervisedTrainer"),
-    "dpo": Objective("pairs", "runner.preference:DirectPreferenceTrainer", reference=True),
+    "sft": Objective("answers", "runner.trainer:SupervisedTrainer", packed="runner.packed.objective:Answers"),
+    "dpo": Objective(
+        "pairs",
+        "runner.preference:DirectPreferenceTrainer",
+        reference=True,
+        packed="runner.packed.pairs:Pairs",
+    ),
     "kto": Objective("feedback", "runner.preference:FeedbackTrainer", reference=True),
     "orpo": Objective("pairs", "runner.odds_ratio:OddsRatioTrainer"),
     "reward": Objective("pairs", "runner.reward:RewardModelTrainer", "SEQ_CLS"),

@@ -12,6 +12,7 @@ from trl.trainer.dpo_trainer import DPOTrainer
 from trl.trainer.kto_trainer import KTOTrainer
 
 from runner.labels import IGNORE
+from runner.pair_loss import score_by_head
 from runner.trainer import GuardedTrainer
 
 Rows = list[dict[str, Any]]
@@ -104,6 +105,10 @@ class DirectPreferenceTrainer(PreferenceTrainer, DPOTrainer):
 
     groups = {"": ("chosen_", "rejected_")}  # noqa: RUF012
     kept = ("ref_chosen_logps", "ref_rejected_logps")
+
+    def __init__(self, model: Any, args: Any, *rows: Any, **more: Any) -> None:
+        super().__init__(model, args, *rows, **more)
+        score_by_head(model, args)
 
 
 class FeedbackTrainer(PreferenceTrainer, KTOTrainer):

@@ -38,6 +38,11 @@ class Split:
         return sum(row.tokens for row in self.rows)
 
     @property
+    def longest(self) -> int:
+        """Tokens of the longest sequence."""
+        return max((len(side.input_ids) for row in self.rows for side in row.sides), default=0)
+
+    @property
     def trained_tokens(self) -> int:
         """Labelled tokens of all rows."""
         return sum(row.trained_tokens for row in self.rows)

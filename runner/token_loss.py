@@ -29,12 +29,16 @@ Places = tuple[torch.Tensor, ...]
 @dataclass
 class TokenScores:
     """Of each position [rows, length - 1] the log-probability and entropy (nats) of the next token, and
-    whether it was the likeliest; zero where ``mask`` says that it has no label."""
+    whether it was the likeliest; zero where ``mask`` says that it has no label.
+
+    ``mean_logits`` is the mean of the logits over the vocabulary, where it was asked for.
+    """
 
     log_probs: torch.Tensor
     entropy: torch.Tensor
     is_top1: torch.Tensor
     mask: torch.Tensor
+    mean_logits: torch.Tensor | None = None
 
 
 def scores_by_head(model: Any) -> bool:
@@ -51,7 +55,12 @@ def scores_by_head(model: Any) -> bool:
 
 
 def token_scores(
-    model: Any, input_ids: torch.Tensor, labels: torch.Tensor, places: Places | None = None, **inputs: Any
+    model: Any,
+    input_ids: torch.Tensor,
+    labels: torch.Tensor,
+    places: Places | None = None,
+    mean_logits: bool = False,
+    **inputs: Any,
 ) -> TokenScores:
     """Score the tokens of ``input_ids`` [rows, length] whose label is not ignored; each given its past.
 
@@ -64,9 +73,20 @@ def token_scores(
     targets = labels[:, 1:].to(head.weight.device)
     mask = targets != IGNORE
     places = places or mask.nonzero(as_tuple=True)
-    found = _HeadScores.apply(hidden.to(mask.device)[places], head.weight, head.bias, targets[places])
-    log_probs, entropy, is_top1 = (values.new_zeros(mask.shape).index_put(places, values) for values in found)
-    return TokenScores(log_probs, entropy, is_top1, mask)
+    hidden = hidden.to(mask.device)[places]
+    found = _HeadScores.apply(hidden, head.weight, head.bias, targets[places])
+    means = (_mean_logits(hidden.detach(), head),) if mean_logits else ()
+    log_probs, entropy, is_top1, *means = (
+        values.new_zeros(mask.shape).index_put(places, values) for values in (*found, *means)
+    )
+    return TokenScores(log_probs, entropy, is_top1, mask, *means)
+
+
+def _mean_logits(hidden: torch.Tensor, head: torch.nn.Linear) -> torch.Tensor:
+    """The mean of each token's logits, which is linear in the hidden state: no logits are made for it."""
+    precise = torch.float64 if hidden.dtype == torch.float64 else torch.float32
+    means = (hidden.to(precise) * head.weight.mean(0, dtype=precise)).sum(-1)
+    return means if head.bias is None else means + head.bias.mean(dtype=precise)
 
 
 class _HeadScores(torch.autograd.Function):

@@ -1,7 +1,9 @@
-"""The adapters of a pack: drawn by PEFT one after the other, trained as rows of one tensor, saved by name."""
+"""The adapters of a pack: drawn by PEFT one after the other, or read from an earlier one; trained as rows of
+one tensor, saved by name."""
 
 from __future__ import annotations
 
+import copy
 import itertools
 from pathlib import Path
 from typing import Any
@@ -12,8 +14,9 @@ from peft.tuners import lora
 from peft.tuners.lora.layer import LoraLayer
 from safetensors.torch import save_file
 from transformers import set_seed
+from trl.trainer.utils import disable_dropout_in_model
 
-from runner.adapter import add_adapter
+from runner.adapter import add_adapter, continue_adapter
 from runner.dropout import DropoutStream
 from runner.packed import CannotPack
 from runner.packed.layers import PackedLinear, PackState
@@ -85,6 +88,12 @@ class PackedAdapters:
         else:
             self.gradients += torch.cat(flat, dim=1)
 
+    def clip(self, limits: torch.Tensor) -> torch.Tensor:
+        """Clip each adapter's gradient as ``clip_grad_norm_`` of torch does; returns the norms before."""
+        norms = torch.linalg.vector_norm(self.gradients, dim=1, dtype=limits.dtype)
+        self.gradients.mul_((limits / (norms + 1e-6)).clamp(max=1.0)[:, None].to(self.gradients.dtype))
+        return norms
+
     def keep(self, chosen: list[int]) -> None:
         """Give up all adapters but these; their memory is free afterwards."""
         self.values = self.values[chosen]
@@ -137,26 +146,28 @@ class PackedAdapters:
 
 
 def pack_adapters(
-    model: Any, configs: list[Any], seeds: list[int], rank: int | None = None
+    model: Any,
+    configs: list[Any],
+    seeds: list[int],
+    rank: int | None = None,
+    start: Path | None = None,
+    drops: bool = True,
 ) -> PackedAdapters:
     """Draw an adapter of each PEFT config from its seed, as a run of its own would; pack them on the base.
 
-    ``rank`` is what smaller ranks are filled up to, the largest one by default. Raises ``CannotPack``.
+    ``rank`` is what smaller ranks are filled up to, the largest one by default. With ``start``, the PEFT
+    folder of an earlier adapter, all begin as that one, whose config they keep. ``drops`` says whether inputs
+    are dropped at the rates of the configs, or not at all. Raises ``CannotPack``.
     """
-    wrapped: Any = add_adapter(model, configs[0], seeds[0], None)
-    layers = _lora_layers(wrapped)
-    drawn, resolved = [_take(layers, "default")], [wrapped.peft_config["default"]]
-    for config, seed in zip(configs[1:], seeds[1:], strict=True):
-        set_seed(seed)
-        wrapped.add_adapter("next", config)
-        drawn.append(_take(layers, "next"))
-        resolved.append(wrapped.peft_config["next"])
-        wrapped.delete_adapter("next")
+    if start is None:
+        wrapped, layers, drawn, resolved = _draw(model, configs, seeds)
+    else:
+        wrapped, layers, drawn, resolved = _continue(model, start, len(configs))
     weight = next(iter(layers.values())).lora_A["default"].weight
     dtype = torch.float64 if weight.dtype == torch.float64 else torch.float32
     state = PackState([_scaling(config) for config in resolved], weight.device, dtype)
     stream = None
-    if any(config.lora_dropout for config in resolved):
+    if drops and any(config.lora_dropout for config in resolved):
         stream = DropoutStream(weight.device)
         stream.start(seeds, [float(config.lora_dropout) for config in resolved])
     largest = rank or max(config.r for config in resolved)
@@ -170,6 +181,54 @@ def pack_adapters(
         parent, _, attribute = name.rpartition(".")
         setattr(wrapped.base_model.model.get_submodule(parent), attribute, packed[name])
     return PackedAdapters(wrapped, resolved, state, packed, stream)
+
+
+Drawn = tuple[Any, dict[str, Any], list[dict[str, Pair]], list[Any]]  # model, layers, values, configs
+
+
+def _draw(model: Any, configs: list[Any], seeds: list[int]) -> Drawn:
+    wrapped: Any = add_adapter(model, configs[0], seeds[0], None)
+    layers = _lora_layers(wrapped)
+    drawn, resolved = [_take(layers, "default")], [wrapped.peft_config["default"]]
+    for config, seed in zip(configs[1:], seeds[1:], strict=True):
+        set_seed(seed)
+        wrapped.add_adapter("next", config)
+        drawn.append(_take(layers, "next"))
+        resolved.append(wrapped.peft_config["next"])
+        wrapped.delete_adapter("next")
+    return wrapped, layers, drawn, resolved
+
+
+def _continue(model: Any, start: Path, count: int) -> Drawn:
+    wrapped: Any = continue_adapter(model, start)
+    layers, config = _lora_layers(wrapped), wrapped.peft_config["default"]
+    trained = [name for name, parameter in wrapped.named_parameters() if parameter.requires_grad]
+    plain = all(
+        layer.r["default"] == config.r
+        and layer.scaling["default"] == _scaling(config)
+        and "default" not in layer.lora_variant
+        for layer in layers.values()
+    )
+    if (
+        not plain
+        or config.layer_replication
+        or any(not name.endswith((".lora_A.default.weight", ".lora_B.default.weight")) for name in trained)
+    ):
+        raise CannotPack(f"{start} is more than one low-rank term of one size a layer")
+    values = _take(layers, "default")
+    return wrapped, layers, [values] * count, [copy.deepcopy(config) for _ in range(count)]
+
+
+def as_trl_prepares(model: Any, arguments: Any) -> None:
+    """What TRL's trainers do to a model with adapters before they train it."""
+    if arguments.gradient_checkpointing:
+        model.enable_input_require_grads()
+    if getattr(model, "is_loaded_in_4bit", False) or getattr(model, "is_loaded_in_8bit", False):
+        for parameter in model.parameters():
+            if parameter.requires_grad:
+                parameter.data = parameter.data.to(torch.bfloat16)
+    if getattr(arguments, "disable_dropout", False):
+        disable_dropout_in_model(model)
 
 
 def _scaling(config: Any) -> float:

@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
+import math
 from typing import TYPE_CHECKING, Any
 
 import torch
 
-from runner.packed.member import by_member, shares
 from runner.packed.rows import distinct, evaluation_loader
 
 if TYPE_CHECKING:
@@ -16,40 +16,41 @@ if TYPE_CHECKING:
 def evaluate_members(trainer: PackedTrainer) -> None:
     """Fill ``scores`` and ``held_out_rows`` of every member.
 
-    ``eval_loss`` is the mean over batches, weighted by their rows, of a batch's loss a token: transformers'
-    ``evaluation_loop``. The other figures are means over batches.
+    ``eval_loss`` is the mean over batches, weighted by their rows, of a batch's loss: transformers'
+    ``evaluation_loop``. The other figures are means over batches, weighted where the objective says so.
     """
-    members = trainer.members
+    members, objective = trainer.members, trainer.objective
     lists, which = distinct([member.held_out for member in members])
     batch_size = trainer.args.per_device_eval_batch_size
     rows: list[torch.Tensor] = []
-    totals: dict[str, Any] = {"loss": 0.0, "entropy": 0.0, "mean_token_accuracy": 0.0}
+    totals: dict[str, Any] = dict.fromkeys(("loss", *objective.figures), 0.0)
     batches = seen = 0
-    for batch in evaluation_loader(lists, which, batch_size, trainer.collator):
+    for batch in evaluation_loader(lists, which, batch_size, objective.sides, objective.collator):
         count = len(batch["lengths"]) // len(members)
         found = _evaluate_batch(trainer, batch)
         rows.append(found.pop("rows"))
         totals["loss"] += found.pop("loss") * count
         for name, values in found.items():
-            totals[name] += values
+            totals[name] += values * (count if objective.weighted else 1)
         batches, seen = batches + 1, seen + count
     per_row = torch.cat(rows, dim=1).tolist()
     means = {"loss": (totals.pop("loss") / seen).tolist()}
-    means |= {name: (values / batches).tolist() for name, values in totals.items()}
+    weights = seen if objective.weighted else batches
+    means |= {name: (values / weights).tolist() for name, values in totals.items()}
     for index, member in enumerate(members):
-        member.held_out_rows = [(loss, int(tokens)) for loss, tokens in per_row[index]]
+        known = not all(math.isnan(weight) for _, weight in per_row[index])
+        member.held_out_rows = [(loss, int(weight)) for loss, weight in per_row[index]] if known else []
         member.scores = {f"eval_{name}": values[index] for name, values in means.items()}
 
 
 @torch.no_grad()
 def _evaluate_batch(trainer: PackedTrainer, batch: dict[str, Any]) -> dict[str, torch.Tensor]:
-    parts = []
+    parts, objective = [], trainer.objective
     for first in range(0, len(trainer.members), trainer.at_once):
         last = min(first + trainer.at_once, len(trainer.members))
-        scores = trainer.score(batch, first, last)
-        sums = torch.stack([-scores.log_probs.sum(1), scores.mask.sum(1).to(scores.log_probs.dtype)], -1)
-        losses = -by_member(scores.log_probs, last - first)
-        losses /= by_member(scores.mask, last - first).clamp(min=1)
-        rows = sums.unflatten(0, (last - first, -1))
-        parts.append({"loss": losses, "rows": rows, **shares(scores, last - first)})
+        part, members = trainer.show(batch, first, last), trainer.members[first:last]
+        scores = trainer.score(part)
+        losses, figures = objective.measure(scores, part, members)
+        losses = losses / objective.divisors([part], len(members)).to(losses.device)
+        parts.append({"loss": losses, "rows": objective.measure_rows(scores, part, members), **figures})
     return {name: torch.cat([part[name] for part in parts]) for name in parts[0]}

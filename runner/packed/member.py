@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any
 
 import torch
+from transformers import get_scheduler
 
 from runner.labels import Encoded
 from runner.token_loss import TokenScores
@@ -16,8 +18,9 @@ from runner.trainer import OnLog
 class Member:
     """One adapter of a pack: its own arguments, rows and log, and what is known of it so far.
 
-    ``ended`` says why it left the pack before the end. ``held_out_rows`` are of each held-out row the summed
-    loss (nats) and the labelled tokens, as its last evaluation found them.
+    ``moved`` says that a step has changed it, ``ended`` why it left the pack before the end.
+    ``held_out_rows`` are of each held-out row the summed loss (nats) and the labelled tokens, of a pair its
+    loss and 1, as the last evaluation found them.
     """
 
     name: str
@@ -27,6 +30,7 @@ class Member:
     log: OnLog
     tokens: int = 0
     total_loss: float = 0.0
+    moved: bool = False
     ended: dict[str, Any] | None = None
     scores: dict[str, float] = field(default_factory=dict)
     held_out_rows: list[tuple[float, int]] = field(default_factory=list)
@@ -59,6 +63,19 @@ def to_host(values: torch.Tensor) -> tuple[torch.Tensor, Any]:
     arrived = torch.cuda.Event()
     arrived.record()
     return copy, arrived
+
+
+def schedule(arguments: Any, steps: int) -> Callable[[int], float]:
+    """The factor by step that the library's scheduler of these arguments applies to the learning rate."""
+    stand_in = torch.optim.SGD([torch.zeros(1)], lr=arguments.learning_rate)
+    scheduler: Any = get_scheduler(
+        arguments.lr_scheduler_type,
+        optimizer=stand_in,
+        num_warmup_steps=arguments.get_warmup_steps(steps),
+        num_training_steps=steps,
+        scheduler_specific_kwargs=arguments.lr_scheduler_kwargs,
+    )
+    return scheduler.lr_lambdas[0]
 
 
 def by_member(values: torch.Tensor, members: int) -> torch.Tensor:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 from typing import Any
 
 import psutil
@@ -15,20 +16,39 @@ _SHARE = 0.7
 
 
 def cells_at_once(
-    adapters: PackedAdapters, arguments: Any, longest: int, limit: int | None
+    adapters: PackedAdapters, rows: int, longest: int, checkpointing: bool, limit: int | None
 ) -> tuple[int, int]:
     """Adapters in one pass, at most ``limit``, and the bytes that the pack will take at its peak.
 
-    For batches as long as the ``longest`` row. Beside the values that are there already each adapter has
-    gradients and two states of the optimizer.
+    For batches of ``rows`` as long as the ``longest`` row. Beside the values that are there already each
+    adapter has gradients and two states of the optimizer.
     """
     model, cells = adapters.model, adapters.state.size
-    rows = arguments.per_device_train_batch_size
-    need = max(1, bytes_per_token(model, arguments.gradient_checkpointing) * rows * longest)
+    need = max(1, bytes_per_token(model, checkpointing) * rows * longest)
     trained = 4 * adapters.total_size() * adapters.tensors[0].element_size()
     fits = max(1, math.floor((_SHARE * free_bytes(model) - trained) / need))
     at_once = min(cells, fits, limit or cells)
     return at_once, model.get_memory_footprint() + trained + at_once * need
+
+
+def in_parts(count: int, at_once: int, run: Callable[[int, int], None]) -> int:
+    """Call ``run(first, last)`` for parts of ``count``, at most ``at_once`` long; returns what went well.
+
+    A part for which the device runs out of memory is halved, and tried again.
+    """
+    done = 0
+    while done < count:
+        last = min(done + at_once, count)
+        try:
+            run(done, last)
+        except torch.OutOfMemoryError:
+            if last - done == 1:
+                raise
+            at_once = math.ceil((last - done) / 2)
+            torch.cuda.empty_cache()
+            continue
+        done = last
+    return at_once
 
 
 def bytes_per_token(model: Any, checkpointing: bool) -> int:

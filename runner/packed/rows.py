@@ -12,11 +12,11 @@ from torch.utils.data import BatchSampler, DataLoader, Dataset, SequentialSample
 
 from runner.labels import IGNORE, Encoded
 
-Index = tuple[int, int]  # which list of rows, and which row
+Index = tuple[int, int, int]  # which list of rows, which row, and which sequence of it
 
 
 class RowLists(Dataset):
-    """Several lists of rows, looked up by (list, row)."""
+    """Several lists of rows, looked up by (list, row, side): side 1 is the worse answer of a pair."""
 
     def __init__(self, lists: Sequence[Sequence[Encoded]]) -> None:
         self._lists = lists
@@ -25,7 +25,8 @@ class RowLists(Dataset):
         return len(self._lists[0])  # what one adapter sees in an epoch
 
     def __getitem__(self, index: Index) -> Encoded:
-        return self._lists[index[0]][index[1]]
+        row = self._lists[index[0]][index[1]]
+        return row.sides[index[2]]
 
 
 class PackSampler:
@@ -36,10 +37,10 @@ class PackSampler:
     """
 
     def __init__(
-        self, orders: Sequence[tuple[int, int]], lists: Sequence[Sequence[Any]], batch_size: int
+        self, orders: Sequence[tuple[int, int]], lists: Sequence[Sequence[Any]], batch_size: int, sides: int
     ) -> None:
-        """``orders`` names of each adapter its list and its seed."""
-        self._orders = list(orders)
+        """``orders`` names of each adapter its list and its seed; a row has ``sides`` sequences."""
+        self._orders, self._sides = list(orders), range(sides)
         self._samplers = {
             order: SeedableRandomSampler(lists[order[0]], data_seed=order[1])
             for order in dict.fromkeys(orders)
@@ -56,7 +57,12 @@ class PackSampler:
         orders = list(self._batches)
         for batches in zip(*(self._batches[order] for order in orders), strict=True):
             found = dict(zip(orders, batches, strict=True))
-            yield [(order[0], row) for order in self._orders for row in found[order]]
+            yield [
+                (order[0], row, side)
+                for order in self._orders
+                for side in self._sides
+                for row in found[order]
+            ]
 
     def set_epoch(self, epoch: int) -> None:
         """Choose the epoch's order."""
@@ -83,6 +89,10 @@ class Collator:
 
     def __call__(self, rows: Sequence[Encoded]) -> dict[str, torch.Tensor]:
         """One tensor a name."""
+        return self.pad(rows)
+
+    def pad(self, rows: Sequence[Encoded]) -> dict[str, torch.Tensor]:
+        """The three of them."""
         longest = max(len(row.input_ids) for row in rows)
         ids = [row.input_ids + [self.pad_token_id] * (longest - len(row.input_ids)) for row in rows]
         labels = [row.labels + [IGNORE] * (longest - len(row.labels)) for row in rows]
@@ -95,11 +105,13 @@ class Collator:
 
 
 def evaluation_loader(
-    lists: Sequence[Sequence[Encoded]], which: Sequence[int], batch_size: int, collator: Collator
+    lists: Sequence[Sequence[Encoded]], which: Sequence[int], batch_size: int, sides: int, collator: Collator
 ) -> DataLoader:
     """Held-out rows in their own order: of every adapter those of its list (``which``)."""
     rows = BatchSampler(SequentialSampler(lists[0]), batch_size, drop_last=False)
-    batches = [[(number, row) for number in which for row in batch] for batch in rows]
+    batches = [
+        [(number, row, side) for number in which for side in range(sides) for row in batch] for batch in rows
+    ]
     return DataLoader(RowLists(lists), batch_sampler=batches, collate_fn=collator)
 
 

@@ -1,4 +1,4 @@
-"""The supervised trainer for a pack: one forward and backward pass for all, everything after it for each."""
+"""The trainer of a pack: one forward and backward pass for all, everything after it for each."""
 
 from __future__ import annotations
 
@@ -10,33 +10,36 @@ from typing import Any
 
 import torch
 from torch.optim.lr_scheduler import LambdaLR
-from transformers import Trainer, get_scheduler
+from transformers import Trainer
 
 from runner.labels import IGNORE
 from runner.packed import checkpoint
-from runner.packed.adapters import PackedAdapters
+from runner.packed.adapters import PackedAdapters, as_trl_prepares
 from runner.packed.checkpoint import load_states
 from runner.packed.compiled import CompiledLayers
 from runner.packed.evaluation import evaluate_members
-from runner.packed.member import Line, Member, by_member, shares, to_host
-from runner.packed.rows import Collator, PackLoader, PackSampler, RowLists, distinct
+from runner.packed.member import Line, Member, schedule, to_host
+from runner.packed.memory import in_parts
+from runner.packed.objective import Batch, PackObjective
+from runner.packed.rows import PackLoader, PackSampler, RowLists, distinct
 from runner.token_loss import TokenScores, token_scores
-from runner.trainer import SupervisedTrainer
+from runner.trainer import GuardedTrainer
 
 
-class PackedTrainer(SupervisedTrainer):
+class PackedTrainer(GuardedTrainer):
     """Trains the adapters of a pack side by side, each with the steps of its own run.
 
-    Losses, token counts, clipping, optimizer state and schedule are each member's own. ``at_once`` members
-    share a pass; when the device runs out of memory it is halved, which changes no result. ``after_step`` is
-    called between steps and may ``drop`` members; a checkpoint is written when ``checkpoint_seconds`` have
-    passed since the last.
+    ``objective`` says what rows and losses are; losses, token counts, clipping, optimizer state and schedule
+    are each member's own. ``at_once`` members share a pass; when the device runs out of memory it is halved,
+    which changes no result. ``after_step`` is called between steps and may ``drop`` members; a checkpoint is
+    written when ``checkpoint_seconds`` have passed since the last.
     """
 
     def __init__(
         self,
         adapters: PackedAdapters,
         members: list[Member],
+        objective: PackObjective,
         tokenizer: Any,
         datasets: tuple[Any, Any],
         at_once: int,
@@ -44,12 +47,13 @@ class PackedTrainer(SupervisedTrainer):
         compiled: CompiledLayers,
         after_step: Callable[[PackedTrainer], None],
     ) -> None:
+        as_trl_prepares(adapters.model, members[0].arguments)
         super().__init__(adapters.model, members[0].arguments, tokenizer, *datasets, lambda entry: None)
         self.adapters, self.members, self.at_once = adapters, members, at_once
+        self.objective, self.collator = objective, objective.collator
         self._compiled, self._after_step = compiled, after_step
         self._checkpoint_seconds = checkpoint_seconds
         self._dropout = adapters.stream
-        self.collator = Collator(tokenizer.pad_token_id)
         self._all = list(members)  # every batch has rows of them all
         self._alive = list(range(len(members)))
         self._window = self._empty_window()
@@ -63,6 +67,7 @@ class PackedTrainer(SupervisedTrainer):
 
     def train(self, *args: Any, **kwargs: Any) -> Any:
         """Train; the last line is told as well, and what came after it is counted."""
+        self.objective.start(self)
         result = super().train(*args, **kwargs)
         self._tell_line()
         if self.members and self.state.global_step > self._logged_step:
@@ -76,16 +81,16 @@ class PackedTrainer(SupervisedTrainer):
         """Of every member the batches of its own seed."""
         lists, which = distinct([member.train for member in self._all])
         orders = [(number, int(m.arguments.data_seed)) for number, m in zip(which, self._all, strict=True)]
-        sampler: Any = PackSampler(orders, lists, self.args.per_device_train_batch_size)
+        batch_size, sides = self.args.per_device_train_batch_size, self.objective.sides
+        sampler: Any = PackSampler(orders, lists, batch_size, sides)
         return PackLoader(RowLists(lists), batch_sampler=sampler, collate_fn=self.collator)
 
     def _get_num_items_in_batch(self, batch_samples: list, device: torch.device) -> torch.Tensor:
-        """Labelled tokens of the optimizer step, of every member its own."""
-        labels = [self._own(batch)["labels"][:, 1:] for batch in batch_samples]
-        counts = [(each != IGNORE).reshape(len(self.members), -1).sum(1) for each in labels]
-        return self._to_device(torch.stack(counts).sum(0))
+        """What every member's losses of the optimizer step are divided by."""
+        batches = [self._own(batch) for batch in batch_samples]
+        return self._to_device(self.objective.divisors(batches, len(self.members)))
 
-    def _own(self, batch: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+    def _own(self, batch: Batch) -> Batch:
         """The rows of the members that are still in the pack."""
         if len(self._alive) == len(self._all):
             return batch
@@ -101,45 +106,44 @@ class PackedTrainer(SupervisedTrainer):
         self._count_pass()
         model.train()
         inputs = self._own(inputs)
-        done, losses = 0, []
-        while done < len(self.members):
-            last = min(done + self.at_once, len(self.members))
-            try:
-                figures = self._pass(inputs, done, last, num_items_in_batch)
-            except torch.OutOfMemoryError:
-                if last - done == 1:
-                    raise
-                self.at_once = math.ceil((last - done) / 2)
-                torch.cuda.empty_cache()
-                continue
+        losses = []
+
+        def run(first: int, last: int) -> None:
+            figures = self._pass(inputs, first, last, num_items_in_batch)
             losses.append(figures["loss"])
             for name, values in figures.items():
-                self._window[name][done:last] += values
-            done = last
+                self._window[name][first:last] += values
+
+        self.at_once = in_parts(len(self.members), self.at_once, run)
         self._window["tokens"] += self._to_device(
             inputs["lengths"].unflatten(0, (len(self.members), -1)).sum(1)
         )
         self._window["passes"] += 1
         return torch.cat(losses).mean()
 
-    def _pass(self, inputs: dict[str, Any], first: int, last: int, counts: torch.Tensor) -> dict[str, Any]:
+    def _pass(self, inputs: Batch, first: int, last: int, divisors: torch.Tensor) -> Batch:
         """Forward and backward for some of the members; their gradients are added only when all went well."""
+        part = self.show(inputs, first, last)
         with self._compiled:
-            scores = self.score(inputs, first, last)
-            losses = -by_member(scores.log_probs, last - first) / counts[first:last].clamp(min=1)
+            losses, figures = self.objective.measure(self.score(part), part, self.members[first:last])
+            losses = losses / divisors[first:last]
             gradients = torch.autograd.grad(losses.sum(), self.adapters.tensors)
         self.adapters.add_gradients(gradients, self._passes[1] == 0 and first == 0)
-        return {"loss": losses.detach(), **shares(scores, last - first)}
+        return {"loss": losses.detach(), **figures}
 
-    def score(self, inputs: dict[str, Any], first: int, last: int) -> TokenScores:
-        """Score the rows of the members ``first`` to ``last`` of a batch on the host that has rows of all."""
-        rows = inputs["input_ids"].shape[0] // len(self.members)
-        part = slice(first * rows, last * rows)
-        ids, labels = inputs["input_ids"][part], inputs["labels"][part]
-        places = tuple(map(self._to_device, (labels[:, 1:] != IGNORE).nonzero(as_tuple=True)))
+    def show(self, batch: Batch, first: int, last: int) -> Batch:
+        """Turn to the members ``first`` to ``last``; returns their rows of a batch that has rows of all."""
         self.adapters.state.show(first, last)
+        rows = batch["input_ids"].shape[0] // len(self.members)
+        return {name: values[first * rows : last * rows] for name, values in batch.items()}
+
+    def score(self, batch: Batch) -> TokenScores:
+        """Score the rows of a batch on the host by the adapters that are shown."""
+        ids, labels = batch["input_ids"], batch["labels"]
+        places = tuple(map(self._to_device, (labels[:, 1:] != IGNORE).nonzero(as_tuple=True)))
+        ids, labels = self._to_device(ids), self._to_device(labels)
         with self.accelerator.autocast():
-            return token_scores(self.model, self._to_device(ids), self._to_device(labels), places)
+            return token_scores(self.model, ids, labels, places, self.objective.mean_logits)
 
     def _to_device(self, values: torch.Tensor) -> torch.Tensor:
         """Copy from the host behind the work that the GPU has still to do."""
@@ -151,14 +155,13 @@ class PackedTrainer(SupervisedTrainer):
         """Nothing yet: the norm is taken below, also of a member that is not clipped."""
 
     def _get_grad_norm(self, model: Any, grad_norm: Any = None) -> None:
-        """Clip each member's gradient to its own ``max_grad_norm``, as ``clip_grad_norm_`` of torch does."""
-        gradients = self.adapters.gradients
-        precise = torch.float64 if gradients.dtype == torch.float64 else torch.float32
-        self._norms = torch.linalg.vector_norm(gradients, dim=1, dtype=precise)
+        """Clip each member's gradient to its own ``max_grad_norm``."""
+        precise = torch.float64 if self.adapters.values.dtype == torch.float64 else torch.float32
         self._rates = [group["lr"] for group in self.optimizer.param_groups]
+        for member, rate in zip(self.members, self._rates, strict=True):
+            member.moved |= rate > 0
         limits = [member.arguments.max_grad_norm or math.inf for member in self.members]
-        most = self._to_device(torch.tensor(limits, dtype=precise))
-        gradients.mul_((most / (self._norms + 1e-6)).clamp(max=1.0)[:, None].to(gradients.dtype))
+        self._norms = self.adapters.clip(self._to_device(torch.tensor(limits, dtype=precise)))
 
     def create_optimizer(self, model: Any = None) -> Any:
         """The library's optimizer with a group for each member, whose values are one tensor."""
@@ -173,7 +176,7 @@ class PackedTrainer(SupervisedTrainer):
 
     def create_scheduler(self, num_training_steps: int, optimizer: Any = None) -> Any:
         """The library's schedule of each member, for its own group."""
-        schedules = [_schedule(member.arguments, num_training_steps) for member in self.members]
+        schedules = [schedule(member.arguments, num_training_steps) for member in self.members]
         inner = getattr(self.optimizer, "optimizer", self.optimizer)  # under accelerate's wrapper
         self.lr_scheduler = LambdaLR(inner, schedules)
         self._created_lr_scheduler = True
@@ -246,7 +249,7 @@ class PackedTrainer(SupervisedTrainer):
             member.total_loss += own["loss"]
             loss, norm = own["loss"] / steps, own["grad_norm"]
             entry = {"step": step, "loss": loss, "grad_norm": norm, "learning_rate": line.rates[index]}
-            entry |= {name: own[name] / passes for name in ("entropy", "mean_token_accuracy")}
+            entry |= {name: own[name] / passes for name in self.objective.figures}
             times = {"epoch": line.epoch, "seconds": line.seconds}
             if logged:
                 member.log({**entry, "num_tokens": member.tokens, **times})
@@ -292,19 +295,6 @@ class PackedTrainer(SupervisedTrainer):
             self._logged_step = self.state.global_step
 
     def _empty_window(self) -> dict[str, Any]:
-        names = ("loss", "entropy", "mean_token_accuracy", "tokens")
+        names = ("loss", *self.objective.figures, "tokens")
         zeros = torch.zeros(len(names), len(self.members), dtype=torch.float64, device=self.args.device)
         return dict(zip(names, zeros, strict=True)) | {"passes": 0}
-
-
-def _schedule(arguments: Any, steps: int) -> Callable[[int], float]:
-    """The factor by step that the library's scheduler of these arguments applies to the learning rate."""
-    stand_in = torch.optim.SGD([torch.zeros(1)], lr=arguments.learning_rate)
-    scheduler: Any = get_scheduler(
-        arguments.lr_scheduler_type,
-        optimizer=stand_in,
-        num_warmup_steps=arguments.get_warmup_steps(steps),
-        num_training_steps=steps,
-        scheduler_specific_kwargs=arguments.lr_scheduler_kwargs,
-    )
-    return scheduler.lr_lambdas[0]

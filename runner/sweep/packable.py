@@ -9,6 +9,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
 
+from runner.objectives import OBJECTIVES
 from runner.settings import RunConfig
 from runner.sweep.cells import Cell
 
@@ -25,6 +26,16 @@ AXES = {
         "max_grad_norm",
     ),
 }
+# Of the preference loss, which is called for each cell with the cell's own arguments.
+_LOSS_AXES = (
+    "beta",
+    "loss_type",
+    "loss_weights",
+    "label_smoothing",
+    "discopop_tau",
+    "f_divergence_type",
+    "f_alpha_divergence_coef",
+)
 # What must be the same, and is the same for an adapter among others as for one alone. Any other key, when it
 # says something, runs alone: better slow than silently different.
 _SHARED = {
@@ -61,6 +72,9 @@ _SHARED = {
         "adam_epsilon",
         "data_seed",
         "seed",
+        "disable_dropout",
+        "precompute_ref_log_probs",  # a pack always does
+        "precompute_ref_batch_size",
     ),
 }
 # Values of other keys that mean nothing out of the ordinary.
@@ -114,33 +128,52 @@ def group(cells: list[Cell]) -> list[Group]:
 
 def reasons_alone(config: RunConfig) -> Iterator[str]:
     """Why a run cannot be one of a pack, as far as its config says."""
-    if config.recipe != "sft":
+    objective = OBJECTIVES.get(config.recipe)
+    if objective is None or not objective.packed:
         yield f"recipe={config.recipe} is not packed"
     if not config.lora:
         yield "every weight is trained"
     elif config.lora.get("_target_") != "peft.LoraConfig":
         yield f"{config.lora.get('_target_')} is not packed"
-    for key in ("adapter", "resume", "push_to"):
+    for key in ("resume", "push_to"):
         if getattr(config, key):
             yield f"{key}={getattr(config, key)}"
     if config.model.device_map:
         yield f"model.device_map={config.model.device_map}"
+    if config.adapter and config.trainer.get("disable_dropout") is False:
+        yield "trainer.disable_dropout=false drops inputs of the reference, too, which is computed once"
+    if (config.trainer.get("gradient_checkpointing_kwargs") or {}).get("selective"):
+        yield "trainer.gradient_checkpointing_kwargs: TRL's selective checkpointing is not packed"
     if config.trainer.get("precision") == "fp16":
         yield "trainer.precision=fp16 scales the loss of all cells at once"
     if config.trainer.get("lr_scheduler_type", "linear") not in _SCHEDULES:
         yield f"trainer.lr_scheduler_type={config.trainer['lr_scheduler_type']} is no function of the step"
-    for section in ("lora", "trainer"):
+    for section, axes in _axes(config).items():
         for key, value in getattr(config, section).items():
-            if key in (*AXES[section], *_SHARED[section]) or value in (None, False, 0, 0.0, "no", [], {}):
+            if key in (*axes, *AXES[section], *_SHARED[section]) or value in (
+                None,
+                False,
+                0,
+                0.0,
+                "no",
+                [],
+                {},
+            ):
                 continue
             if value not in _ORDINARY.get(key, ()):
                 yield f"{section}.{key}={value} is not packed"
 
 
+def _axes(config: RunConfig) -> dict[str, tuple[str, ...]]:
+    """What may differ between cells of this recipe; an adapter that is continued keeps its shape."""
+    losses = _LOSS_AXES if config.recipe == "dpo" else ()
+    return {"lora": () if config.adapter else AXES["lora"], "trainer": (*AXES["trainer"], *losses)}
+
+
 def _shared_part(config: RunConfig) -> str:
     """All that the cells of a pack have in common, as text."""
     values: dict[str, Any] = copy.deepcopy(dataclasses.asdict(config))
-    for section, keys in AXES.items():
+    for section, keys in _axes(config).items():
         for key in keys:
             values[section].pop(key, None)
     if config.model.weights != "random":
