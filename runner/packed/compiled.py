@@ -8,6 +8,10 @@ from typing import Any
 
 import torch
 
+# Between operations round to bfloat16, as the solo run does; compiled code would go on in float32, and a cell
+# be three times as far from its solo run as batch layouts are apart (tests/test_packed_distance.py).
+ROUNDED = {"emulate_precision_casts": True}
+
 
 class CompiledLayers:
     """A context in which a model's decoder layers run compiled; elsewhere they run as they are.
@@ -26,7 +30,7 @@ class CompiledLayers:
             return
         if not self._compiled:
             for layer in self.layers:
-                layer.compile()
+                layer.compile(options=ROUNDED)
             self._compiled = [layer._compiled_call_impl for layer in self.layers]
         self._set(self._compiled)
 

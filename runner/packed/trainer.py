@@ -62,8 +62,8 @@ class PackedTrainer(GuardedTrainer):
         self.on_step: Callable[[int, list[float]], None] = lambda step, losses: None
         self.on_end: Callable[[Member], None] = lambda member: None
         self._line: Line | None = None
-        self._logged_step, self._saved = 0, time.monotonic()
-        self._started = time.monotonic()
+        self._logged_step, self._started = 0, time.monotonic()
+        self._saved = self._started
 
     def train(self, *args: Any, **kwargs: Any) -> Any:
         """Train; the last line is told as well, and what came after it is counted."""
@@ -81,8 +81,8 @@ class PackedTrainer(GuardedTrainer):
         """Of every member the batches of its own seed."""
         lists, which = distinct([member.train for member in self._all])
         orders = [(number, int(m.arguments.data_seed)) for number, m in zip(which, self._all, strict=True)]
-        batch_size, sides = self.args.per_device_train_batch_size, self.objective.sides
-        sampler: Any = PackSampler(orders, lists, batch_size, sides)
+        sizes = self.args.per_device_train_batch_size, self.objective.sides
+        sampler: Any = PackSampler(orders, lists, *sizes)
         return PackLoader(RowLists(lists), batch_sampler=sampler, collate_fn=self.collator)
 
     def _get_num_items_in_batch(self, batch_samples: list, device: torch.device) -> torch.Tensor:
