@@ -10,9 +10,10 @@ import warnings
 from pathlib import Path
 from typing import Any
 
-from runner import artifacts, config, console, environment, lineage
+from runner import artifacts, config, console, environment, interrupts, lineage
 from runner.errors import ExitCode, Problem, Refused, RunnerError
-from runner.resume import find_checkpoint
+from runner.out_of_memory import explained
+from runner.resume import find_start
 from runner.settings import RunConfig
 
 _STATUS = {ExitCode.FAILED: "failed", ExitCode.DIVERGED: "diverged", ExitCode.PREEMPTED: "preempted"}
@@ -33,7 +34,7 @@ def run_recipe(
     model = run.model.architecture or Path(str(run.model.path)).name
     try:
         _refuse_several_processes()
-        find_checkpoint(run)  # before the folder is touched, which with resume=auto is the earlier run's own
+        find_start(run)  # before the folder is touched, which with resume=auto is the earlier run's own
         parents = lineage.parents(run)  # refuses an adapter that is none, so before there is a folder
         path = artifacts.create(run.output_dir, f"{run.recipe}-{model}", go_on=run.resume == "auto")
         folder = artifacts.RunFolder(path, command, overrides, config.to_yaml(run), run.seed)
@@ -42,24 +43,34 @@ def run_recipe(
         console.refused(refused.problems)
         return ExitCode.REFUSED
     try:
-        recipe.run(run, folder)
+        with interrupts.handled():
+            recipe.run(run, folder)
+            folder.finish("completed")
     except Refused as refused:
         console.refused(refused.problems)
-        if run.resume != "auto":
-            artifacts.discard(path)
+        folder.withdraw()
         return ExitCode.REFUSED
-    except KeyboardInterrupt as error:
-        folder.finish("failed", error)
-        console.failed("interrupted", path)
-        return ExitCode.FAILED
-    except Exception as error:
-        code = error.code if isinstance(error, RunnerError) else ExitCode.FAILED
-        folder.finish(_STATUS[code], error)
-        console.failed(f"{type(error).__name__}: {error}", path, details=not isinstance(error, RunnerError))
-        return code
-    folder.finish("completed")
+    except Exception as raised:
+        return _end(run, folder, raised)
     console.closing(folder.record, path)
     return ExitCode.COMPLETED
+
+
+def _end(run: RunConfig, folder: artifacts.RunFolder, raised: Exception) -> int:
+    """Record and say how a run ended that did not complete; returns its exit code."""
+    error = explained(raised, run)
+    code = error.code if isinstance(error, RunnerError) else ExitCode.FAILED
+    message = str(error) if isinstance(error, RunnerError) else f"{type(error).__name__}: {error}"
+    try:
+        folder.finish(_STATUS[code], error)
+    except OSError as unwritten:  # a full disk, which may be what ended the run
+        console.failed(f"{message}; and run.json could not be written: {unwritten}", folder.path)
+        return code
+    if code == ExitCode.PREEMPTED:
+        console.preempted(message, folder.path)
+    else:
+        console.failed(message, folder.path, details=not isinstance(error, RunnerError))
+    return code
 
 
 def _refuse_several_processes() -> None:

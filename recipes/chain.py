@@ -2,21 +2,26 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import re
+import signal
 import subprocess
 import sys
 from pathlib import Path
 from typing import Any
 
 from runner import config as configs
-from runner import console
+from runner import console, interrupts
 from runner.artifacts import RunFolder
 from runner.errors import ExitCode, Problem, Refused, RunnerError
 from runner.settings import RunConfig
 
 # Overrides of the whole that mean nothing to a stage.
 _OF_THE_CHAIN = ("experiment", "recipe", "output_dir", "resume", "stages")
+
+
+_POLL = 0.5  # seconds between looks at a signal while a stage runs
 
 
 class StageFailed(RunnerError):
@@ -75,9 +80,18 @@ def _check(stages: dict[str, list[str]], common: list[str]) -> None:
 
 
 def _run(words: list[str], path: Path) -> int:
-    """One stage in a process of its own, so that it leaves no memory behind."""
+    """One stage in a process of its own, so that it leaves no memory behind; a signal is handed on to it."""
     resumed = ["resume=auto"] if (path / "checkpoints").is_dir() else []
-    return subprocess.run([sys.executable, "-m", "runner", *words, *resumed], check=False).returncode
+    process = subprocess.Popen([sys.executable, "-m", "runner", *words, *resumed], start_new_session=True)
+    sent = False
+    with interrupts.deferred():
+        while process.poll() is None:
+            if (name := interrupts.asked()) and not sent:
+                process.send_signal(signal.Signals[name])
+                sent = True
+            with contextlib.suppress(subprocess.TimeoutExpired):
+                process.wait(_POLL)
+    return process.returncode
 
 
 def _status(path: Path) -> str | None:

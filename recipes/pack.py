@@ -21,6 +21,7 @@ from recipes.training import (
 )
 from runner import console, environment
 from runner.artifacts import RunFolder
+from runner.checkpoint import step_of
 from runner.components import peft_config, training_arguments
 from runner.errors import Diverged
 from runner.lineage import adapters, parents
@@ -28,7 +29,6 @@ from runner.model import device, load_model
 from runner.objectives import OBJECTIVES
 from runner.prepare import prepare
 from runner.progress import PackProgress
-from runner.resume import step_of
 from runner.settings import RunConfig, SweepSettings
 from runner.split import Data
 
@@ -150,7 +150,12 @@ def _load(
     first = cells[0].config
     names = [cell.name for cell in cells]
     model: Any = load_model(setup.base, setup.quantization, setup.precision.dtype, first.seed)
-    saved = checkpoint.newest(work, names)
+    damaged: list[str] = []
+    saved = checkpoint.newest(work, names, damaged)
+    for remark in damaged:
+        console.note(remark)
+        for cell in cells:
+            cell.folder.notes.append(remark)
     rank = checkpoint.facts(saved)["rank"] if saved else None
     packed = pack_adapters(
         model,
@@ -199,7 +204,7 @@ def _members(
     members = []
     for cell, size in zip(cells, packed.sizes(), strict=True):
         arguments, _ = training_arguments(cell.config, setup.precision, work, device().type == "cuda")
-        arguments.save_total_limit = 1
+        arguments.save_total_limit = 2  # one to fall back on
         data = found[cell.name]
         held_out = data.eval.rows if data.eval else []
         members.append(Member(cell.name, arguments, data.train.rows, held_out, cell.folder.log))
@@ -226,10 +231,7 @@ def _fit(cells: list[PackedCell], trainer: Any, steps: int, work: Path) -> None:
     trainer.on_end = lambda member: _end(folders[member.name], member)
     with timed(cells, "train"), progress:
         trainer.train(resume_from_checkpoint=str(trainer.resume_from) if trainer.resume_from else None)
-    lost = trainer.adapters.not_finite() if trainer.members else []
-    for index in lost:
-        trainer.members[index].ended = {"status": "diverged", "reason": "a trained weight is not finite"}
-    trainer.drop(lost)
+    trainer.drop_not_finite()
     if trainer.members and trainer.members[0].held_out:
         with timed(cells, "evaluate"):
             trainer.evaluate()

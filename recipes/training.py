@@ -12,6 +12,7 @@ from runner import console, environment
 from runner.adapter import AdapterSaver, add_adapter, changes_base, continue_adapter, set_base
 from runner.artifacts import RunFolder
 from runner.card import model_card
+from runner.checkpoint import step_of
 from runner.components import (
     check_adapter,
     check_packing,
@@ -24,9 +25,10 @@ from runner.identity import base_identity
 from runner.lineage import adapters, check_base, check_shape, write_base
 from runner.model import Base, Precision, choose_precision, device, find_base, linear_modules, load_model
 from runner.objectives import OBJECTIVES
+from runner.out_of_memory import train_shrinking
 from runner.prepare import prepare
 from runner.progress import TrainingProgress
-from runner.resume import find_checkpoint, step_of
+from runner.resume import Start, check_same, find_start
 from runner.settings import RunConfig
 from runner.split import Data, number_classes
 from runner.template import Renderer, apply_template
@@ -44,6 +46,8 @@ SCORES = (
     "eval_f1",
 )
 
+BATCH = ("per_device_train_batch_size", "gradient_accumulation_steps")
+
 
 @dataclass
 class Setup:
@@ -55,7 +59,7 @@ class Setup:
     renderer: Renderer
     quantization: Any
     arguments: Any
-    checkpoint: Path | None
+    start: Start
     notes: list[str]
 
 
@@ -68,6 +72,7 @@ def train(config: RunConfig, folder: RunFolder) -> None:
         max_length = config.trainer.get("max_length", 1024)
         data = prepare(config.data, setup.renderer, max_length, config.seed, objective.kind)
         classes = _classes(config, data)
+        check_same(setup.start, facts(setup, data))
     steps = total_steps(setup.arguments, len(data.train.rows))
     folder.notes += [*setup.base.notes, *setup.notes, *data.notes]
     describe(folder, setup, data)
@@ -131,7 +136,7 @@ def conclude(
 
 def check(config: RunConfig, folder: Path) -> Setup:
     """Everything that can be refused without reading rows or weights; checkpoints go into ``folder``."""
-    checkpoint = find_checkpoint(config)
+    start = find_start(config)
     check_packing(config)
     check_shape(config)
     if config.push_to:
@@ -149,7 +154,13 @@ def check(config: RunConfig, folder: Path) -> Setup:
     identity = base_identity(base, config.seed, precision.dtype)
     notes += check_base(config, identity)
     quantization = quantization_config(config, precision)
-    return Setup(base, identity, precision, renderer, quantization, arguments, checkpoint, notes)
+    notes = [*start.notes, *notes]
+    return Setup(base, identity, precision, renderer, quantization, arguments, start, notes)
+
+
+def facts(setup: Setup, data: Data) -> dict[str, Any]:
+    """What a checkpoint keeps of the run, and must find again when it is gone on from."""
+    return {"data": data.train.fingerprint, "base": setup.identity}
 
 
 def _classes(config: RunConfig, data: Data) -> list[str] | None:
@@ -185,32 +196,49 @@ def _fit(
 
     objective = OBJECTIVES[config.recipe]
     progress = TrainingProgress(steps)
+    arguments, start = setup.arguments, setup.start
+    # smaller than the config's where an earlier start ran out of memory
+    for name, size in start.facts.get("batch", {}).items():
+        setattr(arguments, name, size)
 
     def on_log(entry: dict[str, Any]) -> None:
         progress.update(entry)
         folder.log({key: value for key, value in entry.items() if key != "max_steps"})
 
     held_out = data.eval.dataset() if data.eval else None
-    trainer = objective.trainer_class()(
-        model,
-        setup.arguments,
-        setup.base.tokenizer,
-        data.train.dataset(),
-        held_out,
-        on_log,
-        **({"fresh": fresh} if objective.reference else {}),
-    )
-    if setup.checkpoint and setup.checkpoint.parent.parent == folder.path:
-        folder.rewind(step_of(setup.checkpoint))
+
+    def build() -> Any:
+        trainer = objective.trainer_class()(
+            model,
+            arguments,
+            setup.base.tokenizer,
+            data.train.dataset(),
+            held_out,
+            on_log,
+            **({"fresh": fresh} if objective.reference else {}),
+        )
+        trainer.facts = facts(setup, data) | {"batch": {name: getattr(arguments, name) for name in BATCH}}
+        return trainer
+
+    def say(step: int, batch: int, passes: int) -> None:
+        remark = f"out of memory in step {step + 1}: {batch} rows in {passes} passes a step from here on"
+        folder.notes.append(f"{remark}, as on_oom=shrink asks for")
+        console.note(folder.notes[-1])
+
+    if start.checkpoint and start.checkpoint.parent.parent == folder.path:
+        folder.rewind(step_of(start.checkpoint))
     with folder.timed("train"), progress:
-        result = trainer.train(resume_from_checkpoint=str(setup.checkpoint) if setup.checkpoint else None)
+        checkpoint = str(start.checkpoint) if start.checkpoint else None
+        shrink = config.on_oom == "shrink"
+        trainer, result = train_shrinking(build, arguments, checkpoint, shrink, say)
     if not all_finite(model):
         raise Diverged("a trained weight is not finite; nothing was saved")
+    tokens = trainer.tokens_seen
     folder.metrics |= {
         "train_loss": result.training_loss,
         "steps": trainer.state.global_step,
-        "tokens": trainer.tokens_seen,
-        "tokens_per_second": round(trainer.tokens_seen / max(folder.times["train"], 1e-9), 1),
+        "tokens": tokens,
+        "tokens_per_second": round((tokens - trainer.resumed_tokens) / max(folder.times["train"], 1e-9), 1),
         "peak_memory_bytes": environment.peak_memory(),
     }
     if held_out is not None:

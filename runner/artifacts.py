@@ -30,6 +30,7 @@ class RunFolder:
 
     def __init__(self, path: Path, command: str, overrides: list[str], config_yaml: str, seed: int) -> None:
         self.path = path
+        self._earlier = {file: file.read_bytes() for file in _records(path)}
         self._started = time.monotonic()
         self.metrics: dict[str, Any] = {}
         self.times: dict[str, float] = {}
@@ -49,7 +50,7 @@ class RunFolder:
             "device": environment.device(),
             "digests": {},
         }
-        (path / "config.yaml").write_text(config_yaml, encoding="utf-8")
+        write_whole(path / "config.yaml", config_yaml)
         self.write()
 
     @contextmanager
@@ -84,6 +85,13 @@ class RunFolder:
         """Write ``run.json`` as a whole, so that a reader never sees half of it."""
         self.record["seconds"] = round(time.monotonic() - self._started, 3)
         write_whole(self.path / "run.json", json.dumps(self.record, indent=2, ensure_ascii=False) + "\n")
+
+    def withdraw(self) -> None:
+        """Leave no trace of a run that was refused: an earlier run's records as they were, or no folder."""
+        if not self._earlier:
+            shutil.rmtree(self.path, ignore_errors=True)
+        for file, content in self._earlier.items():
+            file.write_bytes(content)
 
     def finish(self, status: str, error: BaseException | None = None) -> None:
         """Write the final status, the error if there is one, the digests of the results, and the report."""
@@ -130,16 +138,16 @@ def create(output_dir: str | None, name: str, go_on: bool = False) -> Path:
     raise FileExistsError(f"no free name for a run in {parent}")
 
 
-def discard(path: Path) -> None:
-    """Remove the folder of a run that was refused before anything was loaded."""
-    shutil.rmtree(path, ignore_errors=True)
-
-
 def write_whole(file: Path, text: str) -> None:
     """Write a file aside and rename it over the old one."""
     aside = file.with_name(f".{file.name}.{os.getpid()}")
     aside.write_text(text, encoding="utf-8")
     aside.replace(file)
+
+
+def _records(path: Path) -> list[Path]:
+    """The files of an earlier run in this folder that a new start writes over."""
+    return [file for file in (path / "config.yaml", path / "run.json") if file.is_file()]
 
 
 def file_digest(file: Path) -> str:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shlex
 from collections.abc import Iterable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -65,6 +66,12 @@ def failed(message: str, folder: Path, details: bool = False) -> None:
     """Say that a run failed, and where its record is."""
     err.print(f"[bold red]failed[/] {escape(message)}")
     err.print(f"  {'the traceback is' if details else 'see'} in {escape(str(folder / 'run.json'))}")
+
+
+def preempted(message: str, folder: Path) -> None:
+    """Say that a run was asked to end, and how it goes on."""
+    err.print(f"[bold yellow]preempted[/] {escape(message)}")
+    err.print(f"  go on with the same command and output_dir={escape(shlex.quote(str(folder)))} resume=auto")
 
 
 def opening(config: Any, data: Data, precision: Precision, steps: int, folder: RunFolder) -> None:

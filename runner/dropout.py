@@ -80,7 +80,10 @@ class KeyedDropout(torch.nn.Module):
 
 
 def key_dropout(model: Any, seed: int) -> DropoutStream | None:
-    """Replace the dropout of a model's LoRA layers by keyed ones; None when nothing is dropped."""
+    """Replace the dropout of a model's LoRA layers by keyed ones; None when nothing is dropped.
+
+    A model that has keyed ones already keeps them.
+    """
     stream: DropoutStream | None = None
     layers = [module for module in model.modules() if hasattr(module, "lora_dropout")]
     for number, layer in enumerate(layers):
@@ -89,4 +92,6 @@ def key_dropout(model: Any, seed: int) -> DropoutStream | None:
                 stream = stream or DropoutStream(next(model.parameters()).device)
                 stream.start([seed], [dropout.p])
                 layer.lora_dropout[name] = KeyedDropout(stream, number)
+            elif isinstance(dropout, KeyedDropout):
+                stream = dropout.stream
     return stream

@@ -22,6 +22,7 @@ Values = dict[str, Any]
 _TRAINING = tuple(OBJECTIVES)
 BELONGS = {
     "resume": (*_TRAINING, "chain"),
+    "on_oom": _TRAINING,
     "export": ("merge",),
     "gguf": ("merge",),
     "merge": ("merge",),

@@ -193,6 +193,9 @@ class TrainerExtras:
 class RunConfig:
     """One run, composed, checked and frozen.
 
+    When memory runs out in training, ``on_oom: shrink`` halves the batch and doubles the passes of a step,
+    which keeps the rows of a step.
+
     ``adapter`` is a run folder or a PEFT folder, or a list of these where a recipe takes several. ``export``
     and ``push_to`` (a hub repository) say what becomes of a result; ``prompt`` and ``prompts`` (a file, one
     prompt a line) are answered by ``recipe=chat`` without a conversation. ``stages`` are the commands of
@@ -204,6 +207,7 @@ class RunConfig:
     output_dir: str | None = None
     adapter: str | list | None = None
     resume: str | None = None
+    on_oom: Literal["shrink"] | None = None
     export: Literal["gguf", "int4"] | None = None
     push_to: str | None = None
     prompt: str | None = None

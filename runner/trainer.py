@@ -1,10 +1,9 @@
-"""The library's trainers with two guarantees more: they stop at the first loss that is not finite, and a
-checkpoint is complete or not there."""
+"""The library's trainers with three guarantees more: they stop at the first loss or gradient that is not
+finite, a checkpoint is complete or not there, and a signal ends them between two steps with a checkpoint."""
 
 from __future__ import annotations
 
 import os
-import shutil
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -24,8 +23,10 @@ from transformers.trainer_utils import rotate_checkpoints
 from trl.trainer.sft_config import SFTConfig
 from trl.trainer.sft_trainer import SFTTrainer
 
+from runner import checkpoint, interrupts
 from runner.dropout import key_dropout
-from runner.errors import Diverged
+from runner.errors import Diverged, RunnerError
+from runner.interrupts import Preempted
 from runner.token_loss import TokenScores, scores_by_head, token_scores
 
 # Called at every logged step with what the trainer logs, the step and the seconds since training began.
@@ -36,10 +37,12 @@ class GuardedTrainer(Trainer):
     """What every trainer here adds to the library's, before which it stands among the base classes.
 
     Raises ``Diverged`` from the first step whose loss or gradient norm is not finite, before the optimizer
-    uses it.
+    uses it, and ``Preempted`` from the step in which a signal came, behind its checkpoint. ``facts`` go into
+    the manifest of every checkpoint.
     """
 
-    _total_train_tokens: int
+    _total_train_tokens: int = 0
+    _metrics: dict[str, Any]
 
     def __init__(
         self,
@@ -59,12 +62,16 @@ class GuardedTrainer(Trainer):
             processing_class=tokenizer,
             train_dataset=train,
             eval_dataset=held_out,
-            callbacks=[_Report(on_log)],
+            callbacks=[_Report(on_log), _Totals(self)],
             **more,
         )
+        self.facts: dict[str, Any] = {}
+        self.resumed_totals: dict[str, Any] | None = None
+        self.resumed_tokens = 0
         self.remove_callback(PrinterCallback)
         self._dropout = key_dropout(model, args.seed)
         self._passes = (-1, 0)  # the optimizer step, and forward passes in it so far
+        self._before_step: tuple[int, torch.Tensor, dict[str, list[Any]]] = (0, torch.zeros(()), {})
         for parameter in model.parameters():
             # TRL casts the adapter of any quantised base to bfloat16, also where the run computes in float32
             if parameter.requires_grad and model.dtype == torch.float32:
@@ -88,37 +95,111 @@ class GuardedTrainer(Trainer):
         """Tell the dropout which forward pass of the run comes next."""
         step = self.state.global_step
         self._passes = (step, self._passes[1] + 1 if self._passes[0] == step else 0)
+        if self._passes[1] == 0:
+            figures = {name: list(found) for name, found in self._train_figures().items()}
+            self._before_step = self._total_train_tokens, self._tr_loss.clone(), figures
         if self._dropout is not None:
             self._dropout.at(step * self.args.gradient_accumulation_steps + self._passes[1])
 
     def create_model_card(self, *args: Any, **kwargs: Any) -> None:
         """Nothing: the run writes one card, with the adapter."""
 
+    def train(self, *args: Any, **kwargs: Any) -> Any:
+        """Train; a signal is answered between two steps."""
+        start = kwargs.get("resume_from_checkpoint")
+        self.resumed_totals = checkpoint.facts(Path(start)).get("totals") if start else None
+        with interrupts.deferred():
+            return super().train(*args, **kwargs)
+
+    def _get_grad_norm(self, model: Any, grad_norm: Any = None) -> Any:
+        """The norm before clipping, which must be finite: the optimizer would spoil every weight with it."""
+        norm = super()._get_grad_norm(model, grad_norm)
+        if self.args.fp16:
+            return norm  # its scaler leaves such a step out, and takes a smaller scale
+        if norm is not None and not torch.isfinite(torch.as_tensor(norm)):
+            raise Diverged(f"the gradient norm of step {self.state.global_step + 1} is {float(norm)}")
+        return norm
+
+    def _maybe_log_save_evaluate(self, *args: Any, **kwargs: Any) -> None:
+        """As the library does it; when a signal has come, with a checkpoint and without an evaluation."""
+        if interrupts.asked():
+            self.control.should_save, self.control.should_evaluate = True, False
+        super()._maybe_log_save_evaluate(*args, **kwargs)
+        self._end_if_asked()
+
+    def _end_if_asked(self) -> None:
+        if name := interrupts.asked():
+            raise Preempted(f"ended by {name} after step {self.state.global_step}, with a checkpoint")
+
     def _save_checkpoint(self, model: Any, trial: Any) -> None:
-        """Write the checkpoint aside and rename it, so that a kill leaves a complete one or none."""
-        final = Path(str(self.args.output_dir))
-        aside = final / ".writing"
-        shutil.rmtree(aside, ignore_errors=True)
-        self.args.output_dir = str(aside)
-        save_total_limit, self.args.save_total_limit = self.args.save_total_limit, None
+        """Write a checkpoint through ``runner.checkpoint``, and remove those over ``save_total_limit``.
+
+        Raises ``Diverged`` rather than to save a weight that is not finite.
+        """
+        self._check_weights()
+        final, name = Path(str(self.args.output_dir)), f"checkpoint-{self.state.global_step}"
+        limit, self.args.save_total_limit = self.args.save_total_limit, None
         try:
-            super()._save_checkpoint(model, trial)
+            with checkpoint.writing(final, name, self._manifest_facts) as aside:
+                self.args.output_dir = str(aside)
+                super()._save_checkpoint(model, trial)
+                best = self.state.best_model_checkpoint
+                if best and Path(best).parent == aside:
+                    self.state.best_model_checkpoint = str(final / name)
+                    self.state.save_to_json(str(aside / name / "trainer_state.json"))
         finally:
-            self.args.output_dir, self.args.save_total_limit = str(final), save_total_limit
-        if not self.args.should_save:
-            return
-        name = f"checkpoint-{self.state.global_step}"
-        if self.state.best_model_checkpoint and Path(self.state.best_model_checkpoint).parent == aside:
-            self.state.best_model_checkpoint = str(final / name)
-            self.state.save_to_json(str(aside / name / "trainer_state.json"))
-        shutil.rmtree(final / name, ignore_errors=True)
-        (aside / name).rename(final / name)
-        shutil.rmtree(aside)
+            self.args.output_dir, self.args.save_total_limit = str(final), limit
         rotate_checkpoints(
             output_dir=str(final),
-            save_total_limit=save_total_limit,
+            save_total_limit=limit,
             best_model_checkpoint=self.state.best_model_checkpoint,
         )
+
+    def leave_checkpoint(self) -> Path:
+        """Write a checkpoint of the last step, from within one that did not end; returns its folder."""
+        self._total_train_tokens, self._tr_loss, figures = self._before_step
+        self._train_figures().update(figures)
+        self._save_checkpoint(self.model, None)
+        return Path(str(self.args.output_dir)) / f"checkpoint-{self.state.global_step}"
+
+    def _check_weights(self) -> None:
+        if not all_finite(self.model):
+            raise Diverged(f"a trained weight is not finite after step {self.state.global_step}")
+
+    def _manifest_facts(self) -> dict[str, Any]:
+        """What the manifest of a checkpoint says: how it was trained, and the totals of the run so far."""
+        return {**self.facts, "totals": self._totals()}
+
+    def _totals(self) -> dict[str, Any]:
+        """Sums that the library starts anew when it goes on from a checkpoint."""
+        return {
+            "tokens": self._total_train_tokens,
+            "loss": self._total_loss_scalar,
+            "unlogged_loss": float(self._tr_loss),
+            "logged_step": self._globalstep_last_logged,
+            "unlogged": {
+                key: [float(each) for each in found] for key, found in self._train_figures().items()
+            },
+        }
+
+    def set_totals(self, totals: dict[str, Any]) -> None:
+        """Go on with the sums of a checkpoint."""
+        self._total_train_tokens, self._total_loss_scalar = totals["tokens"], totals["loss"]
+        self._tr_loss = torch.full_like(self._tr_loss, totals["unlogged_loss"], dtype=torch.float64)
+        self._globalstep_last_logged = totals["logged_step"]
+        self._train_figures().update(totals["unlogged"])
+        self.resumed_tokens = self.tokens_seen
+
+    def _train_figures(self) -> dict[str, list[Any]]:
+        """Figures that TRL collects between two logged steps; a trainer without them has none."""
+        return getattr(self, "_metrics", {}).get("train", {})
+
+    def _load_best_model(self) -> None:
+        """The best checkpoint must be there and intact; the library would only warn and keep the last."""
+        best = Path(str(self.state.best_model_checkpoint))
+        if reason := checkpoint.verify(best):
+            raise RunnerError(f"the best checkpoint cannot be loaded: {best} {reason}")
+        super()._load_best_model()
 
 
 class SupervisedTrainer(GuardedTrainer, SFTTrainer):
@@ -162,7 +243,7 @@ class SupervisedTrainer(GuardedTrainer, SFTTrainer):
 
 
 class _Report(TrainerCallback):
-    """Hands every logged step on, and stops at a gradient that is not finite."""
+    """Hands every logged step on."""
 
     def __init__(self, on_log: OnLog) -> None:
         self._on_log, self._started = on_log, time.monotonic()
@@ -184,11 +265,21 @@ class _Report(TrainerCallback):
         self._on_log(
             {"step": state.global_step, **(logs or {}), "seconds": seconds, "max_steps": state.max_steps}
         )
-        norm = (logs or {}).get("grad_norm")
-        if norm is not None and not torch.isfinite(torch.as_tensor(norm)):
-            raise Diverged(f"the gradient norm of step {state.global_step} is {norm}")
 
 
-def all_finite(model: torch.nn.Module) -> bool:
+class _Totals(TrainerCallback):
+    """Gives a run that goes on the sums of its checkpoint, once the library has set them to zero."""
+
+    def __init__(self, trainer: GuardedTrainer) -> None:
+        self._trainer = trainer
+
+    def on_train_begin(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
+    ) -> None:
+        if self._trainer.resumed_totals is not None:
+            self._trainer.set_totals(self._trainer.resumed_totals)
+
+
+def all_finite(model: Any) -> bool:
     """Whether every trained weight is finite."""
     return all(bool(torch.isfinite(p).all()) for p in model.parameters() if p.requires_grad)

@@ -9,8 +9,8 @@ from typing import TYPE_CHECKING, Any
 import torch
 from safetensors.torch import load_file, save_file
 
+from runner.checkpoint import all_of, verify
 from runner.packed.adapters import PackedAdapters
-from runner.resume import step_of
 
 if TYPE_CHECKING:
     from runner.packed.member import Member
@@ -18,8 +18,11 @@ if TYPE_CHECKING:
 TENSORS, FACTS = "pack.safetensors", "pack.json"
 
 
-def save(folder: Path, adapters: PackedAdapters, members: list[Member]) -> None:
-    """Write the adapters and the running totals of all members."""
+def save(folder: Path, adapters: PackedAdapters, members: list[Member], unlogged: dict[str, Any]) -> None:
+    """Write the adapters and the running totals of all members.
+
+    ``unlogged`` are the figures since the last logged step: ``step``, ``passes``, and lists by member.
+    """
     folder.mkdir(parents=True, exist_ok=True)
     tensors = {
         f"{member.name}/{key}": value
@@ -30,6 +33,7 @@ def save(folder: Path, adapters: PackedAdapters, members: list[Member]) -> None:
     facts = {
         "rank": adapters.rank,
         "members": [{"name": m.name, "tokens": m.tokens, "total_loss": m.total_loss} for m in members],
+        "unlogged": unlogged,
     }
     (folder / FACTS).write_text(json.dumps(facts, indent=2) + "\n", encoding="utf-8")
 
@@ -40,11 +44,16 @@ def facts(folder: Path) -> dict[str, Any]:
     return json.loads(file.read_text(encoding="utf-8")) if file.is_file() else {}
 
 
-def newest(work: Path, names: list[str]) -> Path | None:
-    """The latest checkpoint of a pack that holds all these members."""
-    found = [path for path in (work / "checkpoints").glob("checkpoint-*") if step_of(path)]
-    for path in sorted(found, key=step_of, reverse=True):
-        if {item["name"] for item in facts(path).get("members", [])} >= set(names):
+def newest(work: Path, names: list[str], damaged: list[str] | None = None) -> Path | None:
+    """The latest intact checkpoint of a pack that holds all these members.
+
+    What is wrong with newer ones is added to ``damaged``.
+    """
+    for path in all_of(work / "checkpoints"):
+        if reason := verify(path):
+            if damaged is not None:
+                damaged.append(f"{path} {reason}: it is passed over")
+        elif {item["name"] for item in facts(path).get("members", [])} >= set(names):
             return path
     return None
 
@@ -61,9 +70,10 @@ def load(folder: Path, adapters: PackedAdapters, members: list[Member]) -> None:
         member.moved = True
 
 
-def load_states(folder: Path, members: list[Member], optimizer: Any, scheduler: Any) -> None:
-    """Read back the optimizer's and the scheduler's state of these members."""
-    names = [item["name"] for item in facts(folder)["members"]]
+def load_states(folder: Path, members: list[Member], optimizer: Any, scheduler: Any) -> dict[str, Any]:
+    """Read back the optimizer's and the scheduler's state of these members; returns ``unlogged`` of them."""
+    said = facts(folder)
+    names = [item["name"] for item in said["members"]]
     chosen = [names.index(member.name) for member in members]
     state = torch.load(folder / "optimizer.pt", map_location="cpu", weights_only=True)
     groups = [state["param_groups"][index] for index in chosen]
@@ -80,3 +90,5 @@ def load_states(folder: Path, members: list[Member], optimizer: Any, scheduler: 
     for name in ("base_lrs", "_last_lr", "lr_lambdas"):
         schedule[name] = [schedule[name][index] for index in chosen]
     scheduler.load_state_dict(schedule)
+    own = {name: [values[index] for index in chosen] for name, values in said["unlogged"]["figures"].items()}
+    return said["unlogged"] | {"figures": own}

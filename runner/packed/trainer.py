@@ -12,6 +12,7 @@ import torch
 from torch.optim.lr_scheduler import LambdaLR
 from transformers import Trainer
 
+from runner import interrupts
 from runner.labels import IGNORE
 from runner.packed import checkpoint
 from runner.packed.adapters import PackedAdapters, as_trl_prepares
@@ -213,13 +214,16 @@ class PackedTrainer(GuardedTrainer):
         if control.should_log and step > self._logged_step:
             self._tell_line()
             self._keep_line()
-        if control.should_evaluate:
+        if control.should_evaluate and not interrupts.asked():
             self.evaluate()
-        if control.should_save or time.monotonic() - self._saved >= self._checkpoint_seconds:
+        due = time.monotonic() - self._saved >= self._checkpoint_seconds
+        if self.members and (control.should_save or due or interrupts.asked()):
             self.save_checkpoint()
         control.should_log = control.should_evaluate = control.should_save = False
         self._after_step(self)
-        if not self.members:
+        if self.members:
+            self._end_if_asked()
+        else:
             self.control.should_training_stop = True
 
     def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
@@ -278,21 +282,41 @@ class PackedTrainer(GuardedTrainer):
 
     def save_checkpoint(self) -> None:
         """Write a checkpoint of all members, between two steps."""
-        self._save_checkpoint(self.model, None)
+        self._check_weights()
+        if self.members:
+            self._save_checkpoint(self.model, None)
 
     def save_model(self, output_dir: str | None = None, _internal_call: bool = False) -> None:
         """Write all members' adapters of a checkpoint."""
-        self._tell_line()
         self._saved = time.monotonic()
-        checkpoint.save(Path(str(output_dir)), self.adapters, self.members)
+        window = {name: values.tolist() for name, values in self._window.items() if name != "passes"}
+        unlogged = {"step": self._logged_step, "passes": self._window["passes"], "figures": window}
+        checkpoint.save(Path(str(output_dir)), self.adapters, self.members, unlogged)
+
+    def _check_weights(self) -> None:
+        """Before a checkpoint: members that have diverged end, and the others are saved."""
+        self._tell_line()
+        self.drop_not_finite()
+
+    def drop_not_finite(self) -> None:
+        """End the members that have a weight which is not finite."""
+        lost = self.adapters.not_finite() if self.members else []
+        for index in lost:
+            self.members[index].ended = {"status": "diverged", "reason": "a trained weight is not finite"}
+        self.drop(lost)
+
+    def _manifest_facts(self) -> dict[str, Any]:
+        return self.facts
 
     def _load_from_checkpoint(self, resume_from_checkpoint: str, model: Any = None) -> None:
         checkpoint.load(Path(resume_from_checkpoint), self.adapters, self.members)
 
     def _load_optimizer_and_scheduler(self, checkpoint: str | None) -> None:
         if checkpoint is not None:
-            load_states(Path(checkpoint), self.members, self.optimizer, self.lr_scheduler)
-            self._logged_step = self.state.global_step
+            unlogged = load_states(Path(checkpoint), self.members, self.optimizer, self.lr_scheduler)
+            self._logged_step, self._window["passes"] = unlogged["step"], unlogged["passes"]
+            for name, values in unlogged["figures"].items():
+                self._window[name] += torch.tensor(values, device=self.args.device)
 
     def _empty_window(self) -> dict[str, Any]:
         names = ("loss", *self.objective.figures, "tokens")
