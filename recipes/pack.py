@@ -274,8 +274,10 @@ def _conclude(
         "train_loss": member.total_loss / max(steps, 1),
         "steps": steps,
         "tokens": member.tokens,
-        "tokens_per_second": round(member.tokens / seconds, 1),
-        "pack_tokens_per_second": round(sum(each.tokens for each in trainer.members) / seconds, 1),
+        "tokens_per_second": round((member.tokens - member.resumed_tokens) / seconds, 1),
+        "pack_tokens_per_second": round(
+            sum(each.tokens - each.resumed_tokens for each in trainer.members) / seconds, 1
+        ),
         "pack_cells": len(trainer.members),
         "pack_cells_at_once": min(trainer.at_once, len(trainer.members)),
         "peak_memory_bytes": environment.peak_memory(),

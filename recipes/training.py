@@ -127,11 +127,22 @@ def conclude(
     config: RunConfig, folder: RunFolder, target: Path, judge: Judge, before: list[str], after: list[str]
 ) -> list[dict[str, Any]]:
     """Keep the scores, the samples (which are returned) and the model card."""
+    _doubt(folder)
     folder.metrics |= judge.scores(before, after)
     samples = judge.samples(before, after)
     folder.write_lines("samples.jsonl", samples)
     (target / "README.md").write_text(model_card(config, folder.record), encoding="utf-8")
     return samples
+
+
+def _doubt(folder: RunFolder) -> None:
+    """Say so when training has made the loss worse, which no exit code tells."""
+    losses = [line["loss"] for line in folder.logged() if line.get("loss") is not None]
+    last = losses[-max(1, len(losses) // 10) :]
+    if losses and sum(last) / len(last) > max(1.1 * losses[0], losses[0] + 0.1):
+        remark = f"the training loss rose from {losses[0]:.4g} to {sum(last) / len(last):.4g}"
+        folder.notes.append(f"{remark}: the result is worse than what it began with")
+        console.note(folder.notes[-1])
 
 
 def check(config: RunConfig, folder: Path) -> Setup:
@@ -225,8 +236,8 @@ def _fit(
         folder.notes.append(f"{remark}, as on_oom=shrink asks for")
         console.note(folder.notes[-1])
 
-    if start.checkpoint and start.checkpoint.parent.parent == folder.path:
-        folder.rewind(step_of(start.checkpoint))
+    own = start.checkpoint and start.checkpoint.parent.parent == folder.path
+    folder.rewind(step_of(start.checkpoint) if own else 0)
     with folder.timed("train"), progress:
         checkpoint = str(start.checkpoint) if start.checkpoint else None
         shrink = config.on_oom == "shrink"

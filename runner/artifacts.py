@@ -68,13 +68,18 @@ class RunFolder:
         with (self.path / "metrics.jsonl").open("a", encoding="utf-8") as stream:
             stream.write(json.dumps(plain) + "\n")
 
+    def logged(self) -> list[dict[str, Any]]:
+        """The whole lines of ``metrics.jsonl``; a kill may have cut the last one."""
+        file = self.path / "metrics.jsonl"
+        lines = file.read_text(encoding="utf-8").splitlines() if file.is_file() else []
+        return [json.loads(line) for line in lines if line.endswith("}")]
+
     def rewind(self, step: int) -> None:
         """Take back the lines of ``metrics.jsonl`` after a step: a run that goes on writes them again."""
         file = self.path / "metrics.jsonl"
-        lines = file.read_text(encoding="utf-8").splitlines() if file.is_file() else []
-        kept = [line for line in lines if line.endswith("}") and json.loads(line).get("step", 0) <= step]
-        if len(kept) < len(lines):
-            write_whole(file, "".join(line + "\n" for line in kept))
+        if file.is_file():
+            kept = [line for line in self.logged() if line.get("step", 0) <= step]
+            write_whole(file, "".join(json.dumps(line) + "\n" for line in kept))
 
     def write_lines(self, name: str, rows: list[dict[str, Any]]) -> None:
         """Write a JSONL file such as ``samples.jsonl``."""

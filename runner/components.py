@@ -27,6 +27,8 @@ _PLAIN_OPTIMIZERS = {
     "rmsprop": "rmsprop",
 }
 
+_HIGH_RATE = 0.5  # above it no optimizer that takes steps of about the learning rate trains anything
+
 # The packages behind the values of report_to that need one.
 _REPORTERS = {"tensorboard": "tensorboard", "wandb": "wandb", "mlflow": "mlflow", "trackio": "trackio"}
 
@@ -84,6 +86,9 @@ def training_arguments(
     if not has_cuda and (replacement := _plain_optimizer(optimizer)):
         notes.append(f"trainer.optim={optimizer} needs CUDA; {replacement} is used instead")
         fields["optim"] = replacement
+    rate = fields.get("learning_rate")
+    if isinstance(rate, float) and rate > _HIGH_RATE and not _finds_its_rate(optimizer):
+        notes.append(f"trainer.learning_rate={rate:g} is far above what trains a model (1e-6 to 1e-2)")
     fields |= {
         "output_dir": str(folder / "checkpoints"),
         "seed": config.seed,
@@ -103,6 +108,11 @@ def training_arguments(
         message = f"trainer.report_to={missing[0]} needs the package {_REPORTERS[missing[0]]}"
         raise Refused(Problem("trainer.report_to", message, f"pip install {_REPORTERS[missing[0]]}"))
     return arguments, notes
+
+
+def _finds_its_rate(optimizer: str) -> bool:
+    """Whether an optimizer takes the learning rate as a factor of the one that it finds (1 by default)."""
+    return any(name in optimizer.lower() for name in ("prodigy", "dadapt", "adafactor", "sgd"))
 
 
 def check_packing(config: RunConfig) -> None:

@@ -34,10 +34,10 @@ def handled() -> Iterator[None]:
         yield
         return
     before = {number: signal.signal(number, _on_signal) for number in _SIGNALS}
-    _state.asked = None
     try:
         yield
     finally:
+        _state.asked = None
         for number, handler in before.items():
             signal.signal(number, handler)
 

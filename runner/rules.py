@@ -235,6 +235,23 @@ def _check_trainer(values: Values, origins: Origins) -> Iterator[Problem]:
     if trainer.get("packing") and trainer.get("max_length", 1024) is None:
         message = "trainer.packing needs trainer.max_length"
         yield Problem(origins.where("trainer.max_length"), message, "set trainer.max_length")
+    for name, (what, hint) in _INEXACT.items():
+        if trainer.get(name):
+            yield Problem(origins.where(f"trainer.{name}"), f"trainer.{name} {what}", hint)
+
+
+# Fields of the library that would quietly change what is trained.
+_INEXACT = {
+    "auto_find_batch_size": (
+        "would leave gradient_accumulation_steps, so that a step has fewer rows",
+        "on_oom=shrink keeps the rows of a step",
+    ),
+    "enable_jit_checkpoint": (
+        "does not resume exactly",
+        "a run that gets SIGTERM leaves a checkpoint anyway",
+    ),
+    "ignore_data_skip": ("would train on the first rows again after a resume", "leave it out"),
+}
 
 
 _CHECKS: tuple[Callable[[Values, Origins], Iterator[Problem]], ...] = (

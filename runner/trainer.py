@@ -109,7 +109,17 @@ class GuardedTrainer(Trainer):
         start = kwargs.get("resume_from_checkpoint")
         self.resumed_totals = checkpoint.facts(Path(start)).get("totals") if start else None
         with interrupts.deferred():
-            return super().train(*args, **kwargs)
+            result = super().train(*args, **kwargs)
+        return result._replace(training_loss=self._mean_loss())
+
+    def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
+        """As the library does it, but the mean loss is that of all steps, also of those before a resume."""
+        if "train_loss" in logs:
+            logs["train_loss"] = self._mean_loss()
+        super().log(logs, start_time)
+
+    def _mean_loss(self) -> float:
+        return self._total_loss_scalar / max(self.state.global_step, 1)
 
     def _get_grad_norm(self, model: Any, grad_norm: Any = None) -> Any:
         """The norm before clipping, which must be finite: the optimizer would spoil every weight with it."""

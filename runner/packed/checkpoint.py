@@ -67,7 +67,7 @@ def load(folder: Path, adapters: PackedAdapters, members: list[Member]) -> None:
         own = {key.removeprefix(start): value for key, value in tensors.items() if key.startswith(start)}
         adapters.load(index, own)
         member.tokens, member.total_loss = saved[member.name]["tokens"], saved[member.name]["total_loss"]
-        member.moved = True
+        member.resumed_tokens, member.moved = member.tokens, True
 
 
 def load_states(folder: Path, members: list[Member], optimizer: Any, scheduler: Any) -> dict[str, Any]:

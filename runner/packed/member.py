@@ -29,6 +29,7 @@ class Member:
     held_out: list[Encoded]
     log: OnLog
     tokens: int = 0
+    resumed_tokens: int = 0
     total_loss: float = 0.0
     moved: bool = False
     ended: dict[str, Any] | None = None

@@ -316,7 +316,7 @@ class PackedTrainer(GuardedTrainer):
             unlogged = load_states(Path(checkpoint), self.members, self.optimizer, self.lr_scheduler)
             self._logged_step, self._window["passes"] = unlogged["step"], unlogged["passes"]
             for name, values in unlogged["figures"].items():
-                self._window[name] += torch.tensor(values, device=self.args.device)
+                self._window[name] += torch.tensor(values, dtype=torch.float64, device=self.args.device)
 
     def _empty_window(self) -> dict[str, Any]:
         names = ("loss", *self.objective.figures, "tokens")

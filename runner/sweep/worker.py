@@ -19,9 +19,10 @@ import sys
 from pathlib import Path
 from typing import Any
 
-from runner import config, console
+from runner import config, console, interrupts
 from runner.artifacts import RunFolder
 from runner.errors import ExitCode, Refused, RunnerError
+from runner.out_of_memory import explained
 from runner.settings import RunConfig, SweepSettings
 from runner.sweep import orphan
 
@@ -55,9 +56,8 @@ def run_job(file: Path) -> int:
 
 
 def _interrupted(record: Path) -> bool:
-    """Whether a run ended by Ctrl-C; a run that was refused has left no record."""
-    error = json.loads(record.read_text(encoding="utf-8"))["error"] if record.is_file() else None
-    return bool(error) and error["type"] == "KeyboardInterrupt"
+    """Whether a run was asked to end; a run that was refused has left no record."""
+    return record.is_file() and json.loads(record.read_text(encoding="utf-8"))["status"] == "preempted"
 
 
 def _run_alone(job: dict[str, Any], cell: dict[str, Any]) -> int:
@@ -84,16 +84,17 @@ def _run_pack(job: dict[str, Any], work: Path) -> int:
         cells.append(PackedCell(cell["name"], run, folder))
     left, rounds = cells, itertools.count(1)
     try:
-        while left:
-            left = train_pack(left, settings, work / str(next(rounds)))
-    except (Exception, KeyboardInterrupt) as error:
-        return _fail(cells, error)
+        with interrupts.handled():
+            while left:
+                left = train_pack(left, settings, work / str(next(rounds)))
+    except Exception as error:
+        return _fail(cells, explained(error, cells[0].config))
     shutil.rmtree(work, ignore_errors=True)  # its checkpoints: every cell is complete
     worst = {"completed": ExitCode.COMPLETED, "dropped": ExitCode.COMPLETED, "diverged": ExitCode.DIVERGED}
     return max(worst.get(cell.folder.record["status"], ExitCode.FAILED) for cell in cells)
 
 
-def _fail(cells: list[Any], error: BaseException) -> int:
+def _fail(cells: list[Any], error: Exception) -> int:
     """Record that the pack ended early; a pack that cannot be one is left to its caller."""
     from runner.packed import CannotPack
 
@@ -102,14 +103,13 @@ def _fail(cells: list[Any], error: BaseException) -> int:
     if isinstance(error, Refused):
         console.refused(error.problems)
     else:
-        console.err.print_exception() if not isinstance(error, (RunnerError, KeyboardInterrupt)) else None
-    status = "preempted" if isinstance(error, KeyboardInterrupt) else "failed"
+        console.err.print_exception() if not isinstance(error, RunnerError) else None
+    code = error.code if isinstance(error, RunnerError) else ExitCode.FAILED
+    status = "preempted" if code == ExitCode.PREEMPTED else "failed"
     for cell in cells:
         if cell.folder.record["status"] == "running":
             cell.folder.finish(status, error)
-    if isinstance(error, KeyboardInterrupt):
-        return ExitCode.PREEMPTED
-    return error.code if isinstance(error, RunnerError) else ExitCode.FAILED
+    return code
 
 
 def _mark(job: dict[str, Any], cell: dict[str, Any]) -> dict[str, Any]:
