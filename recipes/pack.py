@@ -188,7 +188,7 @@ def _load(
         CompiledLayers(model),
         Halving(settings, steps, work),
     )
-    trainer.resume_from = saved
+    trainer.resume_from, trainer.longest = saved, longest
     for cell in cells:
         cell.folder.rewind(step_of(saved))
     return trainer

@@ -62,7 +62,7 @@ class GuardedTrainer(Trainer):
             processing_class=tokenizer,
             train_dataset=train,
             eval_dataset=held_out,
-            callbacks=[_Report(on_log), _Totals(self)],
+            callbacks=[_Report(on_log), _Begin(self)],
             **more,
         )
         self.facts: dict[str, Any] = {}
@@ -192,8 +192,11 @@ class GuardedTrainer(Trainer):
             },
         }
 
-    def set_totals(self, totals: dict[str, Any]) -> None:
-        """Go on with the sums of a checkpoint."""
+    def begin(self) -> None:
+        """Called once before the first step: take up the sums of a checkpoint, which the library forgets."""
+        totals = self.resumed_totals
+        if totals is None:
+            return
         self._total_train_tokens, self._total_loss_scalar = totals["tokens"], totals["loss"]
         self._tr_loss = torch.full_like(self._tr_loss, totals["unlogged_loss"], dtype=torch.float64)
         self._globalstep_last_logged = totals["logged_step"]
@@ -277,8 +280,8 @@ class _Report(TrainerCallback):
         )
 
 
-class _Totals(TrainerCallback):
-    """Gives a run that goes on the sums of its checkpoint, once the library has set them to zero."""
+class _Begin(TrainerCallback):
+    """Tells the trainer when everything is ready for the first step."""
 
     def __init__(self, trainer: GuardedTrainer) -> None:
         self._trainer = trainer
@@ -286,8 +289,7 @@ class _Totals(TrainerCallback):
     def on_train_begin(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
     ) -> None:
-        if self._trainer.resumed_totals is not None:
-            self._trainer.set_totals(self._trainer.resumed_totals)
+        self._trainer.begin()
 
 
 def all_finite(model: Any) -> bool:

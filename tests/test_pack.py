@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -13,6 +14,7 @@ from safetensors.torch import load_file
 from test_packed_equality import run_pack
 
 from runner.model import _architecture
+from runner.packed import memory
 from runner.packed.adapters import pack_adapters
 from runner.packed.trainer import PackedTrainer
 from runner.sweep.cells import Cell
@@ -230,6 +232,25 @@ def test_running_out_of_memory_halves_the_pass_and_changes_nothing(calm, tmp_pat
     for run, same in zip(runs, calm, strict=True):
         first, second = weights(run), weights(same)
         assert all(torch.allclose(first[key], second[key], rtol=1e-4, atol=1e-6) for key in first)
+
+
+@pytest.mark.parametrize(("estimate", "room", "expected"), [(6, 8, 6), (2, 8, 6), (6, 3, 3), (2, 5, 4)])
+def test_the_estimate_is_tried_before_the_first_step(monkeypatch, estimate, room, expected):
+    """A device with room for so many adapters: a pack of 6 takes what is left of it, and no more."""
+
+    def attempt(trainer: Any, first: int, last: int, longest: int) -> None:
+        if last - first > room:
+            raise torch.OutOfMemoryError("too small")
+        peak[0] = last - first
+
+    peak = [0]
+    monkeypatch.setattr(memory, "_try", attempt)
+    monkeypatch.setattr(memory, "free_bytes", lambda model: room)
+    for name, value in (("memory_allocated", 0), ("reset_peak_memory_stats", None), ("empty_cache", None)):
+        monkeypatch.setattr(torch.cuda, name, lambda value=value: value)
+    monkeypatch.setattr(torch.cuda, "max_memory_allocated", lambda: peak[0])
+    pack: Any = SimpleNamespace(at_once=estimate, members=range(6), model=None)
+    assert memory.fitting(pack, 100) == expected
 
 
 def cell(name: str, *overrides: str) -> Cell:

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
+from runner.packed.memory import in_parts
 from runner.packed.rows import distinct, evaluation_loader
 
 if TYPE_CHECKING:
@@ -46,11 +47,13 @@ def evaluate_members(trainer: PackedTrainer) -> None:
 @torch.no_grad()
 def _evaluate_batch(trainer: PackedTrainer, batch: dict[str, Any]) -> dict[str, torch.Tensor]:
     parts, objective = [], trainer.objective
-    for first in range(0, len(trainer.members), trainer.at_once):
-        last = min(first + trainer.at_once, len(trainer.members))
+
+    def run(first: int, last: int) -> None:
         part, members = trainer.show(batch, first, last), trainer.members[first:last]
         scores = trainer.score(part)
         losses, figures = objective.measure(scores, part, members)
         losses = losses / objective.divisors([part], len(members)).to(losses.device)
         parts.append({"loss": losses, "rows": objective.measure_rows(scores, part, members), **figures})
+
+    trainer.at_once = in_parts(len(trainer.members), trainer.at_once, run)
     return {name: torch.cat([part[name] for part in parts]) for name in parts[0]}

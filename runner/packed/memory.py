@@ -4,15 +4,19 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import psutil
 import torch
 
 from runner.packed.adapters import PackedAdapters
 
-# Of the free memory; the rest is for what the estimate leaves out. A pass that fails all the same is halved.
+if TYPE_CHECKING:
+    from runner.packed.trainer import PackedTrainer
+
+# Of the free memory; the rest is for what the estimate, or the trial, leaves out.
 _SHARE = 0.7
+_SHARE_TRIED = 0.9
 
 
 def cells_at_once(
@@ -49,6 +53,35 @@ def in_parts(count: int, at_once: int, run: Callable[[int, int], None]) -> int:
             continue
         done = last
     return at_once
+
+
+def fitting(trainer: PackedTrainer, longest: int) -> int:
+    """How many adapters of a pack really share a pass: tried on rows as long as the ``longest``.
+
+    Begins with ``trainer.at_once``, the estimate, and takes more as long as memory is left.
+    """
+    at_once, most = trainer.at_once, len(trainer.members)
+    while True:
+        before = free_bytes(trainer.model)
+        torch.cuda.reset_peak_memory_stats()
+        begin = torch.cuda.memory_allocated()
+        worked = in_parts(at_once, at_once, lambda first, last: _try(trainer, first, last, longest))
+        needed = max(1, torch.cuda.max_memory_allocated() - begin)
+        room = math.floor(_SHARE_TRIED * before / needed * worked)
+        if worked < at_once or min(room, most) <= worked:
+            return worked
+        at_once = min(room, most)
+
+
+def _try(trainer: PackedTrainer, first: int, last: int, longest: int) -> None:
+    """A forward and a backward pass of which nothing is kept."""
+    rows = (last - first) * trainer.args.per_device_train_batch_size * trainer.objective.sides
+    ids = torch.zeros(rows, longest, dtype=torch.long)
+    trainer.adapters.state.show(first, last)
+    trainer.adapters.model.train()
+    with trainer.compiled:
+        scores = trainer.score({"input_ids": ids, "labels": ids})
+        torch.autograd.grad(scores.log_probs.sum(), trainer.adapters.tensors)
 
 
 def bytes_per_token(model: Any, checkpointing: bool) -> int:

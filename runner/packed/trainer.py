@@ -12,7 +12,7 @@ import torch
 from torch.optim.lr_scheduler import LambdaLR
 from transformers import Trainer
 
-from runner import interrupts
+from runner import console, interrupts
 from runner.labels import IGNORE
 from runner.packed import checkpoint
 from runner.packed.adapters import PackedAdapters, as_trl_prepares
@@ -20,7 +20,7 @@ from runner.packed.checkpoint import load_states
 from runner.packed.compiled import CompiledLayers
 from runner.packed.evaluation import evaluate_members
 from runner.packed.member import Line, Member, schedule, to_host
-from runner.packed.memory import in_parts
+from runner.packed.memory import fitting, in_parts
 from runner.packed.objective import Batch, PackObjective
 from runner.packed.rows import PackLoader, PackSampler, RowLists, distinct
 from runner.token_loss import TokenScores, token_scores
@@ -52,7 +52,7 @@ class PackedTrainer(GuardedTrainer):
         super().__init__(adapters.model, members[0].arguments, tokenizer, *datasets, lambda entry: None)
         self.adapters, self.members, self.at_once = adapters, members, at_once
         self.objective, self.collator = objective, objective.collator
-        self._compiled, self._after_step = compiled, after_step
+        self.compiled, self._after_step = compiled, after_step
         self._checkpoint_seconds = checkpoint_seconds
         self._dropout = adapters.stream
         self._all = list(members)  # every batch has rows of them all
@@ -60,6 +60,7 @@ class PackedTrainer(GuardedTrainer):
         self._window = self._empty_window()
         self._norms, self._rates = torch.zeros(len(members)), [0.0] * len(members)
         self.resume_from: Path | None = None
+        self.longest = 1  # tokens of the longest row
         self.on_step: Callable[[int, list[float]], None] = lambda step, losses: None
         self.on_end: Callable[[Member], None] = lambda member: None
         self._line: Line | None = None
@@ -75,6 +76,14 @@ class PackedTrainer(GuardedTrainer):
             self._keep_line()
             self._tell_line(logged=False)
         return result
+
+    def begin(self) -> None:
+        """Find out how many members fit in a pass, before the first of them."""
+        super().begin()
+        if self.args.device.type == "cuda":
+            estimated, self.at_once = self.at_once, fitting(self, self.longest)
+            if self.at_once != estimated:
+                console.note(f"{self.at_once} of {len(self.members)} cells share a pass, as was tried")
 
     # --- rows
 
@@ -125,7 +134,7 @@ class PackedTrainer(GuardedTrainer):
     def _pass(self, inputs: Batch, first: int, last: int, divisors: torch.Tensor) -> Batch:
         """Forward and backward for some of the members; their gradients are added only when all went well."""
         part = self.show(inputs, first, last)
-        with self._compiled:
+        with self.compiled:
             losses, figures = self.objective.measure(self.score(part), part, self.members[first:last])
             losses = losses / divisors[first:last]
             gradients = torch.autograd.grad(losses.sum(), self.adapters.tensors)
