@@ -228,20 +228,19 @@ def _fit(
             on_log,
             **({"fresh": fresh} if objective.reference else {}),
         )
+        trainer.on_shrink = on_shrink if config.on_oom else None
         trainer.facts = facts(setup, data) | {"batch": {name: getattr(arguments, name) for name in BATCH}}
         return trainer
 
-    def say(step: int, batch: int, passes: int) -> None:
-        remark = f"out of memory in step {step + 1}: {batch} rows in {passes} passes a step from here on"
-        folder.notes.append(f"{remark}, as on_oom=shrink asks for")
+    def on_shrink(remark: str) -> None:
+        folder.notes.append(f"{remark} (on_oom=shrink)")
         console.note(folder.notes[-1])
 
     own = start.checkpoint and start.checkpoint.parent.parent == folder.path
     folder.rewind(step_of(start.checkpoint) if own else 0)
     with folder.timed("train"), progress:
         checkpoint = str(start.checkpoint) if start.checkpoint else None
-        shrink = config.on_oom == "shrink"
-        trainer, result = train_shrinking(build, arguments, checkpoint, shrink, say)
+        trainer, result = train_shrinking(build, arguments, checkpoint, on_shrink if config.on_oom else None)
     if not all_finite(model):
         raise Diverged("a trained weight is not finite; nothing was saved")
     tokens = trainer.tokens_seen

@@ -23,7 +23,6 @@ from omegaconf import DictConfig, open_dict
 
 from runner import config, console
 from runner.errors import ExitCode, Problem, Refused, RunnerError
-from runner.interrupts import Preempted
 from runner.paths import CONFIG_DIR
 from runner.sweep import Handle
 
@@ -43,9 +42,8 @@ def main(argv: list[str] | None = None) -> int:
     handle = Handle(typed, command)
 
     def task(composed: DictConfig) -> None:
-        codes.append(_run(composed, typed))
-        if codes[-1] == ExitCode.PREEMPTED:
-            raise Preempted  # with hydra/launcher=basic there are more cells, which shall not begin
+        if ExitCode.PREEMPTED not in codes:  # with hydra/launcher=basic: the cells after it do not begin
+            codes.append(_run(composed, typed))
 
     task.sweep = handle  # by which the packed launcher knows the runner's own task
     start = hydra.main(version_base="1.3", config_path=str(CONFIG_DIR), config_name="config")(task)
@@ -59,8 +57,6 @@ def main(argv: list[str] | None = None) -> int:
     except HydraException as error:
         console.refused([Problem("hydra", str(error))])
         return ExitCode.REFUSED
-    except Preempted:
-        pass
     except KeyboardInterrupt:
         if handle.sweep is None:
             raise

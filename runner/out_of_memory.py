@@ -66,13 +66,12 @@ def train_shrinking(
     build: Callable[[], Any],
     arguments: Any,
     checkpoint: str | None,
-    shrink: bool,
-    say: Callable[[int, int, int], None],
+    on_shrink: Callable[[str], None] | None,
 ) -> tuple[Any, Any]:
     """Train with the ``GuardedTrainer`` that ``build`` makes of ``arguments``; returns it and its result.
 
-    With ``shrink``, a step that runs out of memory leaves a checkpoint of the one before it, from which a new
-    trainer goes on with a smaller batch and more passes; ``say`` is told step, batch size and passes.
+    With ``on_shrink``, which is told so, a step that runs out of memory leaves a checkpoint of the one before
+    it, from which a new trainer goes on with a smaller batch and more passes.
     """
     while True:
         trainer = build()
@@ -82,21 +81,22 @@ def train_shrinking(
             batch, passes = smaller(
                 arguments.per_device_train_batch_size, arguments.gradient_accumulation_steps
             )
-            if not (shrink and batch and is_out_of_memory(error)):
+            if not (on_shrink and batch and is_out_of_memory(error)):
                 raise
         # outside of the handler, whose traceback holds the tensors of the step
         step = trainer.state.global_step
         trainer.model.zero_grad(set_to_none=True)
-        _free()
+        free_memory()
         if step:
             checkpoint = str(trainer.leave_checkpoint())
-        say(step, batch, passes)
+        on_shrink(f"out of memory in step {step + 1}: {batch} rows in {passes} passes a step from here on")
         arguments.per_device_train_batch_size, arguments.gradient_accumulation_steps = batch, passes
         del trainer
-        _free()
+        free_memory()
 
 
-def _free() -> None:
+def free_memory() -> None:
+    """Give back what nobody refers to any more."""
     import torch
 
     gc.collect()

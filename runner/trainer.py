@@ -27,6 +27,7 @@ from runner import checkpoint, interrupts
 from runner.dropout import key_dropout
 from runner.errors import Diverged, RunnerError
 from runner.interrupts import Preempted
+from runner.out_of_memory import free_memory, is_out_of_memory
 from runner.token_loss import TokenScores, scores_by_head, token_scores
 
 # Called at every logged step with what the trainer logs, the step and the seconds since training began.
@@ -66,6 +67,7 @@ class GuardedTrainer(Trainer):
             **more,
         )
         self.facts: dict[str, Any] = {}
+        self.on_shrink: Callable[[str], None] | None = None
         self.resumed_totals: dict[str, Any] | None = None
         self.resumed_tokens = 0
         self.remove_callback(PrinterCallback)
@@ -171,6 +173,19 @@ class GuardedTrainer(Trainer):
         self._train_figures().update(figures)
         self._save_checkpoint(self.model, None)
         return Path(str(self.args.output_dir)) / f"checkpoint-{self.state.global_step}"
+
+    def evaluate(self, *args: Any, **kwargs: Any) -> dict[str, float]:
+        """As the library does it; where ``on_shrink`` is set, with smaller batches when memory runs out."""
+        while True:
+            try:
+                return super().evaluate(*args, **kwargs)
+            except Exception as error:
+                size = self.args.per_device_eval_batch_size // 2
+                if not (self.on_shrink and size and is_out_of_memory(error)):
+                    raise
+            free_memory()
+            self.args.per_device_eval_batch_size = size
+            self.on_shrink(f"out of memory in an evaluation: {size} rows at a time from here on")
 
     def _check_weights(self) -> None:
         if not all_finite(self.model):

@@ -128,6 +128,14 @@ def test_25_shrinking_keeps_the_rows_of_a_step(cli, monkeypatch, capsys):
     assert len(cli(*words, "resume=auto", folder="small").record["metrics"]) > 5  # goes on as it was shrunk
 
 
+def test_25_an_evaluation_shrinks_too(cli, monkeypatch):
+    out_of_memory_above(monkeypatch, 1)
+    one_by_one = ("trainer.per_device_train_batch_size=1", "trainer.per_device_eval_batch_size=4")
+    run = cli(*TINY, *QUIET, *one_by_one, "on_oom=shrink")
+    assert run.code == 0
+    assert any("an evaluation: 1 rows at a time" in note for note in run.record["notes"])
+
+
 @pytest.mark.gpu
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="needs CUDA")
 def test_25_shrinking_on_cuda(cli, capsys):
