@@ -205,42 +205,11 @@ def _fit(
     """Train and measure the loss on the held-out rows. Raises ``Diverged``."""
     from runner.trainer import all_finite
 
-    objective = OBJECTIVES[config.recipe]
-    progress = TrainingProgress(steps)
-    arguments, start = setup.arguments, setup.start
-    # smaller than the config's where an earlier start ran out of memory
-    for name, size in start.facts.get("batch", {}).items():
-        setattr(arguments, name, size)
-
-    def on_log(entry: dict[str, Any]) -> None:
-        progress.update(entry)
-        folder.log({key: value for key, value in entry.items() if key != "max_steps"})
-
-    held_out = data.eval.dataset() if data.eval else None
-
-    def build() -> Any:
-        trainer = objective.trainer_class()(
-            model,
-            arguments,
-            setup.base.tokenizer,
-            data.train.dataset(),
-            held_out,
-            on_log,
-            **({"fresh": fresh} if objective.reference else {}),
-        )
-        trainer.on_shrink = on_shrink if config.on_oom else None
-        trainer.facts = facts(setup, data) | {"batch": {name: getattr(arguments, name) for name in BATCH}}
-        return trainer
-
-    def on_shrink(remark: str) -> None:
-        folder.notes.append(f"{remark} (on_oom=shrink)")
-        console.note(folder.notes[-1])
-
+    start, progress = setup.start, TrainingProgress(steps)
     own = start.checkpoint and start.checkpoint.parent.parent == folder.path
     folder.rewind(step_of(start.checkpoint) if own else 0)
     with folder.timed("train"), progress:
-        checkpoint = str(start.checkpoint) if start.checkpoint else None
-        trainer, result = train_shrinking(build, arguments, checkpoint, on_shrink if config.on_oom else None)
+        trainer, result = _train(config, folder, setup, data, model, progress, fresh)
     if not all_finite(model):
         raise Diverged("a trained weight is not finite; nothing was saved")
     tokens = trainer.tokens_seen
@@ -251,10 +220,51 @@ def _fit(
         "tokens_per_second": round((tokens - trainer.resumed_tokens) / max(folder.times["train"], 1e-9), 1),
         "peak_memory_bytes": environment.peak_memory(),
     }
-    if held_out is not None:
+    if data.eval is not None:
         with folder.timed("evaluate"):
             scores = trainer.evaluate()
         folder.metrics |= {key.replace("/", "_"): scores[key] for key in SCORES if key in scores}
+
+
+def _train(
+    config: RunConfig,
+    folder: RunFolder,
+    setup: Setup,
+    data: Data,
+    model: Any,
+    progress: TrainingProgress,
+    fresh: bool,
+) -> tuple[Any, Any]:
+    """The trainer, and the result of its training."""
+    objective, arguments, start = OBJECTIVES[config.recipe], setup.arguments, setup.start
+    # smaller than the config's where an earlier start ran out of memory
+    for name, size in start.facts.get("batch", {}).items():
+        setattr(arguments, name, size)
+
+    def on_log(entry: dict[str, Any]) -> None:
+        progress.update(entry)
+        folder.log({key: value for key, value in entry.items() if key != "max_steps"})
+
+    def on_shrink(remark: str) -> None:
+        folder.notes.append(f"{remark} (on_oom=shrink)")
+        console.note(folder.notes[-1])
+
+    def build() -> Any:
+        trainer = objective.trainer_class()(
+            model,
+            arguments,
+            setup.base.tokenizer,
+            data.train.dataset(),
+            data.eval.dataset() if data.eval else None,
+            on_log,
+            **({"fresh": fresh} if objective.reference else {}),
+        )
+        trainer.on_shrink = on_shrink if config.on_oom else None
+        trainer.facts = facts(setup, data) | {"batch": {name: getattr(arguments, name) for name in BATCH}}
+        return trainer
+
+    checkpoint = str(start.checkpoint) if start.checkpoint else None
+    return train_shrinking(build, arguments, checkpoint, on_shrink if config.on_oom else None)
 
 
 def answerable(data: Data) -> Any:
