@@ -83,4 +83,5 @@ class PackProgress(Progress):
         self._times.append(time.monotonic())
         if len(self._times) == _SETTLED:
             left = (self._times[-1] - self._times[1]) / (_SETTLED - 2) * (self._total - step)
-            out.print(f"[bold]time[/] about {left / 60:.1f} min of training left")
+            shown = f"{left:.0f} s" if left < 120 else f"{left / 60:.1f} min"
+            out.print(f"[bold]time[/] about {shown} of training left")

@@ -99,6 +99,7 @@ def test_distance_to_solo_on_cuda(cli, tmp_path, monkeypatch, quantization):
     assert_alike(compare(cli, tmp_path, monkeypatch, base))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("quantization", ["none", "nf4", "int8"])
 def test_distance_to_solo_on_a_cpu(cli, tmp_path, monkeypatch, quantization):
     base = ("model=tiny", "trainer.precision=bf16", *BASE, f"quantization={quantization}")
