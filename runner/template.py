@@ -18,7 +18,7 @@ from jinja2.exceptions import TemplateError, TemplateSyntaxError
 from runner.errors import Problem, Refused, nearest
 from runner.formats import Example
 from runner.labels import IGNORE, Encoded, Rendered, encode
-from runner.messages import BadRow, Message, is_trained
+from runner.messages import BadRow, Message, is_trained, says_something
 from runner.settings import TemplateSettings
 
 _PROBE = "answer-0b9f"  # stands for an answer where only what comes before it is wanted
@@ -90,6 +90,8 @@ class Renderer:
             content, role = message["content"], message["role"]
             if self._stop.search(content):
                 found.append("control tokens in its words")
+            if not says_something(message):
+                found.append(f"an empty {role} message")
             if role in ("system", "tool") and not _shows(text, content.strip()):
                 found.append(f"{role} message left out by the template")
             if any(not _shows(text, _tool_name(call)) for call in message.get("tool_calls", ())):
