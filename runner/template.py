@@ -83,6 +83,15 @@ class Renderer:
         messages = self._with_system(example.messages)
         return self._prompt(messages[:-1], example.tools)
 
+    def sample_turn(self) -> tuple[str, list[str]]:
+        """A question and its answer as a row has them, and the control tokens that end the answer.
+
+        Raises ``BadRow``.
+        """
+        roles = ("user", "assistant")
+        turn = self._turn([{"role": role, "content": _PROBE} for role in roles], 1, ())
+        return turn.text, self._stop.findall(turn.text, turn.start)
+
     def doubts(self, example: Example, rows: list[Rendered]) -> list[str]:
         """What may be wrong with a rendered example, as reasons to count: nothing here stops a run."""
         found, text = [], rows[-1].text if rows else ""
@@ -205,6 +214,12 @@ def _template_problems(tokenizer: Any, settings: TemplateSettings) -> Iterator[P
     elif tokenizer.eos_token is None:
         message = "the tokenizer names no end token, so that the model could never stop"
         yield Problem("template.stop", message, "name one of its tokens: template.stop=...")
+    for name in settings.kwargs:
+        if not re.search(rf"\b{re.escape(str(name))}\b", template):
+            message = f"the chat template reads no {name!r}, so that it would have no effect"
+            yield Problem(
+                f"template.kwargs.{name}", message, nearest(name, re.findall(r"[a-z]\w+", template))
+            )
     used = sorted(set(re.findall(r"<\|[^|<>{}]+\|>", template)) - {settings.stop} - set(vocabulary))
     if used and settings.chat_template:
         message = f"the template uses {', '.join(used)}, which this tokenizer has no token for"
