@@ -43,7 +43,7 @@ def overlap(train: Iterable[Example], held_out: Sequence[Example]) -> tuple[int,
 def _named(shared: Sequence[Example], rows: dict[str, Example]) -> str:
     """The first of the shared rows, each with the training row that it repeats."""
     pairs = [f"{example.where} is {rows[_said(example)].where}" for example in shared[:_SHOWN]]
-    return ", ".join(pairs) + (", ..." if len(shared) > _SHOWN else "")
+    return "; ".join(pairs) + ("; ..." if len(shared) > _SHOWN else "")
 
 
 def _said(example: Example) -> str:

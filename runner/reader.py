@@ -184,19 +184,18 @@ def _overlooked(name: str, found: Iterable[str]) -> list[str]:
 
 
 def _mapping_problem(columns: dict[str, str], found: Iterable[str]) -> tuple[str, str] | None:
-    unknown = [target for target in columns.values() if target not in COLUMNS]
-    if unknown:
-        return f"columns maps to {unknown[0]!r}, which no format reads", nearest(unknown[0], COLUMNS, 20)
     targets = list(columns.values())
+    absent = [name for name in columns if name not in found]
+    if absent:
+        message = f"columns maps {absent[0]!r}, which the file lacks; it has {sorted(found)}"
+        if columns[absent[0]] in found and absent[0] in COLUMNS:
+            return message, f"the file's name comes first: {{{columns[absent[0]]}: {absent[0]}}}"
+        return message, nearest(absent[0], found)
+    if unknown := [target for target in targets if target not in COLUMNS]:
+        return f"columns maps to {unknown[0]!r}, which no format reads", nearest(unknown[0], COLUMNS, 20)
     if twice := [target for target in targets if targets.count(target) > 1]:
         return f"columns maps two columns to {twice[0]!r}", "keep one of them"
-    absent = [name for name in columns if name not in found]
-    if not absent:
-        return None
-    message = f"columns maps {absent[0]!r}, which the file lacks; it has {sorted(found)}"
-    if columns[absent[0]] in found and absent[0] in _NAMES:
-        return message, f"the file's name comes first: {{{columns[absent[0]]}: {absent[0]}}}"
-    return message, nearest(absent[0], found)
+    return None
 
 
 def _suggested(columns: Iterable[str], kind: Kind) -> str:
