@@ -36,6 +36,7 @@ def run(config: RunConfig, folder: RunFolder) -> None:
         max_length = row_limit(config, base.config)
     with folder.timed("data"):
         data = prepare(config.data, renderer, max_length, config.seed, kind)
+        data.check_held_out()
     folder.notes += [*base.notes, *marks, *data.notes]
     folder.record |= {
         "model": base.record(),

@@ -120,6 +120,7 @@ def _prepare(cells: list[PackedCell], setup: Setup) -> dict[str, Data]:
         if config.seed not in by_seed:
             kind = OBJECTIVES[config.recipe].kind
             data = prepare(config.data, setup.renderer, setup.max_length, config.seed, kind)
+            data.check_held_out()
             prints = (data.train.fingerprint, data.eval.fingerprint if data.eval else "")
             by_seed[config.seed] = alike.setdefault(prints, data)
     return {cell.name: by_seed[cell.config.seed] for cell in cells}

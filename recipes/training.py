@@ -70,6 +70,7 @@ def train(config: RunConfig, folder: RunFolder) -> None:
     with folder.timed("data"):
         data = prepare(config.data, setup.renderer, setup.max_length, config.seed, objective.kind)
         classes = _classes(config, data)
+        data.check_held_out()
     steps = total_steps(setup.arguments, len(data.train.rows))
     folder.notes += [*setup.base.notes, *setup.notes, *data.notes]
     describe(folder, setup, data)

@@ -33,7 +33,9 @@ def check_idle(values: dict[str, Any], origins: Origins) -> Iterator[Problem]:
     trainer, data = values.get("trainer") or {}, values.get("data") or {}
     for name, needed, default, fits, hint in _NEEDS:
         value = trainer.get(needed, default)
-        if trainer.get(name) is not None and not fits(str(value)):
+        # a stronger source that turns something off need not know what a weaker one set for it
+        stronger = origins.rank(f"trainer.{needed}") > origins.rank(f"trainer.{name}")
+        if trainer.get(name) is not None and not stronger and not fits(str(value)):
             message = f"trainer.{name} has no effect with trainer.{needed}={value}"
             yield Problem(origins.where(f"trainer.{name}"), message, hint)
     for name, default in (("split", "train"), ("subset", None)):

@@ -4,19 +4,29 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
 
-from runner.errors import Problem, Refused
+from runner.errors import Problem
 from runner.formats import Example
 from runner.messages import Message
 
 _SHOWN = 3  # rows named in a note
 
 
-def overlap(train: Iterable[Example], held_out: Sequence[Example]) -> tuple[int, list[str]]:
-    """How many held-out rows are training rows too, and what to say of them.
+@dataclass(frozen=True)
+class Overlap:
+    """How many held-out rows are training rows too, what to say of it, and the mistake if none is new."""
+
+    rows: int
+    notes: list[str]
+    problem: Problem | None
+
+
+def overlap(train: Iterable[Example], held_out: Sequence[Example]) -> Overlap:
+    """Compare held-out with training rows.
 
     Rows are the same when they say the same, in whatever format and with whatever white space. Held-out rows
-    of which only the prompt is in training are said too. Raises ``Refused`` if no held-out row is new.
+    of which only the prompt is in training are said too.
     """
     rows: dict[str, Example] = {}
     prompts: set[str] = set()
@@ -24,20 +34,21 @@ def overlap(train: Iterable[Example], held_out: Sequence[Example]) -> tuple[int,
         rows.setdefault(_said(example), example)
         prompts.add(_asked(example))
     shared = [example for example in held_out if _said(example) in rows]
-    if shared and len(shared) == len(held_out):
-        message = f"all {len(held_out)} held-out rows are training rows too: {_named(shared, rows)}"
-        hint = "rows that are not trained on; data.eval_split=0.1 holds some of the training rows out"
-        raise Refused(Problem("data.eval_path", message, hint))
-    asked = sum(_asked(example) in prompts for example in held_out if example.messages) - len(
-        [example for example in shared if example.messages]
-    )
-    notes = []
+    asked = [e for e in held_out if e.messages and _asked(e) in prompts and _said(e) not in rows]
+    notes, problem = [], None
     if shared:
         named = _named(shared, rows)
         notes.append(f"{len(shared)} of {len(held_out)} held-out rows are training rows too: {named}")
     if asked:
-        notes.append(f"{asked} of {len(held_out)} held-out rows have the prompt of a training row")
-    return len(shared), notes
+        first = asked[0].where
+        notes.append(
+            f"{len(asked)} of {len(held_out)} held-out rows have the prompt of a training row, {first} first"
+        )
+    if shared and len(shared) == len(held_out):
+        message = f"all {len(held_out)} held-out rows are training rows too: {_named(shared, rows)}"
+        hint = "rows that are not trained on; data.eval_split=0.1 holds some of the training rows out"
+        problem = Problem("data.eval_path", message, hint)
+    return Overlap(len(shared), notes, problem)
 
 
 def _named(shared: Sequence[Example], rows: dict[str, Example]) -> str:

@@ -36,7 +36,7 @@ def prepare(
     """
     sources = _read(data, seed, kind)
     train = _filter("train", sources["data.path"], data)
-    held_out = None
+    held_out = known = None
     if data.eval_path:
         held_out = _filter("eval", sources["data.eval_path"], data)
     elif data.eval_split:
@@ -45,8 +45,9 @@ def prepare(
     notes = [remark for read in sources.values() for source in read for remark in source.remarks]
     if held_out is not None:
         _limit(held_out, data.eval_max_rows, seed)
-        held_out.counts["also in train"], said = overlap(train.examples, held_out.examples)
-        notes += said
+        shared = overlap(train.examples, held_out.examples)
+        held_out.counts["also in train"], known = shared.rows, shared.problem
+        notes += shared.notes
     for split in (train, held_out):
         if split is not None:
             if (
@@ -56,7 +57,7 @@ def prepare(
             _encode(split, data, renderer, max_length)
             split.counts = +split.counts  # without the reasons that met no row
             notes += _remarks(split, max_length)
-    return Data(train, held_out, notes)
+    return Data(train, held_out, notes, known)
 
 
 def _read(data: DataSettings, seed: int, kind: Kind) -> dict[str, list[Source]]:

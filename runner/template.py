@@ -11,6 +11,7 @@ import json
 import re
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
+from difflib import get_close_matches
 from typing import Any
 
 from jinja2.exceptions import TemplateError, TemplateSyntaxError
@@ -217,9 +218,9 @@ def _template_problems(tokenizer: Any, settings: TemplateSettings) -> Iterator[P
     for name in settings.kwargs:
         if not re.search(rf"\b{re.escape(str(name))}\b", template):
             message = f"the chat template reads no {name!r}, so that it would have no effect"
-            yield Problem(
-                f"template.kwargs.{name}", message, nearest(name, re.findall(r"[a-z]\w+", template))
-            )
+            near = get_close_matches(str(name), set(re.findall(r"[a-z]\w+", template)), n=1)
+            hint = f"did you mean {near[0]!r}?" if near else "the template decides which there are"
+            yield Problem(f"template.kwargs.{name}", message, hint)
     used = sorted(set(re.findall(r"<\|[^|<>{}]+\|>", template)) - {settings.stop} - set(vocabulary))
     if used and settings.chat_template:
         message = f"the template uses {', '.join(used)}, which this tokenizer has no token for"
