@@ -29,13 +29,15 @@ _NEEDS: tuple[tuple[str, str, str, Callable[[str], bool], str], ...] = (
 
 
 def check_idle(values: dict[str, Any], origins: Origins) -> Iterator[Problem]:
-    """A problem for each key that is given and cannot have an effect."""
+    """A problem for each key that is given and cannot have an effect; settles those of a weaker source."""
     trainer, data = values.get("trainer") or {}, values.get("data") or {}
     for name, needed, default, fits, hint in _NEEDS:
         value = trainer.get(needed, default)
-        # a stronger source that turns something off need not know what a weaker one set for it
-        stronger = origins.rank(f"trainer.{needed}") > origins.rank(f"trainer.{name}")
-        if trainer.get(name) is not None and not stronger and not fits(str(value)):
+        if trainer.get(name) is None or fits(str(value)):
+            continue
+        if origins.rank(f"trainer.{needed}") > origins.rank(f"trainer.{name}"):
+            del trainer[name]  # a stronger source turned off what a weaker one had set it for
+        else:
             message = f"trainer.{name} has no effect with trainer.{needed}={value}"
             yield Problem(origins.where(f"trainer.{name}"), message, hint)
     for name, default in (("split", "train"), ("subset", None)):
