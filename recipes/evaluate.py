@@ -18,6 +18,7 @@ from runner.identity import base_identity
 from runner.lineage import adapters, check_base, head_problems
 from runner.lm_eval_tasks import run_tasks, task_problems
 from runner.model import Precision, choose_precision, find_base, load_model
+from runner.positions import row_limit
 from runner.prepare import prepare
 from runner.progress import Progress
 from runner.settings import RunConfig
@@ -36,8 +37,9 @@ def run(config: RunConfig, folder: RunFolder) -> None:
         apply_template(base.tokenizer, config.template)
         renderer = Renderer(base.tokenizer, config.template, config.data.train_on)
         quantization = quantization_config(config, precision)
+        max_length = row_limit(config, base.config)
     with folder.timed("data"):
-        rows = _rows(config, folder, renderer)
+        rows = _rows(config, folder, renderer, max_length)
     folder.record |= {
         "model": base.record() | {"identity": identity},
         "data": {rows.name: rows.record()},
@@ -119,11 +121,10 @@ def _function_problems(place: str) -> list[Problem]:
     return []
 
 
-def _rows(config: RunConfig, folder: RunFolder, renderer: Renderer) -> Split:
+def _rows(config: RunConfig, folder: RunFolder, renderer: Renderer, max_length: int | None) -> Split:
     """The held-out rows, or all rows where none are held out."""
     from runner.bootstrap import enough
 
-    max_length = config.trainer.get("max_length", 1024)
     data = prepare(config.data, renderer, max_length, config.seed)
     folder.notes += data.notes
     if data.eval is None:

@@ -11,10 +11,12 @@ from runner.formats import Kind
 from runner.labels import IGNORE, Encoded
 from runner.model import find_base
 from runner.objectives import OBJECTIVES
+from runner.positions import row_limit
 from runner.prepare import prepare
 from runner.recipe_rules import trainer_class
 from runner.settings import RunConfig
 from runner.template import Renderer, apply_template
+from runner.turns import check_turns
 
 _SHOWN_ROWS = 3
 
@@ -29,10 +31,13 @@ def run(config: RunConfig, folder: RunFolder) -> None:
         base = find_base(config.model)
         apply_template(base.tokenizer, config.template)
         renderer = Renderer(base.tokenizer, config.template, config.data.train_on)
-    max_length = config.trainer.get("max_length", 1024)
+        kind = _kind(config)
+        marks = check_turns(base, renderer, kind != "labels" and config.data.format != "text")
+        max_length = row_limit(config, base.config)
     with folder.timed("data"):
-        data = prepare(config.data, renderer, max_length, config.seed, _kind(config))
-    folder.notes += [*base.notes, *data.notes]
+        data = prepare(config.data, renderer, max_length, config.seed, kind)
+        data.check_held_out()
+    folder.notes += [*base.notes, *marks, *data.notes]
     folder.record |= {
         "model": base.record(),
         "data": {split.name: split.record() for split in (data.train, data.eval) if split},

@@ -118,9 +118,9 @@ def _prepare(cells: list[PackedCell], setup: Setup) -> dict[str, Data]:
     alike: dict[tuple[str, str], Data] = {}
     for config in (cell.config for cell in cells):
         if config.seed not in by_seed:
-            length = config.trainer.get("max_length", 1024)
             kind = OBJECTIVES[config.recipe].kind
-            data = prepare(config.data, setup.renderer, length, config.seed, kind)
+            data = prepare(config.data, setup.renderer, setup.max_length, config.seed, kind)
+            data.check_held_out()
             prints = (data.train.fingerprint, data.eval.fingerprint if data.eval else "")
             by_seed[config.seed] = alike.setdefault(prints, data)
     return {cell.name: by_seed[cell.config.seed] for cell in cells}

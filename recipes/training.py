@@ -23,15 +23,17 @@ from runner.components import (
 from runner.errors import Diverged
 from runner.identity import base_identity
 from runner.lineage import adapters, check_base, check_shape, write_base
-from runner.model import Base, Precision, choose_precision, device, find_base, linear_modules, load_model
+from runner.model import Base, Precision, choose_precision, device, find_base, load_model, module_names
 from runner.objectives import OBJECTIVES
 from runner.out_of_memory import train_shrinking
+from runner.positions import row_limit
 from runner.prepare import prepare
 from runner.progress import TrainingProgress
 from runner.resume import Start, check_same, find_start
 from runner.settings import RunConfig
 from runner.split import Data, number_classes
 from runner.template import Renderer, apply_template
+from runner.turns import check_turns
 
 if TYPE_CHECKING:
     from runner.scoring import Judge
@@ -51,12 +53,13 @@ BATCH = ("per_device_train_batch_size", "gradient_accumulation_steps")
 
 @dataclass
 class Setup:
-    """All that a run needs before its weights are loaded."""
+    """All that a run needs before its weights are loaded; rows are cut at ``max_length`` tokens."""
 
     base: Base
     identity: dict[str, Any]
     precision: Precision
     renderer: Renderer
+    max_length: int | None
     quantization: Any
     arguments: Any
     start: Start
@@ -69,9 +72,9 @@ def train(config: RunConfig, folder: RunFolder) -> None:
     with folder.timed("check"):
         setup = check(config, folder.path)
     with folder.timed("data"):
-        max_length = config.trainer.get("max_length", 1024)
-        data = prepare(config.data, setup.renderer, max_length, config.seed, objective.kind)
+        data = prepare(config.data, setup.renderer, setup.max_length, config.seed, objective.kind)
         classes = _classes(config, data)
+        data.check_held_out()
         check_same(setup.start, facts(setup, data))
     steps = total_steps(setup.arguments, len(data.train.rows))
     folder.notes += [*setup.base.notes, *setup.notes, *data.notes]
@@ -158,15 +161,17 @@ def check(config: RunConfig, folder: Path) -> Setup:
     precision = choose_precision(config)
     apply_template(base.tokenizer, config.template)
     renderer = Renderer(base.tokenizer, config.template, config.data.train_on)
+    marks = check_turns(base, renderer, OBJECTIVES[config.recipe].generates and config.data.format != "text")
+    max_length = row_limit(config, base.config)
     has_cuda = device().type == "cuda"
     arguments, notes = training_arguments(config, precision, folder, has_cuda)
     peft_config(config)
-    check_adapter(config, base, linear_modules(base.config, config.model.trust_remote_code), has_cuda)
+    check_adapter(config, base, module_names(base.config, config.model.trust_remote_code), has_cuda)
     identity = base_identity(base, config.seed, precision.dtype)
-    notes += check_base(config, identity)
+    notes += [*marks, *check_base(config, identity)]
     quantization = quantization_config(config, precision)
     notes = [*start.notes, *notes]
-    return Setup(base, identity, precision, renderer, quantization, arguments, start, notes)
+    return Setup(base, identity, precision, renderer, max_length, quantization, arguments, start, notes)
 
 
 def facts(setup: Setup, data: Data) -> dict[str, Any]:

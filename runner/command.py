@@ -12,9 +12,11 @@ from typing import Any
 
 import yaml
 from hydra._internal.utils import get_args_parser
+from hydra.conf import HydraConf
 from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.core.override_parser.types import Override
 from hydra.errors import HydraException
+from omegaconf import DictConfig, OmegaConf
 
 from runner import inherit
 from runner.axes import axes_of, quote_nested
@@ -234,6 +236,21 @@ def _override_problems(
                 yield Problem(text, f"++ does not choose a {key}", f"write {key}={value}")
     elif top not in ("hydra", *TOP_LEVEL, *groups):
         yield Problem(text, f"unknown key {key!r}", nearest_key(key))
+    elif key.startswith("hydra.") and (override.is_add() or override.is_force_add()):
+        yield from _new_in_hydra(text, key)
+
+
+def _new_in_hydra(text: str, key: str) -> Iterator[Problem]:
+    """``+`` and ``++`` let Hydra's own config take any key, which nothing would read."""
+    node: Any = OmegaConf.structured(HydraConf)
+    for name in key.split(".")[1:]:
+        free = not isinstance(node, DictConfig) or OmegaConf.get_type(node) in (dict, None)
+        if free or name in ("sweeper", "launcher"):  # those are the plugins'
+            return
+        if name not in node:
+            yield Problem(text, f"unknown key {key!r}", nearest(name, map(str, node)))
+            return
+        node = node._get_node(name)
 
 
 def _optuna() -> bool:

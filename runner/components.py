@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import importlib
+import re
+from collections.abc import Iterator
 from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -131,25 +133,53 @@ def check_packing(config: RunConfig) -> None:
         raise Refused(problem)
 
 
-def check_adapter(config: RunConfig, base: Base, names: list[str], has_cuda: bool) -> None:
-    """Refuse target modules outside ``names``, the linear layers, and LoftQ where PEFT cannot run it."""
+def check_adapter(config: RunConfig, base: Base, modules: dict[str, bool], has_cuda: bool) -> None:
+    """Refuse names of modules that the model lacks, and LoftQ where PEFT cannot run it.
+
+    ``modules`` are the model's, each with whether it is linear; PEFT passes over most names that it misses.
+    """
     if config.lora.get("init_lora_weights") == "loftq" and not (has_cuda and base.folder):
         lacks = "there is no CUDA device" if base.folder else "random weights have none"
         message = f"LoftQ is computed on CUDA from a checkpoint's weights, and {lacks}"
         raise Refused(Problem("lora.init_lora_weights", message, "lora=r16 quantization=nf4"))
-    targets = config.lora.get("target_modules")
-    if not isinstance(targets, list) or not names:
-        return
-    known = {part for name in names for part in (name, name.rpartition(".")[2])}
-    missing = [
-        target
-        for target in targets
-        if target not in known and not any(n.endswith(f".{target}") for n in names)
-    ]
-    if missing:
-        short = sorted({name.rpartition(".")[2] for name in names})
-        message = f"{type(base.config).__name__} has no modules {', '.join(map(repr, missing))}"
-        raise Refused(Problem("lora.target_modules", message, f"it has: {', '.join(short)}; or all-linear"))
+    if problems := list(_missing_modules(config, base, modules)) if modules else []:
+        raise Refused(problems)
+
+
+# The keys that name modules, and whether they mean linear ones only, as regular expressions.
+_NAMING = {
+    "target_modules": (True, False),
+    "exclude_modules": (True, False),
+    "modules_to_save": (False, False),
+    "rank_pattern": (True, True),
+    "alpha_pattern": (True, True),
+}
+
+
+def _missing_modules(config: RunConfig, base: Base, modules: dict[str, bool]) -> Iterator[Problem]:
+    heads = {"score", "classifier"} if task_type(config) == "SEQ_CLS" else set()
+    for key, (linear, regular) in _NAMING.items():
+        given = config.lora.get(key)
+        names = [name for name in modules if modules[name] or not linear]
+        missing = [
+            repr(name)
+            for name in (given if isinstance(given, (list, dict)) else ())
+            if name not in heads
+            and not any(
+                re.match(rf"(.*\.)?({name if regular else re.escape(name)})$", known) for known in names
+            )
+        ]
+        if missing:
+            short = sorted({name.rpartition(".")[2] for name in names} - set("0123456789"))
+            message = f"{type(base.config).__name__} has no modules {', '.join(missing)}"
+            every = "; or all-linear" if key == "target_modules" else ""
+            yield Problem(f"lora.{key}", message, f"it has: {', '.join(short)}{every}")
+    layers = getattr(base.config.get_text_config(), "num_hidden_layers", None)
+    chosen = config.lora.get("layers_to_transform")
+    chosen = chosen if isinstance(chosen, list) else [chosen] if chosen is not None else []
+    if layers and (beyond := [number for number in chosen if not 0 <= number < layers]):
+        message = f"{type(base.config).__name__} has no layer {beyond[0]}"
+        yield Problem("lora.layers_to_transform", message, f"allowed: 0 to {layers - 1}")
 
 
 def _plain_optimizer(name: str) -> str | None:

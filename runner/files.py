@@ -9,9 +9,10 @@ import csv
 import json
 from collections.abc import Iterable, Iterator
 from pathlib import Path
+from typing import Any
 
 from runner.errors import Problem, Refused
-from runner.messages import Row
+from runner.messages import Row, shown
 from runner.paths import EXAMPLES
 
 FILE_KINDS = {".json": "json", ".jsonl": "json", ".csv": "csv", ".tsv": "csv", ".parquet": "parquet"}
@@ -20,6 +21,10 @@ _MARK = b"\xef\xbb\xbf"  # the byte order mark, with which some editors begin UT
 
 # A row, or why it is none, with its number from 1.
 Rows = Iterable[tuple[int, Row | Problem]]
+
+
+class _Twice(ValueError):
+    """An object that names a key twice, of which JSON's own reader would keep the last without a word."""
 
 
 def local_files(path: str, key: str) -> list[Path]:
@@ -82,12 +87,24 @@ def _jsonl_rows(file: Path) -> Iterator[tuple[int, Row | Problem]]:
 
 def _json_row(file: Path, number: int, line: str) -> Row | Problem:
     try:
-        row = json.loads(line)
+        row = json.loads(line, object_pairs_hook=_object)
     except json.JSONDecodeError as error:
         return Problem(f"{file}:{number}", f"is not JSON: {error.msg} at column {error.colno}")
+    except _Twice as error:
+        return Problem(f"{file}:{number}", str(error), "keep one of them")
     if isinstance(row, dict):
         return row
     return Problem(f"{file}:{number}", f"must be an object, got {type(row).__name__}")
+
+
+def _object(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    """A JSON object of its keys and values. Raises ``_Twice``."""
+    made = dict(pairs)
+    if len(made) < len(pairs):
+        names = [name for name, _ in pairs]
+        twice = next(name for name in names if names.count(name) > 1)
+        raise _Twice(f"names {twice!r} twice in one object: {shown(made)}")
+    return made
 
 
 def _json_rows(file: Path) -> Iterator[tuple[int, Row | Problem]]:
@@ -97,9 +114,12 @@ def _json_rows(file: Path) -> Iterator[tuple[int, Row | Problem]]:
         yield from enumerate(broken, start=1)
         return
     try:
-        rows = json.loads("".join(map(str, lines)))
+        rows = json.loads("".join(map(str, lines)), object_pairs_hook=_object)
     except json.JSONDecodeError as error:
         yield 0, Problem(f"{file}:{error.lineno}", f"is not JSON: {error.msg} at column {error.colno}")
+        return
+    except _Twice as error:
+        yield 0, Problem(str(file), str(error), "keep one of them")
         return
     if not isinstance(rows, list):
         message = f"holds one object with the keys {sorted(rows)}, not a list of rows"
@@ -127,6 +147,10 @@ def _csv_rows(file: Path) -> Iterator[tuple[int, Row | Problem]]:
                 continue
             if not header:
                 header = [name.strip() for name in cells]
+                if twice := [name for name in header if header.count(name) > 1]:
+                    message = f"the header names the column {twice[0]!r} twice"
+                    yield 0, Problem(f"{file}:{reader.line_num}", message, "rename one of them")
+                    return
                 continue
             number += 1
             if len(cells) == len(header):

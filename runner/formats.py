@@ -36,6 +36,10 @@ FORMATS: dict[str, tuple[tuple[str, ...], ...]] = {
     "text": (("text",),),
 }
 
+# What a row may have besides, and all columns that are read.
+OPTIONAL = ("system", "input", "history", "tools")
+COLUMNS = {*OPTIONAL, *(name for parts in FORMATS.values() for part in parts for name in part)}
+
 # What a recipe learns from, and the formats that hold it: an answer, the better of two answers, answers that
 # were liked or not, or the class of a text.
 Kind = Literal["answers", "pairs", "feedback", "labels"]

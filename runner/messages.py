@@ -95,7 +95,10 @@ def _message(item: Any, where: str) -> Message:
         content = "".join(map(str, texts)) if len(texts) == len(content) > 0 else content
     if not isinstance(content, str):
         raise BadRow(f"{where} has no text content, got {shown(content)}")
-    if item.get("weight") == 0:  # OpenAI's mark of an answer that is read but not learnt
+    weight = item.get("weight")  # 0 is OpenAI's mark of an answer that is read but not learnt
+    if weight not in (None, 0, 1):
+        raise BadRow(f"{where} has the weight {shown(weight)}; allowed: 0 (only read) or 1 (learnt)")
+    if weight == 0:
         kept["weight"] = 0
     return {"role": known, "content": _sound(content, where), **kept}
 

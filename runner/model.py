@@ -192,16 +192,16 @@ def _keep_trainable(model: PreTrainedModel) -> PreTrainedModel:
     return model
 
 
-def linear_modules(config: PreTrainedConfig, trust_remote_code: bool = False) -> list[str]:
-    """Names of the linear layers' last parts (``q_proj``), without loading weights; empty for remote code."""
+def module_names(config: PreTrainedConfig, trust_remote_code: bool = False) -> dict[str, bool]:
+    """Names of all modules, each with whether it is linear, without loading weights; none of remote code."""
     import torch
     from transformers import AutoModelForCausalLM
 
     if trust_remote_code:
-        return []
+        return {}
     with torch.device("meta"):
         model = AutoModelForCausalLM.from_config(config)
-    return sorted({name for name, module in model.named_modules() if isinstance(module, torch.nn.Linear)})
+    return {name: isinstance(module, torch.nn.Linear) for name, module in model.named_modules() if name}
 
 
 def _architecture(name: str) -> PreTrainedConfig:

@@ -14,6 +14,7 @@ from runner.errors import Problem, Refused
 from runner.formats import Example, Kind, unpaired
 from runner.labels import Encoded, Rendered
 from runner.messages import BadRow, Message
+from runner.overlap import overlap
 from runner.reader import Source, limited, read_sources
 from runner.settings import DataSettings
 from runner.split import Data, Split
@@ -35,16 +36,18 @@ def prepare(
     """
     sources = _read(data, seed, kind)
     train = _filter("train", sources["data.path"], data)
-    held_out = None
+    held_out = known = None
     if data.eval_path:
         held_out = _filter("eval", sources["data.eval_path"], data)
     elif data.eval_split:
         held_out = _split_off(train, data.eval_split, seed)
     _limit(train, data.max_rows, seed)
-    notes = []
+    notes = [remark for read in sources.values() for source in read for remark in source.remarks]
     if held_out is not None:
         _limit(held_out, data.eval_max_rows, seed)
-        notes += _overlap(train, held_out)
+        shared = overlap(train.examples, held_out.examples)
+        held_out.counts["also in train"], known = shared.rows, shared.problem
+        notes += shared.notes
     for split in (train, held_out):
         if split is not None:
             if (
@@ -54,7 +57,7 @@ def prepare(
             _encode(split, data, renderer, max_length)
             split.counts = +split.counts  # without the reasons that met no row
             notes += _remarks(split, max_length)
-    return Data(train, held_out, notes)
+    return Data(train, held_out, notes, known)
 
 
 def _read(data: DataSettings, seed: int, kind: Kind) -> dict[str, list[Source]]:
@@ -146,13 +149,6 @@ def _limit(split: Split, rows: int | None, seed: int) -> None:
         split.examples = [split.examples[index] for index in kept]
 
 
-def _overlap(train: Split, held_out: Split) -> list[str]:
-    known = {_identity(example) for example in train.examples}
-    shared = sum(_identity(example) in known for example in held_out.examples)
-    held_out.counts["also in train"] = shared
-    return [f"{shared} of {len(held_out.examples)} held-out rows are training rows too"] if shared else []
-
-
 def _encode(split: Split, data: DataSettings, renderer: Renderer, max_length: int | None) -> None:
     for row in _encoded(split, renderer):
         sides = [side for side in (row, row.rejected) if side is not None]
@@ -170,6 +166,9 @@ def _encode(split: Split, data: DataSettings, renderer: Renderer, max_length: in
         if not (isinstance(row.label, str) or all(side.trains for side in sides)):
             split.counts["nothing left to train on"] += 1
             continue
+        if row.rejected and sides[0].input_ids == sides[1].input_ids:
+            split.counts["cut to equal answers" if overlong else "chosen equals rejected"] += 1
+            continue
         split.counts["truncated"] += overlong
         split.rows.append(replace(sides[0], rejected=sides[1]) if row.rejected else sides[0])
     if not split.rows:
@@ -181,6 +180,8 @@ def _remedy(split: Split) -> str:
     """What to change when no row is left, by what removed most of them."""
     remedies = {
         "nothing left to train on": "raise trainer.max_length",
+        "cut to equal answers": "raise trainer.max_length",
+        "chosen equals rejected": "give pairs of two different answers",
         "longer than max_length": "raise trainer.max_length, or data.overlong=truncate",
         "more than max_tokens": "raise data.max_tokens",
         "answer too short": "lower data.min_chars",
@@ -201,7 +202,9 @@ def _encoded(split: Split, renderer: Renderer) -> Iterator[Encoded]:
             except BadRow as error:
                 problems.append(Problem(example.where, str(error)))
                 continue
-            for doubt in renderer.doubts(example, [row for side in sides for row in side]):
+            said = (example, replace(example, messages=example.rejected))
+            pairs = zip(said, sides, strict=False)
+            for doubt in sorted({doubt for told, rows in pairs for doubt in renderer.doubts(told, rows)}):
                 split.counts[doubt] += 1
                 split.firsts.setdefault(doubt, example.where)
             split.counts["unrolled into turns"] += max(len(sides[0]) - 1, 0)
@@ -252,6 +255,7 @@ def _remarks(split: Split, max_length: int | None) -> list[str]:
         f"{name}: {counts[reason]} {said}"
         for reason, said in (
             ("repeated", "rows repeat earlier ones; data.deduplicate=true drops them"),
+            ("cut to equal answers", f"pairs dropped: alike up to max_length={max_length}"),
             ("truncated", f"rows cut at max_length={max_length}"),
             ("nothing left to train on", f"rows dropped: their prompt alone fills max_length={max_length}"),
             (

@@ -16,8 +16,10 @@ from typing import Any
 from runner.errors import Problem, Refused, nearest
 from runner.files import Rows, file_rows, local_files
 from runner.formats import (
+    COLUMNS,
     FORMATS,
     KINDS,
+    OPTIONAL,
     Example,
     Kind,
     expected,
@@ -34,12 +36,16 @@ _NAMES = sorted({name for parts in FORMATS.values() for part in parts for name i
 
 @dataclass
 class Source:
-    """One source as read: where from, its format, its fingerprint, and its rows as examples."""
+    """One source as read: where from, its format, its fingerprint, and its rows as examples.
+
+    ``remarks`` say what was read but may not be meant.
+    """
 
     path: str
     row_format: str
     fingerprint: str
     examples: list[Example] = field(default_factory=list)
+    remarks: list[str] = field(default_factory=list)
 
     def record(self) -> dict[str, Any]:
         """What ``run.json`` keeps of it."""
@@ -102,12 +108,12 @@ def _read_source(options: dict[str, Any], data: DataSettings, key: str, kind: Ki
             problems.append(Problem(str(file), f"cannot be read: {error.strerror}"))
             continue
         place, rows = file_rows(file)
-        formats.add(_convert(str(file), place, rows, row_format, kind, columns, source.examples, problems))
+        formats.add(_convert(str(file), place, rows, row_format, kind, columns, source, problems))
     source.fingerprint = f"sha256:{digest.hexdigest()}"
     if not files:
         rows, source.fingerprint = _hub_rows(path, data, key)
         place = f"{path}, row "
-        formats.add(_convert(path, place, rows, row_format, kind, columns, source.examples, problems))
+        formats.add(_convert(path, place, rows, row_format, kind, columns, source, problems))
     if problems:
         raise Refused(problems)
     source.row_format = ", ".join(sorted(formats))
@@ -121,10 +127,10 @@ def _convert(
     row_format: str,
     kind: Kind,
     columns: dict[str, str],
-    examples: list[Example],
+    source: Source,
     problems: list[Problem],
 ) -> str:
-    """Add a file's rows to ``examples`` and what is wrong with it to ``problems``; return its format."""
+    """Add a file's rows to ``source`` and what is wrong with it to ``problems``; return its format."""
     rows = list(rows)
     found = {column: None for _, row in rows if isinstance(row, dict) for column in row}
     first = next((row for _, row in rows if isinstance(row, dict)), None)
@@ -148,11 +154,12 @@ def _convert(
         elif not reason:
             row = _renamed(row, columns)
             try:
-                examples.append(to_example(row, number, row_format, place, kind))
+                source.examples.append(to_example(row, number, row_format, place, kind))
             except BadRow as error:
                 problems.append(Problem(f"{place}{number}", _explain(row, row_format, kind, error)))
     if reason:
         problems.append(Problem(name, *reason))
+    source.remarks += _overlooked(name, _renamed(found, columns))
     return row_format
 
 
@@ -164,14 +171,31 @@ def _renamed(row: dict[str, Any], columns: dict[str, str]) -> dict[str, Any]:
     return kept | {columns[name]: value for name, value in row.items() if name in columns}
 
 
+def _overlooked(name: str, found: Iterable[str]) -> list[str]:
+    """A remark on each column that is not read but is called almost like one that could be."""
+    absent = [column for column in OPTIONAL if column not in found]
+    unread = [column for column in found if column not in COLUMNS]
+    close = ((column, get_close_matches(column.lower(), absent, n=1, cutoff=0.75)) for column in unread)
+    return [
+        f"{name}: the column {column!r} is not read; data.columns={{{column}: {match[0]}}} reads it"
+        for column, match in close
+        if match
+    ]
+
+
 def _mapping_problem(columns: dict[str, str], found: Iterable[str]) -> tuple[str, str] | None:
+    targets = list(columns.values())
     absent = [name for name in columns if name not in found]
-    if not absent:
-        return None
-    message = f"columns maps {absent[0]!r}, which the file lacks; it has {sorted(found)}"
-    if columns[absent[0]] in found and absent[0] in _NAMES:
-        return message, f"the file's name comes first: {{{columns[absent[0]]}: {absent[0]}}}"
-    return message, nearest(absent[0], found)
+    if absent:
+        message = f"columns maps {absent[0]!r}, which the file lacks; it has {sorted(found)}"
+        if columns[absent[0]] in found and absent[0] in COLUMNS:
+            return message, f"the file's name comes first: {{{columns[absent[0]]}: {absent[0]}}}"
+        return message, nearest(absent[0], found)
+    if unknown := [target for target in targets if target not in COLUMNS]:
+        return f"columns maps to {unknown[0]!r}, which no format reads", nearest(unknown[0], COLUMNS, 20)
+    if twice := [target for target in targets if targets.count(target) > 1]:
+        return f"columns maps two columns to {twice[0]!r}", "keep one of them"
+    return None
 
 
 def _suggested(columns: Iterable[str], kind: Kind) -> str:

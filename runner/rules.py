@@ -8,6 +8,7 @@ from typing import Any
 
 from runner import places, recipe_rules
 from runner.errors import Problem, nearest
+from runner.idle_rules import check_idle
 from runner.origins import Origins
 from runner.paths import ARCHITECTURES
 
@@ -262,5 +263,6 @@ _CHECKS: tuple[Callable[[Values, Origins], Iterator[Problem]], ...] = (
     _check_precision,
     _check_evaluation,
     _check_trainer,
+    check_idle,
     places.check_paths,
 )

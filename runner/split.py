@@ -90,11 +90,20 @@ class Split:
 
 @dataclass
 class Data:
-    """The training rows, the held-out rows if there are any, and remarks for the user."""
+    """The training rows, the held-out rows if there are any, and remarks for the user.
+
+    ``known`` is the mistake of held-out rows that are all training rows, for a run that trains.
+    """
 
     train: Split
     eval: Split | None
     notes: list[str] = field(default_factory=list)
+    known: Problem | None = None
+
+    def check_held_out(self) -> None:
+        """Raise ``Refused`` if a score on the held-out rows would say nothing about new rows."""
+        if self.known is not None:
+            raise Refused(self.known)
 
 
 def number_classes(data: Data) -> list[str]:

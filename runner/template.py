@@ -11,6 +11,7 @@ import json
 import re
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
+from difflib import get_close_matches
 from typing import Any
 
 from jinja2.exceptions import TemplateError, TemplateSyntaxError
@@ -18,7 +19,7 @@ from jinja2.exceptions import TemplateError, TemplateSyntaxError
 from runner.errors import Problem, Refused, nearest
 from runner.formats import Example
 from runner.labels import IGNORE, Encoded, Rendered, encode
-from runner.messages import BadRow, Message, is_trained
+from runner.messages import BadRow, Message, is_trained, says_something
 from runner.settings import TemplateSettings
 
 _PROBE = "answer-0b9f"  # stands for an answer where only what comes before it is wanted
@@ -83,6 +84,15 @@ class Renderer:
         messages = self._with_system(example.messages)
         return self._prompt(messages[:-1], example.tools)
 
+    def sample_turn(self) -> tuple[str, list[str]]:
+        """A question and its answer as a row has them, and the control tokens that end the answer.
+
+        Raises ``BadRow``.
+        """
+        roles = ("user", "assistant")
+        turn = self._turn([{"role": role, "content": _PROBE} for role in roles], 1, ())
+        return turn.text, self._stop.findall(turn.text, turn.start)
+
     def doubts(self, example: Example, rows: list[Rendered]) -> list[str]:
         """What may be wrong with a rendered example, as reasons to count: nothing here stops a run."""
         found, text = [], rows[-1].text if rows else ""
@@ -90,6 +100,8 @@ class Renderer:
             content, role = message["content"], message["role"]
             if self._stop.search(content):
                 found.append("control tokens in its words")
+            if not says_something(message):
+                found.append(f"an empty {role} message")
             if role in ("system", "tool") and not _shows(text, content.strip()):
                 found.append(f"{role} message left out by the template")
             if any(not _shows(text, _tool_name(call)) for call in message.get("tool_calls", ())):
@@ -203,6 +215,12 @@ def _template_problems(tokenizer: Any, settings: TemplateSettings) -> Iterator[P
     elif tokenizer.eos_token is None:
         message = "the tokenizer names no end token, so that the model could never stop"
         yield Problem("template.stop", message, "name one of its tokens: template.stop=...")
+    for name in settings.kwargs:
+        if not re.search(rf"\b{re.escape(str(name))}\b", template):
+            message = f"the chat template reads no {name!r}, so that it would have no effect"
+            near = get_close_matches(str(name), set(re.findall(r"[a-z]\w+", template)), n=1)
+            hint = f"did you mean {near[0]!r}?" if near else "the template decides which there are"
+            yield Problem(f"template.kwargs.{name}", message, hint)
     used = sorted(set(re.findall(r"<\|[^|<>{}]+\|>", template)) - {settings.stop} - set(vocabulary))
     if used and settings.chat_template:
         message = f"the template uses {', '.join(used)}, which this tokenizer has no token for"

@@ -27,6 +27,7 @@ from runner import checkpoint, interrupts
 from runner.dropout import key_dropout
 from runner.errors import Diverged, RunnerError
 from runner.interrupts import Preempted
+from runner.labels import IGNORE
 from runner.out_of_memory import free_memory, is_out_of_memory
 from runner.token_loss import TokenScores, scores_by_head, token_scores
 
@@ -240,6 +241,9 @@ class SupervisedTrainer(GuardedTrainer, SFTTrainer):
         if not args.packing:
             args.max_length = None  # the rows are cut already; TRL would look at each again
         super().__init__(model, args, *rows, **more)
+        if args.packing:
+            self.train_dataset = _labelled(self.train_dataset)
+            self.eval_dataset = _labelled(self.eval_dataset)
         self._own_loss = (
             args.loss_type == "nll"
             and not args.label_smoothing_factor
@@ -268,6 +272,14 @@ class SupervisedTrainer(GuardedTrainer, SFTTrainer):
         self._metrics[mode]["mean_token_accuracy"].append((scores.is_top1.sum() / count).item())
         self._total_train_tokens += tokens if mode == "train" else 0
         self._metrics[mode]["num_tokens"] = [self._total_train_tokens]
+
+
+def _labelled(packed: Any) -> Any:
+    """The packed rows without those that train nothing, as the wrapped strategy cuts between two answers:
+    their batch would have no loss, which is logged as 0."""
+    if packed is None:
+        return None
+    return packed.filter(lambda row: any(label != IGNORE for label in row["labels"][1:]))
 
 
 class _Report(TrainerCallback):

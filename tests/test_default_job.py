@@ -101,13 +101,14 @@ def test_with_a_warm_cache_nothing_is_asked_of_the_network(tmp_path):
 @pytest.mark.slow
 @pytest.mark.parametrize("name", EXPERIMENTS)
 def test_every_experiment_runs_on_the_small_model(tmp_path, name):
-    rows = "".join(
+    rows = [
         f'{{"instruction": "Add {n} and {n + 1}.", "input": "", "output": "It is {2 * n + 1}."}}\n'
-        for n in range(40)
-    )
-    (tmp_path / "rows.jsonl").write_text(rows)
+        for n in range(44)
+    ]
+    (tmp_path / "rows.jsonl").write_text("".join(rows[:40]))
+    (tmp_path / "held_out.jsonl").write_text("".join(rows[40:]))
     few = ("trainer.max_steps=1", "trainer.gradient_accumulation_steps=1", "generation.samples=1")
-    evaluated = ["data.eval_path=rows.jsonl"] if name == "qwen-7b-chat-qlora" else []
+    evaluated = ["data.eval_path=held_out.jsonl"] if name == "qwen-7b-chat-qlora" else []
     short = (
         "data.max_rows=4",
         "data.eval_max_rows=2",

@@ -276,7 +276,7 @@ def test_a_classifier_is_not_taken_for_a_language_model(cli, capsys):
 def test_the_answer_is_what_the_active_adapter_says(cli):
     """The adapter of a run that was trained long enough repeats its rows; its base does not."""
     write("rows.jsonl", [{"prompt": "hi", "completion": "aaaa"}] * 8)
-    rows = ("data=file", "data.path=rows.jsonl", "data.eval_path=rows.jsonl", "trainer.max_steps=25")
+    rows = ("data=file", "data.path=rows.jsonl", "trainer.max_steps=25")
     cli(*TRAIN, *rows, "lora.target_modules=all-linear", folder="start")
     scores = found(cli(*EVALUATE, "adapter=start"))["models"]
     assert scores["base"]["exact_match"]["value"] == 0

@@ -47,7 +47,7 @@ SHAPE = {
     "num_key_value_heads": 2,
     "head_dim": 16,
     "vocab_size": 320,
-    "max_position_embeddings": 256,
+    "max_position_embeddings": 512,
     "tie_word_embeddings": False,
 }
 LINEAR = {"rope_type": "linear", "rope_theta": 20000.0}

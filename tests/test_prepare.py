@@ -203,7 +203,8 @@ def test_held_out_file_and_its_overlap(tmp_path: Path) -> None:
     other = written(tmp_path, [*NUMBERED[:2], *pairs(("new", "row"))], "eval.json")
     data = made(path, eval_path=other)
     assert trained(data.eval) == ["answer 0", "answer 1", "row"]
-    assert data.notes == ["2 of 3 held-out rows are training rows too"]
+    said = f"{other}, row 1 is {path}, row 1; {other}, row 2 is {path}, row 2"
+    assert data.notes == [f"2 of 3 held-out rows are training rows too: {said}"]
     (tmp_path / "bad.jsonl").write_text("[]\n")
     other = written(tmp_path, [{"a": "b"}], "b.json")
     said = refusal(str(tmp_path / "bad.jsonl"), eval_path=other)

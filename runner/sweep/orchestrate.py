@@ -185,11 +185,13 @@ class Sweep:
         from runner.sweep.report import write_sweep_report
 
         board = leaderboard(self.folder)
-        self.ledger.record["best"] = board.best
+        self.ledger.record |= {"best": board.best, "notes": board.sweep.notes}
         self.ledger.write()
         board.write(self.folder)
         console.out.print()
         board.print()
+        for note in board.sweep.notes:
+            console.note(note)
         write_sweep_report(self.folder)
 
     def _say_end(self, code: int) -> None:

@@ -13,6 +13,7 @@ from typing import Any
 import yaml
 
 from runner.figures import format_value, to_number
+from runner.sweep.same import same_results
 
 # In the order in which cells without a result are shown, and all that a cell can be.
 STATUSES = ("completed", "running", "dropped", "diverged", "failed", "preempted", "waiting")
@@ -150,6 +151,7 @@ def read_sweep(folder: Path) -> Sweep:
     if not entries:
         entries = _entries_of_folders(folder)
     cells = [_cell(folder, entry, notes) for entry in entries if isinstance(entry.get("name"), str)]
+    notes += same_results(cells)
     typed = {str(axis): _names(values) for axis, values in mapping(record.get("axes")).items()}
     axes = {
         axis: _sorted(dict.fromkeys([*values, *(c.values[axis] for c in cells if axis in c.values)]))
