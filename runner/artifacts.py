@@ -17,6 +17,7 @@ from typing import Any
 
 from runner import environment
 from runner.errors import Problem, Refused
+from runner.secrets import masked
 
 _FALLBACK_NAME = "run"
 
@@ -153,8 +154,8 @@ def _error(error: BaseException | None) -> dict[str, str] | None:
         return None
     return {
         "type": type(error).__name__,
-        "message": str(error),
-        "traceback": "".join(traceback.format_exception(error)),
+        "message": masked(str(error)),
+        "traceback": masked("".join(traceback.format_exception(error))),
     }
 
 

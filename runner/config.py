@@ -33,6 +33,7 @@ from runner.command import (
 )
 from runner.errors import Problem, Refused
 from runner.origins import Origins
+from runner.paths import CONFIG_DIR
 from runner.settings import LIBRARY_SECTIONS, OWN_SECTIONS, RunConfig
 from runner.sweep.rules import unused
 from runner.sweepers import check_classes, check_direction, check_sweep_folder
@@ -91,6 +92,17 @@ def check(command: Command) -> list[RunConfig]:
     if problems:
         raise Refused(problems)
     return configs
+
+
+def check_shown(command: Command) -> None:
+    """Refuse to show help over a config that would run code: Hydra sets up its logging for that, too."""
+    if command.folders == [CONFIG_DIR] and command.saved is None:
+        return
+    register(command)
+    with compose.started(command):
+        composed, _ = compose.compose(command, [])
+    if composed is not None and (problems := list(check_classes(composed.hydra))):
+        raise Refused(problems)
 
 
 def _check_cells(command: Command, problems: list[Problem]) -> list[RunConfig]:

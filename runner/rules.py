@@ -10,6 +10,7 @@ from runner import places, recipe_rules
 from runner.errors import Problem, nearest
 from runner.origins import Origins
 from runner.paths import ARCHITECTURES
+from runner.trust import check_trust
 
 Values = dict[str, Any]
 
@@ -23,6 +24,9 @@ RESERVED = {
     "trainer.trust_remote_code": "set model.trust_remote_code",
     "trainer.chat_template_path": "set template.chat_template",
     "trainer.resume_from_checkpoint": "set resume",
+    "trainer.hub_token": "set HF_TOKEN in the environment: a config is kept and shown",
+    "trainer.push_to_hub": "set push_to",
+    "trainer.hub_model_id": "set push_to",
     "trainer.assistant_only_loss": "set data.train_on",
     "trainer.completion_only_loss": "set data.train_on",
     "trainer.dataset_text_field": "set data.columns",
@@ -246,4 +250,5 @@ _CHECKS: tuple[Callable[[Values, Origins], Iterator[Problem]], ...] = (
     _check_evaluation,
     _check_trainer,
     places.check_paths,
+    check_trust,
 )

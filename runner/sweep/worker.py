@@ -16,12 +16,14 @@ import itertools
 import json
 import shutil
 import sys
+import traceback
 from pathlib import Path
 from typing import Any
 
 from runner import config, console
 from runner.artifacts import RunFolder
 from runner.errors import ExitCode, Refused, RunnerError
+from runner.secrets import mask_uncaught
 from runner.settings import RunConfig, SweepSettings
 from runner.sweep import orphan
 
@@ -29,6 +31,7 @@ from runner.sweep import orphan
 def main(argv: list[str]) -> int:
     """Run the job and return the exit code of its worst cell."""
     orphan.die_with_parent()
+    mask_uncaught()
     return run_job(Path(argv[0]))
 
 
@@ -102,7 +105,8 @@ def _fail(cells: list[Any], error: BaseException) -> int:
     if isinstance(error, Refused):
         console.refused(error.problems)
     else:
-        console.err.print_exception() if not isinstance(error, (RunnerError, KeyboardInterrupt)) else None
+        if not isinstance(error, (RunnerError, KeyboardInterrupt)):
+            console.err.print("".join(traceback.format_exception(error)), markup=False)
     status = "preempted" if isinstance(error, KeyboardInterrupt) else "failed"
     for cell in cells:
         if cell.folder.record["status"] == "running":
