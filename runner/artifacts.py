@@ -9,7 +9,7 @@ import os
 import shutil
 import time
 import traceback
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from datetime import UTC, datetime
 from pathlib import Path
@@ -147,6 +147,14 @@ def file_digest(file: Path) -> str:
     """``sha256:HEX`` of a file."""
     with file.open("rb") as stream:
         return f"sha256:{hashlib.file_digest(stream, 'sha256').hexdigest()}"
+
+
+def files_digest(files: Iterable[Path]) -> str:
+    """``sha256:HEX`` over files, by name and content."""
+    digest = hashlib.sha256()
+    for file in files:
+        digest.update(f"{file.name}\0{file_digest(file)}\0".encode())
+    return f"sha256:{digest.hexdigest()}"
 
 
 def _error(error: BaseException | None) -> dict[str, str] | None:
