@@ -18,6 +18,7 @@ from typing import Any
 from runner import environment
 from runner.errors import Problem, Refused
 from runner.secrets import masked
+from runner.source import PATCH, code_digest, source
 
 _FALLBACK_NAME = "run"
 
@@ -35,6 +36,7 @@ class RunFolder:
         self.metrics: dict[str, Any] = {}
         self.times: dict[str, float] = {}
         self.notes: list[str] = []
+        state = source()
         self.record: dict[str, Any] = {
             "status": "running",
             "command": command,
@@ -44,13 +46,18 @@ class RunFolder:
             "metrics": self.metrics,
             "times": self.times,
             "notes": self.notes,
-            "git": environment.git_state(),
+            "git": state.record() if state else None,
+            "code": code_digest(),
             "packages": environment.package_versions(),
+            "variables": environment.variables(),
             "python": environment.python_version(),
             "device": environment.device(),
             "digests": {},
         }
         (path / "config.yaml").write_text(config_yaml, encoding="utf-8")
+        (path / PATCH).unlink(missing_ok=True)  # of an earlier start
+        if state and state.patch:
+            (path / PATCH).write_bytes(state.patch.encode(errors="surrogateescape"))
         self.write()
 
     @contextmanager

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 import yaml
 
+from runner import environment
 from runner.artifacts import files_digest
 from runner.errors import Problem, Refused
 from runner.paths import ARCHITECTURES, CONFIG_DIR
@@ -94,22 +95,16 @@ def choose_precision(config: RunConfig) -> Precision:
     trainer, settings = config.trainer, config.model
     name = trainer.get("precision", "auto")
     if name == "auto":
-        name = next((known for known in ("bf16", "fp16") if trainer.get(known)), None) or _native_precision()
+        name = (
+            next((known for known in ("bf16", "fp16") if trainer.get(known)), None)
+            or environment.native_precision()
+        )
     dtypes = {"bf16": torch.bfloat16, "fp16": torch.float16, "fp32": torch.float32}
     dtype = dtypes[name] if config.lora else torch.float32
     if settings.dtype != "auto":
         dtype = getattr(torch, settings.dtype)
     pure = name == "fp32" or (name == "bf16" and config.quantization and dtype == torch.bfloat16)
     return Precision(name, dtype, None if pure else dtypes[name])
-
-
-def _native_precision() -> str:
-    import torch
-
-    if torch.cuda.is_available():
-        return "bf16" if torch.cuda.get_device_capability() >= (8, 0) else "fp16"
-    capable = torch.cpu._is_avx512_bf16_supported() or torch.cpu._is_amx_tile_supported()
-    return "bf16" if capable and not torch.backends.mps.is_available() else "fp32"
 
 
 def find_base(settings: ModelSettings) -> Base:
