@@ -10,6 +10,7 @@ from typing import Any
 import hydra.conf as hydra_conf
 import yaml
 from omegaconf import DictConfig, OmegaConf
+from omegaconf.errors import OmegaConfBaseException
 
 from runner.errors import Problem
 from runner.settings import SweepSettings
@@ -70,6 +71,11 @@ def check_direction(sweeper: DictConfig, settings: Any) -> Iterator[Problem]:
 
 def check_sweep_folder(composed: DictConfig) -> Iterator[Problem]:
     """A folder that holds something else is refused before Hydra's sweeper writes a file of its own there."""
+    try:
+        _ = composed.hydra.sweep.dir  # where Hydra writes, long after everything else was read
+    except OmegaConfBaseException as error:
+        yield Problem("hydra.sweep.dir", str(error).splitlines()[0], "set output_dir")
+        return
     if composed.get("output_dir") and str(composed.hydra.launcher._target_).endswith(".PackedLauncher"):
         from runner.sweep.ledger import check_folder
 
