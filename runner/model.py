@@ -125,7 +125,8 @@ def find_base(settings: ModelSettings) -> Base:
         config = AutoConfig.from_pretrained(folder, trust_remote_code=trust)
         tokenizer = AutoTokenizer.from_pretrained(folder, trust_remote_code=trust)
     except (ValueError, OSError, KeyError) as error:
-        problem = Problem("model.path", f"{settings.path}: {str(error).splitlines()[0]}")
+        hint = "if you trust its code: model.trust_remote_code=true" if "custom code" in str(error) else ""
+        problem = Problem("model.path", f"{settings.path}: {str(error).splitlines()[0]}", hint)
         raise Refused(problem) from error
     return Base(
         settings, config, tokenizer, folder, found.revision, (*found.notes, *_left_code(folder, trust))
