@@ -93,7 +93,7 @@ def _run(composed: DictConfig, typed: list[str]) -> int:
         composed.hydra = hydra_config
         if hydra_config.mode == RunMode.MULTIRUN:
             sweep = composed.hydra.sweep
-            composed.output_dir = os.path.join(sweep.dir, sweep.subdir.replace("/", "%2F"))  # one level
+            composed.output_dir = os.path.join(sweep.dir, sweep.subdir)
     try:
         run_config = config.freeze(composed)
     except Refused as refused:  # a cell of a sweep that is wrong only in combination

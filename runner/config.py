@@ -35,8 +35,9 @@ from runner.errors import Problem, Refused
 from runner.origins import Origins
 from runner.paths import CONFIG_DIR
 from runner.settings import LIBRARY_SECTIONS, OWN_SECTIONS, RunConfig
+from runner.sweep.cells import folder_name
 from runner.sweep.rules import unused
-from runner.sweepers import check_classes, check_direction, check_sweep_folder
+from runner.sweepers import SUBDIR, check_classes, check_direction, check_sweep_folder
 
 __all__ = ["Command", "check", "freeze", "parse", "register", "to_yaml"]
 
@@ -49,6 +50,7 @@ def register(command: Command | None = None) -> None:
     """
     command = command or Command([], informational=True)
     OmegaConf.register_new_resolver("first", _first, replace=True)
+    OmegaConf.register_new_resolver("folder_name", folder_name, replace=True)
     root = OmegaConf.create(
         {
             "defaults": [{"override /hydra/launcher": "packed"}],
@@ -56,7 +58,7 @@ def register(command: Command | None = None) -> None:
                 "run": {"dir": "."},
                 "sweep": {
                     "dir": "${first:${output_dir},'outputs/${now:%Y-%m-%d}/${now:%H-%M-%S}-sweep'}",
-                    "subdir": "${hydra.job.override_dirname}",
+                    "subdir": SUBDIR,
                 },
                 "output_subdir": None,
                 "job": {"chdir": False},

@@ -22,6 +22,8 @@ _CLOSED = {
     "job.env_copy": "set variables in the shell",
     "searchpath": "add your folder with --config-dir",
 }
+# The folder of a cell in the sweep's: with Hydra's own launcher named by all overrides.
+SUBDIR = "${folder_name:${hydra.job.override_dirname}}"
 # Where Hydra itself takes launchers and sweepers from.
 _PLUGINS = ("hydra_plugins.", "hydra._internal.core_plugins.")
 
@@ -36,6 +38,8 @@ def check_classes(hydra: DictConfig) -> Iterator[Problem]:
         if values.get(key) not in _shipped(key):
             message = "a logger may name classes and files"
             yield Problem(f"hydra.{key}", message, "leave it out: the runner prints its own")
+    if values["sweep"].get("subdir") != SUBDIR:
+        yield Problem("hydra.sweep.subdir", "cells are named by what differs", "leave it out")
     for path, value in _leaves({name: values.get(name) for name in ("launcher", "sweeper")}, "hydra"):
         name = path.rpartition(".")[2]
         own = path in ("hydra.launcher._target_", "hydra.sweeper._target_") and value.startswith(_PLUGINS)

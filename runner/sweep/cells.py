@@ -87,6 +87,15 @@ def name_of(overrides: Sequence[str]) -> str:
     """
     parts = (text.lstrip("+~").partition("=") for text in overrides)
     name = ",".join(f"{_safe(key)}={_safe(_unquoted(value))}" for key, _, value in parts) or _NAMELESS
+    return _short(name)
+
+
+def folder_name(text: str) -> str:
+    """A folder name of the same kind from overrides that are joined already."""
+    return _short("".join(letter if letter in "=," else _safe(letter) for letter in text) or _NAMELESS)
+
+
+def _short(name: str) -> str:
     if len(name.encode()) <= _LONGEST:
         return name
     digest = hashlib.sha256(name.encode()).hexdigest()[:10]
