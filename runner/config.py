@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import dataclasses
 import re
+import shlex
 from typing import Any
 
 import yaml
@@ -38,6 +39,7 @@ from runner.settings import LIBRARY_SECTIONS, OWN_SECTIONS, RunConfig
 from runner.sweep.cells import folder_name
 from runner.sweep.rules import unused
 from runner.sweepers import SUBDIR, check_classes, check_direction, check_sweep_folder
+from runner.trust import code_words
 
 __all__ = ["Command", "check", "freeze", "parse", "register", "to_yaml"]
 
@@ -187,9 +189,10 @@ def freeze(composed: DictConfig, multirun: bool = False) -> RunConfig:
 
 def to_yaml(config: RunConfig) -> str:
     """The config of a run folder: complete, and composable again with ``--config-path``."""
+    again = "python -m runner --config-path <this folder> --config-name config"
     header = (
         "# Everything this run was made from. To run it again:\n"
-        "# python -m runner --config-path <this folder> --config-name config\n"
+        f"# {' '.join([again, *map(shlex.quote, code_words(config))])}\n"
     )
     values = {**dataclasses.asdict(config), "output_dir": None}
     # OmegaConf's own writer quotes what its reader would take for a number

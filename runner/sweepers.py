@@ -15,12 +15,12 @@ from omegaconf.errors import OmegaConfBaseException
 from runner.errors import Problem
 from runner.settings import SweepSettings
 
-# Keys of Hydra that run code, or change the process around the run, and what to do instead.
+# Keys of Hydra that run code or change the process around the run: why not, and what instead.
 _CLOSED = {
-    "callbacks": "leave it out",
-    "job.env_set": "set variables in the shell",
-    "job.env_copy": "set variables in the shell",
-    "searchpath": "add your folder with --config-dir",
+    "callbacks": ("no class may be named here", "leave it out"),
+    "job.env_set": ("a config does not set the environment", "set variables in the shell"),
+    "job.env_copy": ("a config does not read the environment", "set variables in the shell"),
+    "searchpath": ("a config does not say where others are", "add your folder with --config-dir"),
 }
 # The folder of a cell in the sweep's: with Hydra's own launcher named by all overrides.
 SUBDIR = "${folder_name:${hydra.job.override_dirname}}"
@@ -31,9 +31,9 @@ _PLUGINS = ("hydra_plugins.", "hydra._internal.core_plugins.")
 def check_classes(hydra: DictConfig) -> Iterator[Problem]:
     """What Hydra itself would import, call or set: a config from someone else must not run code."""
     values: Any = OmegaConf.to_container(hydra, resolve=False)
-    for key, hint in _CLOSED.items():
+    for key, (message, hint) in _CLOSED.items():
         if OmegaConf.select(hydra, key):
-            yield Problem(f"hydra.{key}", "is not for a config to set", hint)
+            yield Problem(f"hydra.{key}", message, hint)
     for key in ("job_logging", "hydra_logging"):
         if values.get(key) not in _shipped(key):
             message = "a logger may name classes and files"

@@ -5,6 +5,7 @@ A key that runs code counts when it is on the command line or in a packaged opti
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -15,6 +16,7 @@ from runner.errors import Problem
 from runner.origins import Origins
 from runner.paths import CONFIG_DIR
 from runner.secrets import found_in, masked
+from runner.settings import RunConfig
 
 Values = dict[str, Any]
 
@@ -39,6 +41,14 @@ def check_trust(values: Values, origins: Origins) -> Iterator[Problem]:
             message = f"{path} holds {kind}, and a config is kept and shown"
             hint = "leave it out; tokens are read from the environment: HF_TOKEN, WANDB_API_KEY"
             yield Problem(masked(origins.where(path)), message, hint)
+
+
+def code_words(config: RunConfig) -> list[str]:
+    """The overrides without which a saved config is refused: those that make it run code from elsewhere."""
+    values = dataclasses.asdict(config)
+    keys = [key for first, others in _CODE.items() if _get(values, first) for key in (first, *others)]
+    given = {key: _get(values, key) for key in keys if _get(values, key)}
+    return [f"{key}={'true' if value is True else value}" for key, value in given.items()]
 
 
 def _check_code(values: Values, origins: Origins) -> Iterator[Problem]:
