@@ -6,6 +6,7 @@ import os
 import re
 import sys
 import traceback
+from functools import cache
 from types import TracebackType
 
 HIDDEN = "(hidden)"
@@ -27,8 +28,15 @@ _FORMS = {
 def held() -> dict[str, str]:
     """The secrets of the environment: values by the names of their variables."""
     return {
-        name: value for name, value in os.environ.items() if len(value) >= _SHORTEST and _NAMES.search(name)
+        name: os.environ[name]
+        for name in os.environ
+        if _holds_one(name) and len(os.environ[name]) >= _SHORTEST
     }
+
+
+@cache
+def _holds_one(name: str) -> bool:
+    return _NAMES.search(name) is not None
 
 
 def found_in(text: str) -> str | None:

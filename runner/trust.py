@@ -33,11 +33,16 @@ def check_trust(values: Values, origins: Origins) -> Iterator[Problem]:
     """Problems of keys that run code and were not said by the user, and of secrets in values."""
     yield from _check_code(values, origins)
     yield from _check_stages(values.get("stages"), origins)
-    for path, value in _leaves(values, ""):
+    leaves = list(_leaves(values, ""))
+    for path, value in leaves:
         if path.endswith(".trust_remote_code") and path != "model.trust_remote_code" and value:
             message = f"{path}: code from elsewhere is allowed in one place only"
             yield Problem(origins.where(path), message, "set model.trust_remote_code")
-        if isinstance(value, str) and (kind := found_in(value)):
+    texts = {path: value for path, value in leaves if isinstance(value, str)}
+    if not found_in("\n".join(texts.values())):
+        return  # most configs: one look is enough
+    for path, value in texts.items():
+        if kind := found_in(value):
             message = f"{path} holds {kind}, and a config is kept and shown"
             hint = "leave it out; tokens are read from the environment: HF_TOKEN, WANDB_API_KEY"
             yield Problem(masked(origins.where(path)), message, hint)
