@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import shlex
 import sys
+import traceback
 from collections.abc import Iterator
 from contextlib import contextmanager
 
@@ -24,6 +25,7 @@ from omegaconf import DictConfig, open_dict
 from runner import config, console
 from runner.errors import ExitCode, Problem, Refused, RunnerError
 from runner.paths import CONFIG_DIR
+from runner.secrets import mask_uncaught, masked
 from runner.sweep import Handle
 
 
@@ -31,12 +33,11 @@ def main(argv: list[str] | None = None) -> int:
     """Run one command line and return its exit code (see ``ExitCode``)."""
     typed = sys.argv[1:] if argv is None else argv
     command = config.parse(typed)
-    if not command.informational:
-        try:
-            config.check(command)
-        except Refused as refused:
-            console.refused(refused.problems)
-            return ExitCode.REFUSED
+    try:
+        config.check_shown(command) if command.informational else config.check(command)
+    except Refused as refused:
+        console.refused(refused.problems)
+        return ExitCode.REFUSED
     config.register(command)
     codes: list[int] = []
     handle = Handle(typed, command)
@@ -64,7 +65,7 @@ def main(argv: list[str] | None = None) -> int:
         if handle.sweep is None:
             raise
         if not isinstance(error, RunnerError):  # that is a cell that failed, which has been reported
-            console.err.print_exception()
+            console.err.print("".join(traceback.format_exception(error)), markup=False)
         console.note(f"the sweeper stops: {error}")
         codes.append(ExitCode.FAILED)
     finally:
@@ -102,9 +103,10 @@ def _run(composed: DictConfig, typed: list[str]) -> int:
     # the recipe's libraries are imported only once the config is known to be right
     from recipes import run_recipe
 
-    command = shlex.join(["python", "-m", "runner", *typed])
-    return run_recipe(run_config, command, list(hydra_config.overrides.task))
+    command = masked(shlex.join(["python", "-m", "runner", *typed]))
+    return run_recipe(run_config, command, [masked(text) for text in hydra_config.overrides.task])
 
 
 if __name__ == "__main__":
+    mask_uncaught()
     sys.exit(main())

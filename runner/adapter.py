@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from runner.errors import Problem, Refused
+from runner.weights import tensors_only
 
 if TYPE_CHECKING:
     from peft import PeftConfig, PeftModel
@@ -52,7 +53,8 @@ def continue_adapter(model: PreTrainedModel, folder: Path) -> PeftModel:
     """Load an earlier adapter from its PEFT folder, to train it further."""
     from peft import PeftModel
 
-    return PeftModel.from_pretrained(model, folder, is_trainable=True)
+    with tensors_only(folder):
+        return PeftModel.from_pretrained(model, folder, is_trainable=True)
 
 
 def attach(model: PreTrainedModel, found: list[Adapter]) -> Any:
@@ -61,9 +63,11 @@ def attach(model: PreTrainedModel, found: list[Adapter]) -> Any:
 
     if not found:
         return model
-    wrapped: Any = PeftModel.from_pretrained(model, found[0].folder, adapter_name=found[0].name)
+    with tensors_only(found[0].folder):
+        wrapped: Any = PeftModel.from_pretrained(model, found[0].folder, adapter_name=found[0].name)
     for adapter in found[1:]:
-        wrapped.load_adapter(adapter.folder, adapter_name=adapter.name)
+        with tensors_only(adapter.folder):
+            wrapped.load_adapter(adapter.folder, adapter_name=adapter.name)
     return wrapped.eval()
 
 

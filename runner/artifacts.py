@@ -9,7 +9,7 @@ import os
 import shutil
 import time
 import traceback
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from datetime import UTC, datetime
 from pathlib import Path
@@ -17,6 +17,8 @@ from typing import Any
 
 from runner import environment
 from runner.errors import Problem, Refused
+from runner.secrets import masked
+from runner.source import PATCH, code_digest, source
 
 _FALLBACK_NAME = "run"
 
@@ -35,6 +37,7 @@ class RunFolder:
         self.metrics: dict[str, Any] = {}
         self.times: dict[str, float] = {}
         self.notes: list[str] = []
+        state = source()
         self.record: dict[str, Any] = {
             "status": "running",
             "command": command,
@@ -44,13 +47,18 @@ class RunFolder:
             "metrics": self.metrics,
             "times": self.times,
             "notes": self.notes,
-            "git": environment.git_state(),
+            "git": state.record() if state else None,
+            "code": code_digest(),
             "packages": environment.package_versions(),
+            "variables": environment.variables(),
             "python": environment.python_version(),
             "device": environment.device(),
             "digests": {},
         }
         write_whole(path / "config.yaml", config_yaml)
+        (path / PATCH).unlink(missing_ok=True)  # of an earlier start
+        if state and state.patch:
+            (path / PATCH).write_bytes(state.patch.encode(errors="surrogateescape"))
         self.write()
 
     @contextmanager
@@ -95,6 +103,8 @@ class RunFolder:
         """Leave no trace of a run that was refused: an earlier run's records as they were, or no folder."""
         if not self._earlier:
             shutil.rmtree(self.path, ignore_errors=True)
+        else:
+            (self.path / PATCH).unlink(missing_ok=True)
         for file, content in self._earlier.items():
             file.write_bytes(content)
 
@@ -152,7 +162,7 @@ def write_whole(file: Path, text: str) -> None:
 
 def _records(path: Path) -> list[Path]:
     """The files of an earlier run in this folder that a new start writes over."""
-    return [file for file in (path / "config.yaml", path / "run.json") if file.is_file()]
+    return [file for file in (path / "config.yaml", path / "run.json", path / PATCH) if file.is_file()]
 
 
 def file_digest(file: Path) -> str:
@@ -161,13 +171,21 @@ def file_digest(file: Path) -> str:
         return f"sha256:{hashlib.file_digest(stream, 'sha256').hexdigest()}"
 
 
+def files_digest(files: Iterable[Path]) -> str:
+    """``sha256:HEX`` over files, by name and content."""
+    digest = hashlib.sha256()
+    for file in files:
+        digest.update(f"{file.name}\0{file_digest(file)}\0".encode())
+    return f"sha256:{digest.hexdigest()}"
+
+
 def _error(error: BaseException | None) -> dict[str, str] | None:
     if error is None:
         return None
     return {
         "type": type(error).__name__,
-        "message": str(error),
-        "traceback": "".join(traceback.format_exception(error)),
+        "message": masked(str(error)),
+        "traceback": masked("".join(traceback.format_exception(error))),
     }
 
 

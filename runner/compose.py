@@ -21,7 +21,7 @@ from hydra.core.hydra_config import HydraConfig
 from hydra.errors import MissingConfigException
 from hydra.types import RunMode
 from omegaconf import DictConfig, OmegaConf
-from omegaconf.errors import OmegaConfBaseException
+from omegaconf.errors import InterpolationResolutionError, OmegaConfBaseException
 
 from runner.axes import register_arithmetic
 from runner.command import OPTUNA, SAVED_NAME, Command, named_file
@@ -46,6 +46,7 @@ def started(command: Command) -> Iterator[None]:
     """Hydra as its command line would start it, with the same search path."""
     version.setbase("1.3")
     register_arithmetic()
+    OmegaConf.register_new_resolver("oc.env", _no_environment, replace=True)
     GlobalHydra.instance().clear()
     path = create_config_search_path(str(command.config_dir))
     if command.extra_dir:
@@ -80,8 +81,20 @@ def compose(command: Command, overrides: list[str]) -> Composed:
     return composed, problems or [whole]
 
 
+def _no_environment(name: str, *default: Any) -> None:
+    """In place of OmegaConf's own, which would put a secret of the environment into ``config.yaml``."""
+    hint = "write it on the command line, where the shell fills it in: data.path=$ROWS/rows.jsonl"
+    raise InterpolationResolutionError(f"a config does not read the environment (oc.env:{name}); {hint}")
+
+
 def _composed(command: Command, overrides: list[str]) -> DictConfig:
     composed = hydra.compose(command.config_name, overrides, return_hydra_config=True)
+    told: Any = OmegaConf.to_container(composed.hydra.overrides)
+    if composed.hydra.job.config_name != command.config_name or {*told["task"], *told["hydra"]} - {
+        *overrides
+    }:
+        # by these the origin of a value is found
+        raise ValueError("hydra.overrides and hydra.job.config_name are for Hydra to set, and for no file")
     HydraConfig.instance().set_config(composed)  # for ${hydra:...} in a value
     return composed
 

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import dataclasses
 import re
+import shlex
 from typing import Any
 
 import yaml
@@ -33,9 +34,12 @@ from runner.command import (
 )
 from runner.errors import Problem, Refused
 from runner.origins import Origins
+from runner.paths import CONFIG_DIR
 from runner.settings import LIBRARY_SECTIONS, OWN_SECTIONS, RunConfig
+from runner.sweep.cells import folder_name
 from runner.sweep.rules import unused
-from runner.sweepers import check_classes, check_direction, check_sweep_folder
+from runner.sweepers import SUBDIR, check_classes, check_direction, check_sweep_folder
+from runner.trust import code_words
 
 __all__ = ["Command", "check", "freeze", "parse", "register", "to_yaml"]
 
@@ -48,6 +52,7 @@ def register(command: Command | None = None) -> None:
     """
     command = command or Command([], informational=True)
     OmegaConf.register_new_resolver("first", _first, replace=True)
+    OmegaConf.register_new_resolver("folder_name", folder_name, replace=True)
     root = OmegaConf.create(
         {
             "defaults": [{"override /hydra/launcher": "packed"}],
@@ -55,7 +60,7 @@ def register(command: Command | None = None) -> None:
                 "run": {"dir": "."},
                 "sweep": {
                     "dir": "${first:${output_dir},'outputs/${now:%Y-%m-%d}/${now:%H-%M-%S}-sweep'}",
-                    "subdir": "${hydra.job.override_dirname}",
+                    "subdir": SUBDIR,
                 },
                 "output_subdir": None,
                 "job": {"chdir": False},
@@ -91,6 +96,17 @@ def check(command: Command) -> list[RunConfig]:
     if problems:
         raise Refused(problems)
     return configs
+
+
+def check_shown(command: Command) -> None:
+    """Refuse to show help over a config that would run code: Hydra sets up its logging for that, too."""
+    if command.folders == [CONFIG_DIR] and command.saved is None:
+        return
+    register(command)
+    with compose.started(command):
+        composed, _ = compose.compose(command, [])
+    if composed is not None and (problems := list(check_classes(composed.hydra))):
+        raise Refused(problems)
 
 
 def _check_cells(command: Command, problems: list[Problem]) -> list[RunConfig]:
@@ -173,9 +189,10 @@ def freeze(composed: DictConfig, multirun: bool = False) -> RunConfig:
 
 def to_yaml(config: RunConfig) -> str:
     """The config of a run folder: complete, and composable again with ``--config-path``."""
+    again = "python -m runner --config-path <this folder> --config-name config"
     header = (
         "# Everything this run was made from. To run it again:\n"
-        "# python -m runner --config-path <this folder> --config-name config\n"
+        f"# {' '.join([again, *map(shlex.quote, code_words(config))])}\n"
     )
     values = {**dataclasses.asdict(config), "output_dir": None}
     # OmegaConf's own writer quotes what its reader would take for a number

@@ -12,14 +12,24 @@ from rich.markup import escape
 from rich.table import Table
 
 from runner.errors import Problem
+from runner.secrets import masked
 
 if TYPE_CHECKING:
     from runner.artifacts import RunFolder
     from runner.model import Precision
     from runner.prepare import Data, Split
 
-out = Console(highlight=False, soft_wrap=True)
-err = Console(stderr=True, highlight=False, soft_wrap=True)
+
+class _Terminal(Console):
+    """A console that writes no secret, whatever it is asked to print."""
+
+    def print(self, *objects: Any, **options: Any) -> None:
+        """Print, with every secret in a text replaced."""
+        super().print(*(masked(each) if isinstance(each, str) else each for each in objects), **options)
+
+
+out = _Terminal(highlight=False, soft_wrap=True)
+err = _Terminal(stderr=True, highlight=False, soft_wrap=True)
 
 # Results of a run and how they are called, in the order in which they are shown.
 RESULTS = {

@@ -1,4 +1,4 @@
-"""What a run ran on: git state, package versions, device and peak memory."""
+"""What a run ran on: package versions, variables that change numbers, device and peak memory."""
 
 from __future__ import annotations
 
@@ -6,12 +6,9 @@ import ctypes
 import os
 import platform
 import resource
-import subprocess
 import sys
 from importlib.metadata import PackageNotFoundError, version
 from typing import Any
-
-from runner.paths import CONFIG_DIR
 
 _PACKAGES = (
     "torch",
@@ -25,22 +22,29 @@ _PACKAGES = (
     "safetensors",
     "hydra-core",
     "omegaconf",
+    "numpy",
+    "pyarrow",
+    "jinja2",
+    "huggingface_hub",
+    "sentencepiece",
+    "gguf",
+    "scipy",
+    "sacrebleu",
+    "triton",
+    "lm-eval",
+    "recipe-runner",
 )
-
-
-def git_state() -> dict[str, Any] | None:
-    """Commit of the project's checkout and whether it has uncommitted changes; None outside a checkout."""
-    root = CONFIG_DIR.parent
-    commit = _git(["rev-parse", "HEAD"], root)
-    return {"commit": commit, "dirty": bool(_git(["status", "--porcelain"], root))} if commit else None
-
-
-def _git(arguments: list[str], folder: Any) -> str | None:
-    try:
-        done = subprocess.run(["git", *arguments], cwd=folder, capture_output=True, text=True, timeout=10)
-    except (OSError, subprocess.TimeoutExpired):
-        return None
-    return done.stdout.strip() if done.returncode == 0 else None
+# Variables that change numbers or which device is used; others are nobody's business.
+_VARIABLES = (
+    "CUBLAS_WORKSPACE_CONFIG",
+    "CUDA_VISIBLE_DEVICES",
+    "MKL_NUM_THREADS",
+    "NVIDIA_TF32_OVERRIDE",
+    "OMP_NUM_THREADS",
+    "PYTORCH_CUDA_ALLOC_CONF",
+    "TORCHDYNAMO_DISABLE",
+    "WORLD_SIZE",
+)
 
 
 def package_versions() -> dict[str, str]:
@@ -54,14 +58,24 @@ def package_versions() -> dict[str, str]:
     return versions
 
 
+def variables() -> dict[str, str]:
+    """The set ones of the environment's variables that change numbers."""
+    return {name: os.environ[name] for name in _VARIABLES if name in os.environ}
+
+
 def python_version() -> str:
     """Python and the operating system, in one line."""
     return f"{platform.python_version()} on {platform.system()} {platform.machine()}"
 
 
 def device() -> dict[str, Any]:
-    """Kind, name, count and memory (bytes) of what the run computes on."""
+    """Kind, name, count and memory (bytes) of what the run computes on, and how it computes there.
+
+    ``auto_precision`` is what ``trainer.precision=auto`` means on it.
+    """
     import torch
+
+    numbers = {"auto_precision": native_precision(), "float32_matmul": torch.get_float32_matmul_precision()}
 
     if torch.cuda.is_available():
         properties = torch.cuda.get_device_properties(torch.cuda.current_device())
@@ -71,11 +85,28 @@ def device() -> dict[str, Any]:
             "name": properties.name,
             "count": world,
             "memory_bytes": properties.total_memory,
+            "capability": f"{properties.major}.{properties.minor}",
+            "cuda": torch.version.cuda,
+            "cudnn": torch.backends.cudnn.version(),
+            **numbers,
         }
     memory = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
     if torch.backends.mps.is_available():
-        return {"kind": "mps", "name": platform.processor() or "Apple", "count": 1, "memory_bytes": memory}
-    return {"kind": "cpu", "name": _cpu_name(), "count": torch.get_num_threads(), "memory_bytes": memory}
+        name = platform.processor() or "Apple"
+        return {"kind": "mps", "name": name, "count": 1, "memory_bytes": memory, **numbers}
+    threads, instructions = torch.get_num_threads(), torch.backends.cpu.get_cpu_capability()
+    cpu = {"kind": "cpu", "name": _cpu_name(), "count": threads, "memory_bytes": memory}
+    return {**cpu, "instructions": instructions, **numbers}
+
+
+def native_precision() -> str:
+    """The number format that ``auto`` stands for: bf16 where the hardware computes in it."""
+    import torch
+
+    if torch.cuda.is_available():
+        return "bf16" if torch.cuda.get_device_capability() >= (8, 0) else "fp16"
+    capable = torch.cpu._is_avx512_bf16_supported() or torch.cpu._is_amx_tile_supported()
+    return "bf16" if capable and not torch.backends.mps.is_available() else "fp32"
 
 
 def _cpu_name() -> str:

@@ -65,11 +65,18 @@ def missing_files(folder: Path) -> list[str]:
         return [_WEIGHTS[0]]
     if weights.suffix != ".json":
         return []
+    named = shards(folder)
+    return sorted(name for name in named if not (folder / name).is_file()) if named else [weights.name]
+
+
+def shards(folder: Path) -> set[str]:
+    """The files that the index of a model's folder names; none where there is no index that can be read."""
+    index = next((folder / name for name in _WEIGHTS if (folder / name).is_file()), None)
     try:
-        shards = set(json.loads(weights.read_text(encoding="utf-8"))["weight_map"].values())
-    except (ValueError, KeyError):
-        return [weights.name]
-    return sorted(shard for shard in shards if not (folder / shard).is_file())
+        facts = json.loads(index.read_text(encoding="utf-8")) if index and index.suffix == ".json" else {}
+        return {str(name) for name in facts["weight_map"].values()}
+    except (ValueError, KeyError, TypeError, AttributeError):
+        return set()
 
 
 def _cached(name: str, revision: str | None) -> Path | None:

@@ -20,6 +20,7 @@ from runner.errors import Problem, Refused
 from runner.lineage import Adapter
 from runner.model import Base
 from runner.shards import Layout
+from runner.weights import tensors_only
 
 Tensors = Mapping[str, torch.Tensor]
 
@@ -204,9 +205,10 @@ def _wrap(model: Any, adapters: list[Adapter]) -> Any:
             if peft is None:
                 kind = MODEL_TYPE_TO_PEFT_MODEL_MAPPING.get(str(shape.task_type), PeftModel)
                 peft = kind(model, shape, adapter_name=adapter.name, low_cpu_mem_usage=True)
-            result = peft.load_adapter(
-                str(adapter.folder), adapter.name, torch_device="cpu", low_cpu_mem_usage=True
-            )
+            with tensors_only(adapter.folder):
+                result = peft.load_adapter(
+                    str(adapter.folder), adapter.name, torch_device="cpu", low_cpu_mem_usage=True
+                )
             peft.base_model._check_merge_allowed()
         except (ValueError, RuntimeError, KeyError, NotImplementedError) as error:
             said = " ".join(str(error).split())

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import os
 from dataclasses import dataclass
@@ -10,15 +11,19 @@ from typing import TYPE_CHECKING, Any
 
 import yaml
 
+from runner import environment
+from runner.artifacts import files_digest
 from runner.errors import Problem, Refused
 from runner.paths import ARCHITECTURES, CONFIG_DIR
 from runner.settings import ModelSettings, RunConfig
-from runner.weights import find_model
+from runner.weights import find_model, tensors_only
 
 if TYPE_CHECKING:
     import torch
     from transformers import PreTrainedConfig, PreTrainedModel
 
+# The files of a tokenizer, of any kind.
+_TOKENIZER = ("tokenizer*", "*.model", "vocab*", "merges.txt", "special_tokens_map.json", "added_tokens.json")
 # Special tokens of the byte-level tokenizer, in the order of their ids from 256 on.
 _BYTE_SPECIALS = ("<|im_start|>", "<|im_end|>", "<|endoftext|>")
 
@@ -43,7 +48,20 @@ class Base:
             "revision": self.revision,
             "architecture": type(self.config).__name__,
             "trust_remote_code": self.settings.trust_remote_code,
+            "digests": self._digests(),
         }
+
+    def _digests(self) -> dict[str, str]:
+        """What decides beside the weights: the template in use, the tokenizer, and code if it is run."""
+        template = str(self.tokenizer.chat_template).encode()
+        found = {"template": f"sha256:{hashlib.sha256(template).hexdigest()}"}
+        if self.folder is None:
+            return found
+        files = {"tokenizer": _TOKENIZER, "code": ("*.py",) if self.settings.trust_remote_code else ()}
+        for name, patterns in files.items():
+            if paths := sorted({path for pattern in patterns for path in self.folder.glob(pattern)}):
+                found[name] = files_digest(paths)
+        return found
 
 
 @dataclass(frozen=True)
@@ -77,22 +95,16 @@ def choose_precision(config: RunConfig) -> Precision:
     trainer, settings = config.trainer, config.model
     name = trainer.get("precision", "auto")
     if name == "auto":
-        name = next((known for known in ("bf16", "fp16") if trainer.get(known)), None) or _native_precision()
+        name = (
+            next((known for known in ("bf16", "fp16") if trainer.get(known)), None)
+            or environment.native_precision()
+        )
     dtypes = {"bf16": torch.bfloat16, "fp16": torch.float16, "fp32": torch.float32}
     dtype = dtypes[name] if config.lora else torch.float32
     if settings.dtype != "auto":
         dtype = getattr(torch, settings.dtype)
     pure = name == "fp32" or (name == "bf16" and config.quantization and dtype == torch.bfloat16)
     return Precision(name, dtype, None if pure else dtypes[name])
-
-
-def _native_precision() -> str:
-    import torch
-
-    if torch.cuda.is_available():
-        return "bf16" if torch.cuda.get_device_capability() >= (8, 0) else "fp16"
-    capable = torch.cpu._is_avx512_bf16_supported() or torch.cpu._is_amx_tile_supported()
-    return "bf16" if capable and not torch.backends.mps.is_available() else "fp32"
 
 
 def find_base(settings: ModelSettings) -> Base:
@@ -113,9 +125,25 @@ def find_base(settings: ModelSettings) -> Base:
         config = AutoConfig.from_pretrained(folder, trust_remote_code=trust)
         tokenizer = AutoTokenizer.from_pretrained(folder, trust_remote_code=trust)
     except (ValueError, OSError, KeyError) as error:
-        problem = Problem("model.path", f"{settings.path}: {str(error).splitlines()[0]}")
+        hint = "if you trust its code: model.trust_remote_code=true" if "custom code" in str(error) else ""
+        problem = Problem("model.path", f"{settings.path}: {str(error).splitlines()[0]}", hint)
         raise Refused(problem) from error
-    return Base(settings, config, tokenizer, folder, found.revision, found.notes)
+    return Base(
+        settings, config, tokenizer, folder, found.revision, (*found.notes, *_left_code(folder, trust))
+    )
+
+
+def _left_code(folder: Path, trust: bool) -> list[str]:
+    """A remark when the model's folder brings code of its own that is not run."""
+    for name in ("config.json", "tokenizer_config.json"):
+        file = folder / name
+        values = json.loads(file.read_text(encoding="utf-8")) if file.is_file() and not trust else {}
+        if values.get("auto_map"):
+            return [
+                f"{folder} brings code of its own, which is not run: the classes of transformers are used; "
+                "model.trust_remote_code=true runs it"
+            ]
+    return []
 
 
 def load_model(
@@ -147,15 +175,16 @@ def load_model(
     quantised = {"quantization_config": quantization} if quantization is not None else {}
     if base.folder is not None:
         try:
-            model = kind.from_pretrained(
-                base.folder,
-                **head,
-                dtype=dtype,
-                device_map=placement,
-                **quantised,
-                trust_remote_code=settings.trust_remote_code,
-                **attention,
-            )
+            with tensors_only(base.folder):
+                model = kind.from_pretrained(
+                    base.folder,
+                    **head,
+                    dtype=dtype,
+                    device_map=placement,
+                    **quantised,
+                    trust_remote_code=settings.trust_remote_code,
+                    **attention,
+                )
         except (AttributeError, ImportError, TypeError) as error:
             if not settings.trust_remote_code:
                 raise

@@ -9,6 +9,8 @@ from pathlib import Path
 
 import yaml
 
+from runner.paths import CONFIG_DIR
+
 
 @dataclass(frozen=True)
 class Layer:
@@ -49,6 +51,16 @@ class Origins:
     def rank(self, key: str) -> int:
         """Strength of what set ``key``: larger beats smaller; equal means one and the same source, 0 none."""
         return self._find(key)[0]
+
+    def said_by_user(self, key: str) -> bool:
+        """Whether the command line or a packaged file sets ``key``: not what another's file says."""
+        for text in reversed(self._overrides):
+            name, _, value = text.lstrip("+~").partition("=")
+            inside = key.startswith(f"{name}.") and value.startswith("{")
+            if name == key or (inside and key.rpartition(".")[2] in value):
+                return True
+        rank = self.rank(key)
+        return 0 < rank <= len(self._files) and self._files[rank - 1][0].file.is_relative_to(CONFIG_DIR)
 
     def _find(self, key: str) -> tuple[int, str]:
         for text in reversed(self._overrides):

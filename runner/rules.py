@@ -11,6 +11,7 @@ from runner.errors import Problem, nearest
 from runner.idle_rules import check_idle
 from runner.origins import Origins
 from runner.paths import ARCHITECTURES
+from runner.trust import check_trust
 
 Values = dict[str, Any]
 
@@ -24,6 +25,9 @@ RESERVED = {
     "trainer.trust_remote_code": "set model.trust_remote_code",
     "trainer.chat_template_path": "set template.chat_template",
     "trainer.resume_from_checkpoint": "set resume",
+    "trainer.hub_token": "set HF_TOKEN in the environment: a config is kept and shown",
+    "trainer.push_to_hub": "set push_to",
+    "trainer.hub_model_id": "set push_to",
     "trainer.assistant_only_loss": "set data.train_on",
     "trainer.completion_only_loss": "set data.train_on",
     "trainer.dataset_text_field": "set data.columns",
@@ -265,4 +269,5 @@ _CHECKS: tuple[Callable[[Values, Origins], Iterator[Problem]], ...] = (
     _check_trainer,
     check_idle,
     places.check_paths,
+    check_trust,
 )

@@ -40,7 +40,8 @@ def target_fields(section: str, target: str) -> dict[str, Field]:
     if target not in known:
         packages = " or ".join(dict.fromkeys(place[0] for place in ALLOWED_TARGETS[section]))
         message = f"{target!r} is not a {packages} class allowed here"
-        raise UnknownTarget(message, nearest(target, known))
+        same = [name for name in known if name.rpartition(".")[2] == target.rpartition(".")[2]]
+        raise UnknownTarget(message, nearest(target, same or known))
     return class_fields(known[target], target.rpartition(".")[2])
 
 

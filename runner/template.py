@@ -14,17 +14,19 @@ from dataclasses import dataclass
 from difflib import get_close_matches
 from typing import Any
 
-from jinja2.exceptions import TemplateError, TemplateSyntaxError
+from jinja2 import Environment
+from jinja2.exceptions import SecurityError, TemplateError, TemplateSyntaxError
 
 from runner.errors import Problem, Refused, nearest
 from runner.formats import Example
 from runner.labels import IGNORE, Encoded, Rendered, encode
+from runner.limits import TooMuch, limited
 from runner.messages import BadRow, Message, is_trained, says_something
 from runner.settings import TemplateSettings
 
 _PROBE = "answer-0b9f"  # stands for an answer where only what comes before it is wanted
 # What a template raises on messages that it was not written for.
-_REFUSALS = (TemplateError, TypeError, ValueError, LookupError, AttributeError)
+_REFUSALS = (TemplateError, TypeError, ValueError, LookupError, AttributeError, OverflowError, RecursionError)
 
 Tools = tuple[dict[str, Any], ...]
 
@@ -165,13 +167,16 @@ class Renderer:
 
     def _apply(self, messages: list[Message], tools: Tools, generate: bool = False) -> str:
         try:
-            return self.tokenizer.apply_chat_template(
-                messages,
-                tools=list(tools) or None,
-                tokenize=False,
-                add_generation_prompt=generate,
-                **self.settings.kwargs,
-            )
+            with limited():
+                return self.tokenizer.apply_chat_template(
+                    messages,
+                    tools=list(tools) or None,
+                    tokenize=False,
+                    add_generation_prompt=generate,
+                    **self.settings.kwargs,
+                )
+        except TooMuch as error:
+            raise Refused(_too_much(self.settings, error)) from error
         except _REFUSALS as error:
             raise BadRow(f"the template refuses it: {error}") from error
 
@@ -225,12 +230,41 @@ def _template_problems(tokenizer: Any, settings: TemplateSettings) -> Iterator[P
     if used and settings.chat_template:
         message = f"the template uses {', '.join(used)}, which this tokenizer has no token for"
         yield Problem("template", message, "template=chat keeps the tokenizer's own template")
+    where = _where(settings)
     try:
-        tokenizer.apply_chat_template([{"role": "user", "content": ""}], tokenize=False)
+        if power := _power(template):
+            message = f"line {power} uses **, with which a template can compute for ever"
+            yield Problem(where, message, "write the number")
+            return
+        with limited():
+            tokenizer.apply_chat_template([{"role": "user", "content": ""}], tokenize=False)
     except TemplateSyntaxError as error:
-        yield Problem("template.chat_template", f"line {error.lineno} is not Jinja: {error.message}")
+        yield Problem(where, f"line {error.lineno} is not Jinja: {error.message}")
+    except TooMuch as error:
+        yield _too_much(settings, error)
+    except SecurityError as error:
+        yield Problem(where, f"the template reaches for what it may not have: {error}")
     except _REFUSALS:
         return  # it may well want other messages than these; the rows will tell
+
+
+def _where(settings: TemplateSettings) -> str:
+    """Whose template it is: the config's, or that of the tokenizer in the model's folder."""
+    return "template.chat_template" if settings.chat_template else "model.path, its chat template"
+
+
+def _too_much(settings: TemplateSettings, error: TooMuch) -> Problem:
+    return Problem(_where(settings), f"{error} to render a conversation", "another one: template=chatml")
+
+
+def _power(template: str) -> int | None:
+    """The line of the first ``a ** b``, a single step of any length; not that of ``f(**names)``."""
+    before = ""
+    for line, kind, text in Environment().lex(template):
+        if text == "**" and before not in ("(", ","):
+            return line
+        before = before if kind == "whitespace" else text
+    return None
 
 
 def _stops(tokenizer: Any) -> set[str]:

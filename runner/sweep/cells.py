@@ -14,8 +14,8 @@ from typing import Any
 from runner import environment
 from runner.errors import Problem, Refused
 from runner.files import local_files
-from runner.paths import PACKAGE
 from runner.settings import RunConfig, SweepSettings
+from runner.source import code_digest
 
 _PLAIN = "-._+[]"  # of what is no letter and no digit, what may stand in a folder name
 _LONGEST = 120  # characters of a name; file systems end at 255 bytes, and some letters are four
@@ -87,6 +87,15 @@ def name_of(overrides: Sequence[str]) -> str:
     """
     parts = (text.lstrip("+~").partition("=") for text in overrides)
     name = ",".join(f"{_safe(key)}={_safe(_unquoted(value))}" for key, _, value in parts) or _NAMELESS
+    return _short(name)
+
+
+def folder_name(text: str) -> str:
+    """A folder name of the same kind from overrides that are joined already."""
+    return _short("".join(letter if letter in "=," else _safe(letter) for letter in text) or _NAMELESS)
+
+
+def _short(name: str) -> str:
     if len(name.encode()) <= _LONGEST:
         return name
     digest = hashlib.sha256(name.encode()).hexdigest()[:10]
@@ -143,14 +152,9 @@ def _digest_of(file: Path, size: int, changed: int) -> str:
         return hashlib.file_digest(stream, "sha256").hexdigest()
 
 
-@cache
 def _code() -> str:
     """Digest of the project's own code."""
-    digest = hashlib.sha256()
-    for file in [*sorted(PACKAGE.rglob("*.py")), *sorted((PACKAGE.parent / "recipes").glob("*.py"))]:
-        digest.update(f"{file.relative_to(PACKAGE.parent)}\n".encode())
-        digest.update(file.read_bytes())
-    return digest.hexdigest()
+    return code_digest()
 
 
 @cache

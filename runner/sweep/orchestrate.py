@@ -16,6 +16,7 @@ from rich.markup import escape
 
 from runner import console
 from runner.errors import ExitCode, Refused
+from runner.secrets import masked
 from runner.settings import SweepSettings
 from runner.sweep.cells import Cell, check_cells
 from runner.sweep.children import Child, Children, devices
@@ -41,8 +42,8 @@ class Sweep:
 
     @property
     def command(self) -> str:
-        """The command as typed."""
-        return shlex.join(["python", "-m", "runner", *self._typed])
+        """The command as typed, without secrets."""
+        return masked(shlex.join(["python", "-m", "runner", *self._typed]))
 
     @property
     def ledger(self) -> Ledger:

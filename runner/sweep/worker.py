@@ -16,6 +16,7 @@ import itertools
 import json
 import shutil
 import sys
+import traceback
 from pathlib import Path
 from typing import Any
 
@@ -23,6 +24,7 @@ from runner import config, console, interrupts
 from runner.artifacts import RunFolder
 from runner.errors import ExitCode, Refused, RunnerError
 from runner.out_of_memory import explained
+from runner.secrets import mask_uncaught
 from runner.settings import RunConfig, SweepSettings
 from runner.sweep import orphan
 
@@ -30,6 +32,7 @@ from runner.sweep import orphan
 def main(argv: list[str]) -> int:
     """Run the job and return the exit code of its worst cell."""
     orphan.die_with_parent()
+    mask_uncaught()
     return run_job(Path(argv[0]))
 
 
@@ -103,7 +106,8 @@ def _fail(cells: list[Any], error: Exception) -> int:
     if isinstance(error, Refused):
         console.refused(error.problems)
     else:
-        console.err.print_exception() if not isinstance(error, RunnerError) else None
+        if not isinstance(error, RunnerError):
+            console.err.print("".join(traceback.format_exception(error)), markup=False)
     code = error.code if isinstance(error, RunnerError) else ExitCode.FAILED
     status = "preempted" if code == ExitCode.PREEMPTED else "failed"
     for cell in cells:

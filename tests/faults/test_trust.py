@@ -1,0 +1,207 @@
+"""Row 34: a config from someone else runs no code, wherever in it the code is named.
+
+Every attack would leave a marker file; that there is none is asserted after each test.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+import yaml
+from conftest import TINY, Run
+
+from runner.errors import ExitCode
+
+MARKER = "marker"
+# A config of one's own, as --config-path takes it; the keys of the attack come last.
+BASE = {
+    "defaults": [
+        "runner",
+        {"trainer": "sft"},
+        {"model": "tiny"},
+        {"quantization": "none"},
+        {"lora": "r16"},
+        {"data": "orders"},
+        {"template": "chat"},
+        {"recipe": "sft"},
+        "_self_",
+    ],
+    **dict.fromkeys(["output_dir", "adapter", "resume", "export", "push_to", "prompt", "prompts", "stages"]),
+    "seed": 0,
+}
+CALL = {"_target_": "os.system", "command": f"touch {MARKER}"}
+LOGGING = {"version": 1, "formatters": {"x": {"()": "os.system", "command": f"touch {MARKER}"}}}
+HANDLER = {"version": 1, "handlers": {"x": {"class": "logging.FileHandler", "filename": MARKER}}}
+
+
+@pytest.fixture(autouse=True)
+def _no_marker(tmp_path: Path) -> Iterator[None]:
+    yield
+    assert not list(tmp_path.rglob(MARKER))
+
+
+def config(folder: Path, **attack: object) -> list[str]:
+    """Write a whole config with an attack into a folder; the words that use it."""
+    folder.mkdir()
+    values = {**BASE, **attack}
+    (folder / "theirs.yaml").write_text(yaml.safe_dump(values, sort_keys=False), encoding="utf-8")
+    return ["--config-path", str(folder), "--config-name", "theirs"]
+
+
+def experiment(folder: Path, **attack: object) -> list[str]:
+    """Write an experiment with an attack into a folder of options; the words that use it."""
+    (folder / "experiment").mkdir(parents=True)
+    text = "# @package _global_\n" + yaml.safe_dump(attack)
+    (folder / "experiment" / "theirs.yaml").write_text(text, encoding="utf-8")
+    return ["--config-dir", str(folder), "experiment=theirs"]
+
+
+def refusal(run: Run, capsys: pytest.CaptureFixture[str]) -> str:
+    """What a refused run said; it must have left nothing."""
+    said = capsys.readouterr().err
+    assert run.code == ExitCode.REFUSED, said
+    assert not run.folder.exists()
+    return said
+
+
+@pytest.mark.parametrize(
+    ("word", "named"),
+    [
+        ("lora._target_=peft.tuners.lora.LoraConfig", "did you mean 'peft.LoraConfig'?"),
+        (
+            "quantization._target_=transformers.utils.quantization_config.BitsAndBytesConfig",
+            "'transformers.BitsAndBytesConfig'",
+        ),
+        ("trainer._target_=trl.trainer.sft_config.SFTConfig", "allowed: trl.SFTConfig"),
+        ("lora._target_=os.system", "'os.system' is not a peft class allowed here"),
+        ("lora._target_=builtins.eval", "'builtins.eval' is not a peft class"),
+        ("quantization._target_=subprocess.run", "'subprocess.run' is not a transformers class"),
+        ("lora._target_=trl.SFTConfig", "'trl.SFTConfig' is not a peft class"),
+        ("+lora.alpha_pattern={a: {_target_: os.system}}", "lora.alpha_pattern.a._target_: no class may be"),
+        (
+            "+data.columns={a: [{_target_: os.system}]}",
+            "data.columns.a.0._target_: no class may be named here",
+        ),
+        ("+model._target_=os.system", "model._target_: no class may be named here"),
+        ("+hydra.callbacks.x._target_=os.system", "hydra.callbacks"),
+        ("hydra.launcher._target_=os.system", "hydra.launcher._target_: 'os.system' is not allowed"),
+        ("hydra.sweeper._target_=os.system", "hydra.sweeper._target_: 'os.system' is not allowed"),
+        ("+hydra.job.env_set.HF_ENDPOINT=elsewhere", "hydra.job.env_set"),
+    ],
+)
+def test_override_names_no_class(cli, capsys, word: str, named: str) -> None:
+    said = refusal(cli(*TINY, word), capsys)
+    assert named in said
+
+
+@pytest.mark.parametrize("place", [config, experiment])
+@pytest.mark.parametrize(
+    ("attack", "named"),
+    [
+        ({"lora": CALL}, "'os.system' is not a peft class"),
+        ({"data": {"columns": {"deep": [CALL]}}}, "data.columns.deep.0._target_"),
+        ({"hydra": {"callbacks": {"x": CALL}}}, "hydra.callbacks"),
+        ({"hydra": {"launcher": CALL}}, "hydra.launcher"),
+        ({"hydra": {"job_logging": LOGGING}}, "hydra.job_logging"),
+        ({"hydra": {"hydra_logging": HANDLER}}, "hydra.hydra_logging"),
+        ({"hydra": {"job": {"env_set": {"LD_PRELOAD": "x.so"}}}}, "hydra.job.env_set"),
+        ({"model": {"trust_remote_code": True}}, "model.trust_remote_code=true"),
+        ({"evaluate": {"function": "theirs.py:score"}}, "evaluate.function=theirs.py:score"),
+        ({"gguf": {"llama_cpp": "theirs"}}, "gguf.llama_cpp=theirs"),
+        ({"model": {"attn_implementation": "them/kernel"}}, "model.attn_implementation=them/kernel"),
+        (
+            {
+                "lora": {
+                    "_target_": "peft.PromptTuningConfig",
+                    "tokenizer_kwargs": {"trust_remote_code": True},
+                }
+            },
+            "lora.tokenizer_kwargs.trust_remote_code",
+        ),
+    ],
+)
+def test_file_runs_no_code(cli, capsys, tmp_path: Path, place, attack: dict, named: str) -> None:
+    said = refusal(cli(*TINY[1:], "model=tiny", *place(tmp_path / "theirs", **attack)), capsys)
+    assert named in said
+    assert "theirs" in said or "hydra." in said  # the file with its line, or Hydra's own key
+
+
+@pytest.mark.parametrize("flag", ["--help", "--hydra-help", "--info=all", "--cfg=job", "-m"])
+@pytest.mark.parametrize("key", ["job_logging", "hydra_logging"])
+def test_no_flag_sets_up_a_logging_of_theirs(cli, capsys, tmp_path: Path, flag: str, key: str) -> None:
+    words = config(tmp_path / "theirs", hydra={key: LOGGING})
+    assert f"hydra.{key}" in refusal(cli(*words, *(["-m", "lora.r=4,8"] if flag == "-m" else [flag])), capsys)
+
+
+def test_saved_config_is_checked_like_any_other(cli, capsys, tmp_path: Path) -> None:
+    run = cli(*TINY, "trainer.max_steps=1")
+    assert run.code == 0
+    file = run.folder / "config.yaml"
+    again = ["--config-path", str(run.folder), "--config-name", "config"]
+    kept = file.read_text(encoding="utf-8")
+    for old, new, named in (
+        ("_target_: peft.LoraConfig", "_target_: os.system", "config.yaml:"),
+        ("trust_remote_code: false", "trust_remote_code: true", "model.trust_remote_code=true"),
+        ("function: null", "function: theirs.py:f", "evaluate.function=theirs.py:f"),
+    ):
+        assert old in kept
+        file.write_text(kept.replace(old, new), encoding="utf-8")
+        assert named in refusal(cli(*again, folder="again"), capsys)
+
+
+def test_code_that_the_user_asks_for_is_allowed(cli, capsys, tmp_path: Path) -> None:
+    """Said on the command line, or in a packaged option together with the path: no complaint about trust."""
+    (tmp_path / "mine").mkdir()
+    said = refusal(cli(*TINY, "model.path=mine", "model.trust_remote_code=true", "seed=-1"), capsys)
+    assert "refused, 1 mistake" in said
+    said = refusal(cli("model=chatglm3-6b", "seed=-1"), capsys)
+    assert "refused, 1 mistake" in said
+    words = experiment(tmp_path / "theirs", model={"path": "them/elsewhere"})
+    assert "model.path=them/elsewhere runs code" in refusal(cli("model=chatglm3-6b", *words), capsys)
+
+
+@pytest.mark.parametrize(
+    "word",
+    [
+        "evaluate.function=theirs.py:f",
+        "evaluate={function: theirs.py:f}",
+        "model.trust_remote_code=true",
+        "model=chatglm3-6b",
+        "--config-path=theirs",
+        "stages={a: [evaluate.function=theirs.py:f]}",
+    ],
+)
+def test_stages_of_theirs_are_not_the_command_line(cli, capsys, tmp_path: Path, word: str) -> None:
+    words = config(tmp_path / "theirs", recipe="chain", stages={"one": ["recipe=evaluate", word]})
+    assert f"stages.one: {word} runs code from elsewhere" in refusal(cli(*words), capsys)
+
+
+@pytest.mark.parametrize(
+    "hydra",
+    [
+        {"overrides": {"task": ["evaluate.function=theirs.py:f"]}},
+        {"job": {"config_name": "config"}},
+        {"searchpath": ["pkg://theirs"]},
+    ],
+)
+def test_file_cannot_pose_as_the_command_line(cli, capsys, tmp_path: Path, hydra: dict) -> None:
+    function = {"function": "theirs.py:f"}
+    said = refusal(cli(*config(tmp_path / "theirs", hydra=hydra, evaluate=function)), capsys)
+    assert "hydra." in said or "evaluate.function=theirs.py:f runs code" in said
+
+
+def test_environment_is_not_read_by_a_config(cli, capsys, tmp_path: Path, monkeypatch) -> None:
+    monkeypatch.setenv("SOME_VARIABLE", "its-value")
+    inside = "${oc.decode:${oc.env:SOME_VARIABLE}}"
+    for words in (
+        ["template.system=${oc.env:SOME_VARIABLE}"],
+        ["template.system=${oc.env:SOME_VARIABLE,default}"],
+        config(tmp_path / "nested", template={"system": inside}),
+        [*config(tmp_path / "named", hydra={"sweep": {"dir": inside}}), "-m", "lora.r=4,8"],
+        config(tmp_path / "chosen", defaults=[*BASE["defaults"], {"data@x": "${oc.env:SOME_VARIABLE}"}]),
+    ):
+        said = refusal(cli(*TINY[1:], *words), capsys)
+        assert "oc.env:SOME_VARIABLE" in said
+        assert "its-value" not in said
