@@ -182,7 +182,8 @@ class SweepSettings:
 class TrainerExtras:
     """Keys of ``trainer`` that are the runner's own; all others belong to the library's config class.
 
-    ``max_length`` counts tokens, for a class without a field of that name.
+    ``max_length`` counts tokens, for a class without a field of that name; null is what the model's positions
+    hold.
     """
 
     precision: Literal["auto", "bf16", "fp16", "fp32"] = "auto"
