@@ -90,11 +90,8 @@ def _no_environment(name: str, *default: Any) -> None:
 def _composed(command: Command, overrides: list[str]) -> DictConfig:
     composed = hydra.compose(command.config_name, overrides, return_hydra_config=True)
     told: Any = OmegaConf.to_container(composed.hydra.overrides)
-    if composed.hydra.job.config_name != command.config_name or {*told["task"], *told["hydra"]} - {
-        *overrides
-    }:
-        # by these the origin of a value is found
-        raise ValueError("hydra.overrides and hydra.job.config_name are for Hydra to set, and for no file")
+    if {*told["task"], *told["hydra"]} - {*overrides}:  # by these the origin of a value is found
+        raise ValueError("hydra.overrides are the words of the command line, and for no file to set")
     HydraConfig.instance().set_config(composed)  # for ${hydra:...} in a value
     return composed
 

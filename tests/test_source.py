@@ -75,17 +75,18 @@ def test_patch_is_bounded_and_holds_no_secret(checkout: Path, monkeypatch: pytes
         "conf/mine.yaml": "key: value-of-the-key\n",
         ".env": "A=1\n",
         "large.py": "#" * (MOST_BYTES + 1),
+        "last.txt": "#" * (MOST_BYTES // 2),  # the one before it has taken more than half
         "weights.safetensors": "weights",
     }
     for name, text in left_out.items():
         (checkout / name).write_text(text, encoding="utf-8")
-    (checkout / "kept.py").write_text("kept\n", encoding="utf-8")
+    (checkout / "kept.py").write_text("kept\n" + "#" * (MOST_BYTES // 2), encoding="utf-8")
     found = source(checkout)
     assert found is not None
     assert set(found.left_out) == set(left_out)
     assert "the value of the environment's SOME_API_KEY" in found.left_out["conf/mine.yaml"]
     assert "+kept" in found.patch
-    assert len(found.patch) < 1000
+    assert len(found.patch) < MOST_BYTES
     for secret in (TOKEN, "value-of-the-key"):
         assert secret not in found.patch + str(found.record())
 
