@@ -15,6 +15,7 @@ import torch
 from conftest import TINY, Run
 from tiny_model import copy, using, write_model
 
+from runner import checkpoint
 from runner.__main__ import main
 from runner.errors import ExitCode
 
@@ -119,15 +120,24 @@ def test_pickled_adapter_runs_nothing(said, trained: Path, tmp_path: Path, words
         assert not list(run.folder.rglob("*.safetensors"))
 
 
+@pytest.mark.parametrize("sealed", [True, False])
 @pytest.mark.parametrize("name", ["optimizer.pt", "scheduler.pt", "rng_state.pth", "training_args.bin"])
-def test_pickles_of_a_checkpoint_run_nothing(said, trained: Path, tmp_path: Path, name: str) -> None:
-    """The first three are read, and stop the run; the library's own arguments are never read."""
+def test_pickles_of_a_checkpoint_run_nothing(
+    said, trained: Path, tmp_path: Path, name: str, sealed: bool
+) -> None:
+    """Also with a manifest to match, which anyone can write; the library's own arguments are never read."""
     run = copy(trained, tmp_path / "theirs")
-    zipped(run / "checkpoints" / "checkpoint-1" / name)
-    words = ["--config-path", str(run), "--config-name", "config"]
-    ended, _ = said(*words, f"resume={run / 'checkpoints' / 'checkpoint-1'}")
-    assert (ended.code == 0) == (name == "training_args.bin")
-    assert (ended.folder / "adapter").exists() == (name == "training_args.bin")
+    saved = run / "checkpoints" / "checkpoint-1"
+    zipped(saved / name)
+    if sealed:
+        manifest = json.loads((saved / checkpoint.MANIFEST).read_text())
+        facts = {"bytes": (saved / name).stat().st_size, "xxh3_128": checkpoint._digest(saved / name)}
+        manifest["files"][name] = facts
+        (saved / checkpoint.MANIFEST).write_text(json.dumps(manifest))
+    ended, _ = said("--config-path", str(run), "--config-name", "config", f"resume={saved}")
+    unread = sealed and name == "training_args.bin"
+    assert ended.code == (0 if unread else ExitCode.FAILED if sealed else ExitCode.REFUSED)
+    assert (ended.folder / "adapter").exists() == unread
 
 
 def test_index_names_files_of_its_own_folder(said, model: Path, tmp_path: Path) -> None:
@@ -198,7 +208,11 @@ def test_template_of_an_adapter_stays_in_its_box(said, trained: Path, tmp_path: 
     assert "template.chat_template: it takes more than 1 GiB of memory" in text
 
 
-CODE = "import os; os.system('touch \"$MARKER\"')\nfrom transformers import LlamaConfig as TheirConfig\n"
+CODE = """import os; os.system('touch "$MARKER"')
+from transformers import LlamaConfig
+class TheirConfig(LlamaConfig):
+    pass
+"""
 
 
 def with_code(model: Path, folder: Path, **changes: str) -> Path:
