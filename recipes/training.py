@@ -81,7 +81,7 @@ def train(config: RunConfig, folder: RunFolder) -> None:
     from runner.scoring import Judge
 
     fresh = not config.adapter and not changes_base(peft_config(config))
-    judge = Judge(config, setup.renderer, answerable(data) if objective.generates else None, setup.precision)
+    judge = Judge(config, setup.renderer, data.eval if objective.generates else None, setup.precision)
     with folder.timed("score_before"):
         before = judge.answer(model, "before training", base_only=fresh)
     _fit(config, folder, setup, data, model, steps, fresh)
@@ -108,6 +108,7 @@ def describe(folder: RunFolder, setup: Setup, data: Data) -> None:
         "model": setup.base.record() | {"identity": setup.identity},
         "data": {split.name: split.record() for split in (data.train, data.eval) if split},
     }
+    folder.record["rows_from_cache"] = data.cached
     folder.write()
 
 
@@ -217,15 +218,6 @@ def _fit(
         with folder.timed("evaluate"):
             scores = trainer.evaluate()
         folder.metrics |= {key.replace("/", "_"): scores[key] for key in SCORES if key in scores}
-
-
-def answerable(data: Data) -> Any:
-    """The held-out rows to be answered: all but those whose answer was disliked."""
-    if data.eval is None:
-        return None
-    return dataclasses.replace(
-        data.eval, examples=[example for example in data.eval.examples if example.label is not False]
-    )
 
 
 def total_steps(arguments: Any, rows: int) -> int:
