@@ -128,6 +128,7 @@ def _rows(config: RunConfig, folder: RunFolder, renderer: Renderer) -> Split:
     max_length = config.trainer.get("max_length", 1024)
     data = prepare(config.data, renderer, max_length, config.seed)
     folder.notes += data.notes
+    folder.record["rows_from_cache"] = data.cached
     if data.eval is None:
         folder.notes.append("no rows are held out: the rows of data.path are scored")
     rows = data.eval or data.train

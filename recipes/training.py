@@ -107,8 +107,8 @@ def describe(folder: RunFolder, setup: Setup, data: Data) -> None:
     folder.record |= {
         "model": setup.base.record() | {"identity": setup.identity},
         "data": {split.name: split.record() for split in (data.train, data.eval) if split},
+        "rows_from_cache": data.cached,
     }
-    folder.record["rows_from_cache"] = data.cached
     folder.write()
 
 

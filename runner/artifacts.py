@@ -9,7 +9,7 @@ import os
 import shutil
 import time
 import traceback
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from datetime import UTC, datetime
 from pathlib import Path
@@ -75,10 +75,9 @@ class RunFolder:
         if len(kept) < len(lines):
             write_whole(file, "".join(line + "\n" for line in kept))
 
-    def write_lines(self, name: str, rows: list[dict[str, Any]]) -> None:
+    def write_lines(self, name: str, rows: Iterable[dict[str, Any]]) -> None:
         """Write a JSONL file such as ``samples.jsonl``."""
-        text = "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows)
-        write_whole(self.path / name, text)
+        write_whole(self.path / name, (json.dumps(row, ensure_ascii=False) + "\n" for row in rows))
 
     def write(self) -> None:
         """Write ``run.json`` as a whole, so that a reader never sees half of it."""
@@ -135,10 +134,11 @@ def discard(path: Path) -> None:
     shutil.rmtree(path, ignore_errors=True)
 
 
-def write_whole(file: Path, text: str) -> None:
-    """Write a file aside and rename it over the old one."""
+def write_whole(file: Path, text: str | Iterable[str]) -> None:
+    """Write a file aside and rename it over the old one; ``text`` is all of it, or its parts."""
     aside = file.with_name(f".{file.name}.{os.getpid()}")
-    aside.write_text(text, encoding="utf-8")
+    with aside.open("w", encoding="utf-8") as stream:
+        stream.writelines([text] if isinstance(text, str) else text)
     aside.replace(file)
 
 

@@ -32,7 +32,7 @@ def rows_dir() -> Path:
 
 def unwritable(error: OSError) -> Refused:
     """What a user reads when the disk is full or may not be written."""
-    message = f"rows cannot be written there: {error.strerror or error}"
+    message = f"rows cannot be kept there: {error}"
     return Refused(Problem(str(cache_dir() / "rows"), message, "RUNNER_CACHE=FOLDER moves it"))
 
 

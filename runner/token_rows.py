@@ -5,8 +5,10 @@ from __future__ import annotations
 import hashlib
 import json
 import mmap
+from bisect import bisect_right
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
+from itertools import accumulate
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, overload
 
@@ -18,7 +20,7 @@ from runner.labels import Encoded
 if TYPE_CHECKING:
     from datasets import Dataset
 
-_BATCH = 1000  # rows written at once
+_BATCH, _BATCH_TOKENS = 1000, 2**20  # rows and tokens written at once
 _TOKENS = pa.list_(pa.int32())
 _LABELS: dict[Kind, pa.DataType] = {"feedback": pa.bool_(), "labels": pa.string()}
 
@@ -74,7 +76,8 @@ class TokenRows(Sequence[Encoded]):
 
     def __init__(self, table: pa.Table, totals: Totals) -> None:
         self._table, self.totals = table, totals
-        self._batches = table.to_batches(_BATCH)
+        self._batches = table.to_batches()
+        self._ends = list(accumulate(map(len, self._batches)))
 
     @classmethod
     def of(cls, path: Path, totals: Totals) -> TokenRows:
@@ -95,7 +98,8 @@ class TokenRows(Sequence[Encoded]):
         if isinstance(index, slice):
             return [self[number] for number in range(*index.indices(len(self)))]
         number = range(len(self))[index]
-        return _row(self._batches[number // _BATCH], number % _BATCH)
+        which = bisect_right(self._ends, number)
+        return _row(self._batches[which], number - self._ends[which] + len(self._batches[which]))
 
     def __iter__(self) -> Iterator[Encoded]:
         return (_row(batch, index) for batch in self._batches for index in range(len(batch)))
@@ -131,13 +135,14 @@ def write_rows(path: Path, rows: Iterable[Encoded], kind: Kind) -> Totals:
     totals, schema = Totals(), _schema(kind)
     with pa.OSFile(str(path), "wb") as file, pa.ipc.new_file(file, schema) as writer:
         columns: dict[str, list[Any]] = {name: [] for name in schema.names}
+        written = 0  # tokens that are no more in memory
         for row in rows:
             totals.add(row)
             for name, value in _values(row).items():
                 columns[name].append(value)
-            if len(columns["source"]) == _BATCH:
+            if len(columns["source"]) == _BATCH or totals.tokens - written > _BATCH_TOKENS:
                 writer.write_batch(pa.record_batch(columns, schema))
-                columns = {name: [] for name in schema.names}
+                columns, written = {name: [] for name in schema.names}, totals.tokens
         if columns["source"]:
             writer.write_batch(pa.record_batch(columns, schema))
     return totals
