@@ -19,13 +19,14 @@ import pyarrow.parquet as pq
 import pytest
 from conftest import TINY
 
-from runner import row_cache
+from runner import prepare as prepare_module
+from runner import row_cache, token_rows
 from runner.errors import Refused
 from runner.model import byte_tokenizer
 from runner.prepare import Data, prepare
 from runner.reader import SHOWN_PROBLEMS
 from runner.settings import DataSettings, TemplateSettings
-from runner.template import Renderer
+from runner.template import Renderer, apply_template
 
 
 @pytest.fixture(autouse=True)
@@ -54,7 +55,10 @@ def made(
     **data: Any,
 ) -> Data:
     settings = DataSettings(path=str(path), **data)
-    renderer = renderer or Renderer(byte_tokenizer(), TemplateSettings(**(template or {})), settings.train_on)
+    if renderer is None:
+        tokenizer, own = byte_tokenizer(), TemplateSettings(**(template or {}))
+        apply_template(tokenizer, own)
+        renderer = Renderer(tokenizer, own, settings.train_on)
     return prepare(settings, renderer, max_length, seed, kind)
 
 
@@ -107,7 +111,7 @@ def test_found_pairs_are_those_that_were_made(tmp_path: Path, kind: str) -> None
         {"template": {"system": "Be brief."}},
         {"template": {"chat_template": "{% for m in messages %}{{ m.content }}\n{% endfor %}"}},
         {"train_on": "all"},
-        {"min_chars": 150},
+        {"min_chars": 158},
         {"eval_split": 0.5},
         {"max_rows": 7},
         {"columns": {"prompt": "completion", "completion": "prompt"}},
@@ -317,17 +321,36 @@ WRITERS = {
 
 @pytest.mark.parametrize("kind", WRITERS)
 def test_rows_are_not_held_in_memory(tmp_path: Path, kind: str) -> None:
-    peaks, options = {}, {"clean": True, "deduplicate": True, "eval_split": 0.05, "eval_max_rows": 5}
-    for count in (1_000, 12_000):
+    peaks, few = {}, {"eval_max_rows": 5, "max_rows": 50}
+    for count in (2_000, 8_000):
         file = tmp_path / f"{count}.{kind}"
         WRITERS[kind](file, (row(number, 40) for number in range(count)))
-        tracemalloc.start()
-        data = made(file, max_length=64, **options)
-        peaks[count] = tracemalloc.get_traced_memory()[1]
-        tracemalloc.stop()
+        peaks[count], data = _traced(file, clean=True, deduplicate=True, eval_split=0.05, **few)
         assert data.train.counts["read"] == count
-    # one row held as objects is more than a kilobyte; its numbers and digests are a tenth of that
-    assert (peaks[12_000] - peaks[1_000]) / 11_000 < 300
+    # a row held as objects is more than a kilobyte; its numbers and digests are a tenth of that
+    assert (peaks[8_000] - peaks[2_000]) / 6_000 < 300
+
+
+def test_tokens_are_not_held_in_memory(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    peaks = {}
+    for module in (prepare_module, token_rows):
+        monkeypatch.setattr(module, "_BATCH", 100)
+    for count in (300, 1_200):
+        file = jsonl(tmp_path / f"{count}.jsonl", (row(number, 40) for number in range(count)))
+        peaks[count], data = _traced(file)
+        assert len(data.train.rows) == count
+    # a row's 256 token ids and labels are four kilobytes in lists
+    assert (peaks[1_200] - peaks[300]) / 900 < 300
+
+
+def _traced(file: Path, **options: Any) -> tuple[int, Data]:
+    """The most bytes of Python objects at any time while a file is prepared."""
+    tracemalloc.start()
+    try:
+        data = made(file, **options)
+        return tracemalloc.get_traced_memory()[1], data
+    finally:
+        tracemalloc.stop()
 
 
 _MEASURED = """
@@ -362,7 +385,11 @@ def test_five_gigabytes_train_in_the_memory_of_a_small_file(tmp_path: Path) -> N
             stream.write("\n".join(lines) + "\n")
             count += len(block)
     little, _ = _peak(tmp_path, small, "small")
-    much, record = _peak(tmp_path, big, "big")
+    try:
+        much, record = _peak(tmp_path, big, "big")
+    finally:
+        big.unlink()
+    print(f"peak {much / 1e9:.2f} GB against {little / 1e9:.2f} GB, {record['times']}")
     train = record["data"]["train"]
     assert record["status"] == "completed"
     assert train["rows"] == 2000
