@@ -195,6 +195,7 @@ DAMAGES = {
     "cut": lambda file: os.truncate(file, file.stat().st_size // 2),
     "emptied": lambda file: os.truncate(file, 0),
     "gone": Path.unlink,
+    "edited": lambda file: file.write_bytes(file.read_bytes().replace(b"2", b"3")),
 }
 
 
@@ -345,6 +346,7 @@ def test_tokens_are_not_held_in_memory(tmp_path: Path, monkeypatch: pytest.Monke
 
 def _traced(file: Path, **options: Any) -> tuple[int, Data]:
     """The most bytes of Python objects at any time while a file is prepared."""
+    made(jsonl(file.with_name("first.jsonl"), [row(1)]))  # whatever is imported or built once
     tracemalloc.start()
     try:
         data = made(file, **options)
