@@ -19,6 +19,7 @@ import time
 import unicodedata
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator
+from contextlib import suppress
 from datetime import date
 from functools import cache
 from pathlib import Path
@@ -26,6 +27,7 @@ from typing import TYPE_CHECKING, Any
 
 from pyarrow import ArrowException
 
+from runner.errors import Refused
 from runner.files import content_digest, local_files
 from runner.formats import Kind
 from runner.paths import PACKAGE
@@ -60,10 +62,13 @@ def prepared(key: str | None, keep: bool, make: Callable[[Path], None]) -> Data:
     if entry is not None and entry.is_dir():
         try:
             data = _load(entry, verify=True)
-            os.utime(entry)  # it is the last one used
-            return dataclasses.replace(data, cached=True)
         except (OSError, ValueError, LookupError, TypeError, ArrowException):
             notes.append(f"the prepared rows in {entry} were damaged, and were made again")
+            shutil.rmtree(entry, ignore_errors=True)
+        else:
+            with suppress(OSError):
+                os.utime(entry)  # it is the last one used
+            return dataclasses.replace(data, cached=True)
     try:
         aside = Path(tempfile.mkdtemp(prefix=_ASIDE, dir=folder))
         try:
@@ -116,13 +121,14 @@ def _file_digests(data: DataSettings) -> list[list[str]] | None:
     found = []
     for where, given in (("data.path", data.path), ("data.eval_path", data.eval_path)):
         for entry in given if isinstance(given, list) else [given] if given else []:
-            files = local_files(str(entry["path"] if isinstance(entry, dict) else entry), where)
+            path = str(entry["path"] if isinstance(entry, dict) else entry)
+            try:
+                files = [f"{file} {content_digest(file).hex()}" for file in local_files(path, where)]
+            except (OSError, Refused):
+                return None  # the reader says it, with everything else that is wrong
             if not files:
                 return None
-            try:
-                found.append([where, *(f"{file} {content_digest(file).hex()}" for file in files)])
-            except OSError:
-                return None  # the reader says it better
+            found.append([where, *files])
     return found
 
 
@@ -182,8 +188,6 @@ def _split(folder: Path, facts: dict[str, Any], verify: bool) -> Split:
 
 def _put(aside: Path, entry: Path) -> None:
     """Move a finished entry to its place; where another process is faster, its entry stays."""
-    if entry.is_dir():  # the damaged one
-        shutil.rmtree(entry, ignore_errors=True)
     try:
         aside.rename(entry)
     except OSError:
@@ -193,24 +197,22 @@ def _put(aside: Path, entry: Path) -> None:
 
 def _tidy(newest: Path) -> None:
     """Remove the entries used longest ago, and what killed processes left."""
-    used = sorted(_aged(newest.parent), reverse=True)
-    size = 0
-    for number, (when, folder) in enumerate(used):
+    number = total = 0
+    for when, size, folder in sorted(_used(newest.parent), reverse=True):
         if folder.name.startswith(_ASIDE):
-            if time.time() - when > _ABANDONED:
-                shutil.rmtree(folder, ignore_errors=True)
-            continue
-        size += sum(file.stat().st_size for file in folder.glob("*"))
-        if folder != newest and (number >= _KEPT or size > _KEPT_BYTES):
+            gone = time.time() - when > _ABANDONED
+        else:
+            number, total = number + 1, total + size
+            gone = folder != newest and (number > _KEPT or total > _KEPT_BYTES)
+        if gone:
             shutil.rmtree(folder, ignore_errors=True)
 
 
-def _aged(folder: Path) -> Iterator[tuple[float, Path]]:
+def _used(folder: Path) -> Iterator[tuple[float, int, Path]]:
+    """When each entry was used last, and its bytes."""
     for entry in folder.iterdir():
-        try:
-            yield entry.stat().st_mtime, entry
-        except OSError:
-            continue  # another process removed it
+        with suppress(OSError):  # another process may have removed it
+            yield entry.stat().st_mtime, sum(file.stat().st_size for file in entry.glob("*")), entry
 
 
 def _digest(text: str) -> str:
