@@ -134,12 +134,14 @@ def _file_digests(data: DataSettings) -> list[list[str]] | None:
 
 def _tokenizer_facts(tokenizer: Any) -> list[str] | None:
     """What a tokenizer does to text, and what templates read of it; None where that cannot be known."""
-    if not tokenizer.is_fast:
+    kind = type(tokenizer)
+    if not tokenizer.is_fast or kind.__module__.startswith("transformers_modules"):  # code of the model's own
         return None
     template = str(tokenizer.chat_template)
     today = str(date.today()) if "strftime_now" in template else ""
-    special = json.dumps(tokenizer.special_tokens_map, default=str, sort_keys=True)
-    return [type(tokenizer).__name__, _digest(tokenizer.backend_tokenizer.to_str()), template, special, today]
+    split = getattr(tokenizer, "split_special_tokens", False)
+    special = json.dumps([tokenizer.special_tokens_map, split], default=str, sort_keys=True)
+    return [kind.__name__, _digest(tokenizer.backend_tokenizer.to_str()), template, special, today]
 
 
 @cache

@@ -247,6 +247,23 @@ def test_files_that_change_while_they_are_read_are_refused(tmp_path: Path, cache
     assert list(cache.iterdir()) == []
 
 
+def test_a_faster_process_does_no_harm(tmp_path: Path, cache: Path) -> None:
+    file = jsonl(tmp_path / "rows.jsonl", [row(number) for number in range(5)])
+
+    class Overtaken(Renderer):
+        def render(self, example: Any) -> Any:
+            if example.source == 1:
+                assert not made(file).cached
+            return super().render(example)
+
+    slow = made(file, renderer=Overtaken(byte_tokenizer(), TemplateSettings()))
+    assert not slow.cached
+    found = made(file)
+    assert found.cached
+    assert said(slow) == said(found)
+    assert len(list(cache.iterdir())) == 1
+
+
 # --- the folder -------------------------------------------------------------------------------------------
 
 
@@ -300,6 +317,25 @@ def test_a_full_disk_is_refused_by_name(tmp_path: Path, cache: Path, limit: int)
         signal.signal(signal.SIGXFSZ, ignored)
     assert str(cache) in str(caught.value)
     assert "RUNNER_CACHE=FOLDER moves it" in str(caught.value)
+    assert list(cache.iterdir()) == []
+
+
+def test_a_folder_that_cannot_be_made_is_refused_by_name(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    file = jsonl(tmp_path / "rows.jsonl", [row(1)])
+    monkeypatch.setenv("RUNNER_CACHE", str(file / "cache"))
+    with pytest.raises(Refused, match="RUNNER_CACHE=FOLDER moves it") as caught:
+        made(file)
+    assert str(file / "cache") in str(caught.value)
+
+
+def test_a_tokenizer_that_cannot_be_known_is_never_found(tmp_path: Path, cache: Path) -> None:
+    file, plain = jsonl(tmp_path / "rows.jsonl", [row(1)]), byte_tokenizer()
+    own = type("Own", (type(plain),), {"__module__": "transformers_modules.own"})
+    plain.__class__ = own
+    renderer = Renderer(plain, TemplateSettings())
+    assert [made(file, renderer=renderer).cached for _ in range(2)] == [False, False]
     assert list(cache.iterdir()) == []
 
 
