@@ -24,7 +24,7 @@ from runner.messages import BadRow
 from runner.reader import Mistakes, Source, read_sources
 from runner.settings import DataSettings
 from runner.split import Data, Split
-from runner.spool import Examples, Spool, decoded, first_equal, joined
+from runner.spool import Examples, Spool, first_equal, joined
 from runner.template import Renderer
 from runner.token_rows import Totals, write_rows
 
@@ -214,7 +214,7 @@ def _remedy(draft: Draft) -> str:
 def _encoded(draft: Draft, renderer: Renderer) -> Iterator[Encoded]:
     mistakes = Mistakes()
     refused: set[int] = set()  # a row that its source's weight repeats is one mistake
-    for batch in _batches(draft.examples):
+    for batch in draft.examples.batches(_BATCH, _BATCH_BYTES):
         rendered: list[Rendered] = []
         wholes: list[tuple[Example, int]] = []  # the example of each row, and of how many sides the row is
         for example in batch:
@@ -241,19 +241,6 @@ def _encoded(draft: Draft, renderer: Renderer) -> Iterator[Encoded]:
                 yield replace(row, label=example.label, rejected=others[0] if others else None)
     if mistakes:
         raise mistakes.refusal(f"data ({draft.name})")
-
-
-def _batches(examples: Examples) -> Iterator[list[Example]]:
-    batch: list[Example] = []
-    size = 0
-    for line in examples.lines():
-        batch.append(decoded(line))
-        size += len(line)
-        if len(batch) == _BATCH or size > _BATCH_BYTES:
-            yield batch
-            batch, size = [], 0
-    if batch:
-        yield batch
 
 
 def _sides(example: Example, renderer: Renderer) -> list[list[Rendered]]:

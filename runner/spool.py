@@ -103,6 +103,18 @@ class Examples(Sequence[Example]):
         """Each as it stands in the file."""
         return (self._spool[number] for number in self.numbers)
 
+    def batches(self, rows: int, size: int) -> Iterator[list[Example]]:
+        """All of them, in lists of at most as many ``rows`` and hardly more than ``size`` bytes."""
+        batch, read = [], 0
+        for line in self.lines():
+            batch.append(decoded(line))
+            read += len(line)
+            if len(batch) == rows or read > size:
+                yield batch
+                batch, read = [], 0
+        if batch:
+            yield batch
+
     def take(self, positions: Numbers) -> Examples:
         """Those at some positions, or where a mask says so."""
         return Examples(self._spool, self.numbers[positions])
