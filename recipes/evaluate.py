@@ -6,6 +6,7 @@ import ast
 import json
 import math
 from collections.abc import Callable
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
@@ -52,7 +53,8 @@ def run(config: RunConfig, folder: RunFolder) -> None:
         model = attach(model, adapters(config))
     named = [adapter.name for adapter in adapters(config)]
     columns: dict[str, str | None] = {"base" if named else "model": None, **{name: name for name in named}}
-    answered = [example for example in rows.examples if example.messages][: config.generation.rows]
+    asked = (example for example in rows.examples if example.messages)
+    answered = list(islice(asked, config.generation.rows))
     measured: dict[str, Any] = {}
     answers: dict[str, list[str]] = {}
     tasks: dict[str, dict[str, float]] = {}
@@ -127,6 +129,7 @@ def _rows(config: RunConfig, folder: RunFolder, renderer: Renderer, max_length: 
 
     data = prepare(config.data, renderer, max_length, config.seed)
     folder.notes += data.notes
+    folder.record["rows_from_cache"] = data.cached
     if data.eval is None:
         folder.notes.append("no rows are held out: the rows of data.path are scored")
     rows = data.eval or data.train

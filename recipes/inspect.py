@@ -41,15 +41,15 @@ def run(config: RunConfig, folder: RunFolder) -> None:
     folder.record |= {
         "model": base.record(),
         "data": {split.name: split.record() for split in (data.train, data.eval) if split},
+        "rows_from_cache": data.cached,
     }
-    rows = [_described(base.tokenizer, renderer, row) for row in data.train.rows]
-    folder.write_lines("inspect.jsonl", rows)
-    for row in data.train.rows[:_SHOWN_ROWS]:
+    rows = data.train.rows
+    folder.write_lines("inspect.jsonl", (_described(base.tokenizer, renderer, row) for row in rows))
+    for row in rows[:_SHOWN_ROWS]:
         console.marked_row(row.source, _pieces(base.tokenizer, row))
         if row.rejected is not None:
             console.marked_row(row.source, _pieces(base.tokenizer, row.rejected), "rejected")
-    lengths = [row["tokens"] for row in rows]
-    console.histogram("tokens a row", lengths, max_length)
+    console.histogram("tokens a row", [len(row.input_ids) for row in rows], max_length)
     for split in (data.train, data.eval):
         if split is not None:
             console.counts(split)

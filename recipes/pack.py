@@ -11,7 +11,6 @@ from typing import Any
 from recipes.training import (
     SCORES,
     Setup,
-    answerable,
     check,
     complete_adapter,
     conclude,
@@ -219,7 +218,7 @@ def _judges(cells: list[PackedCell], setup: Setup, found: dict[str, Data]) -> di
     by_data: dict[int, Any] = {}
     for cell in cells:
         data = found[cell.name]
-        by_data.setdefault(id(data), Judge(cell.config, setup.renderer, answerable(data), setup.precision))
+        by_data.setdefault(id(data), Judge(cell.config, setup.renderer, data.eval, setup.precision))
     return {cell.name: by_data[id(found[cell.name])] for cell in cells}
 
 

@@ -89,7 +89,7 @@ def train(config: RunConfig, folder: RunFolder) -> None:
     from runner.scoring import Judge
 
     fresh = not config.adapter and not changes_base(peft_config(config))
-    judge = Judge(config, setup.renderer, answerable(data) if objective.generates else None, setup.precision)
+    judge = Judge(config, setup.renderer, data.eval if objective.generates else None, setup.precision)
     with folder.timed("score_before"):
         before = judge.answer(model, "before training", base_only=fresh)
     _fit(config, folder, setup, data, model, steps, fresh)
@@ -115,6 +115,7 @@ def describe(folder: RunFolder, setup: Setup, data: Data) -> None:
     folder.record |= {
         "model": setup.base.record() | {"identity": setup.identity},
         "data": {split.name: split.record() for split in (data.train, data.eval) if split},
+        "rows_from_cache": data.cached,
     }
     folder.write()
 
@@ -270,15 +271,6 @@ def _train(
 
     checkpoint = str(start.checkpoint) if start.checkpoint else None
     return train_shrinking(build, arguments, checkpoint, on_shrink if config.on_oom else None)
-
-
-def answerable(data: Data) -> Any:
-    """The held-out rows to be answered: all but those whose answer was disliked."""
-    if data.eval is None:
-        return None
-    return dataclasses.replace(
-        data.eval, examples=[example for example in data.eval.examples if example.label is not False]
-    )
 
 
 def total_steps(arguments: Any, rows: int) -> int:

@@ -89,10 +89,9 @@ class RunFolder:
             kept = [line for line in self.logged() if line.get("step", 0) <= step]
             write_whole(file, "".join(json.dumps(line) + "\n" for line in kept))
 
-    def write_lines(self, name: str, rows: list[dict[str, Any]]) -> None:
+    def write_lines(self, name: str, rows: Iterable[dict[str, Any]]) -> None:
         """Write a JSONL file such as ``samples.jsonl``."""
-        text = "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows)
-        write_whole(self.path / name, text)
+        write_whole(self.path / name, (json.dumps(row, ensure_ascii=False) + "\n" for row in rows))
 
     def write(self) -> None:
         """Write ``run.json`` as a whole, so that a reader never sees half of it."""
@@ -153,10 +152,11 @@ def create(output_dir: str | None, name: str, go_on: bool = False) -> Path:
     raise FileExistsError(f"no free name for a run in {parent}")
 
 
-def write_whole(file: Path, text: str) -> None:
-    """Write a file aside and rename it over the old one."""
+def write_whole(file: Path, text: str | Iterable[str]) -> None:
+    """Write a file aside and rename it over the old one; ``text`` is all of it, or its parts."""
     aside = file.with_name(f".{file.name}.{os.getpid()}")
-    aside.write_text(text, encoding="utf-8")
+    with aside.open("w", encoding="utf-8") as stream:
+        stream.writelines([text] if isinstance(text, str) else text)
     aside.replace(file)
 
 

@@ -1,11 +1,13 @@
 """Rows of a local file: JSON, JSONL, CSV, TSV or Parquet.
 
-What cannot be read stands as a problem in its place, so that all mistakes of a file are found together.
+What cannot be read stands as a problem in its place, so that all mistakes of a file are found together. Only
+a JSON array is held in memory as a whole; everything else is read row by row.
 """
 
 from __future__ import annotations
 
 import csv
+import hashlib
 import json
 from collections.abc import Iterable, Iterator
 from pathlib import Path
@@ -17,6 +19,7 @@ from runner.paths import EXAMPLES
 
 FILE_KINDS = {".json": "json", ".jsonl": "json", ".csv": "csv", ".tsv": "csv", ".parquet": "parquet"}
 _CELL_LIMIT = 2**31 - 1  # characters; the csv module's own limit is 128 Ki, less than a long conversation
+_PARQUET_ROWS = 1000  # in memory at a time
 _MARK = b"\xef\xbb\xbf"  # the byte order mark, with which some editors begin UTF-8
 
 # A row, or why it is none, with its number from 1.
@@ -39,6 +42,12 @@ def local_files(path: str, key: str) -> list[Path]:
     if not files:
         raise Refused(Problem(f"{key}={path}", f"the folder holds none of {', '.join(FILE_KINDS)}"))
     return files
+
+
+def content_digest(file: Path) -> bytes:
+    """What a file holds, in 32 bytes. Raises ``OSError``."""
+    with file.open("rb") as stream:
+        return hashlib.file_digest(stream, "sha256").digest()
 
 
 def file_rows(file: Path) -> tuple[str, Rows]:
@@ -131,14 +140,16 @@ def _json_rows(file: Path) -> Iterator[tuple[int, Row | Problem]]:
 
 
 def _csv_rows(file: Path) -> Iterator[tuple[int, Row | Problem]]:
-    lines = list(_lines(file))
-    broken = [(number, line) for number, line in lines if isinstance(line, Problem)]
+    broken = False
+    for number, line in _lines(file):  # first, as a row may stand on many lines
+        if isinstance(line, Problem):
+            yield number, line
+            broken = True
     if broken:
-        yield from broken
         return
     csv.field_size_limit(_CELL_LIMIT)
     separator = "\t" if file.suffix.lower() == ".tsv" else ","
-    reader = csv.reader((str(line) for _, line in lines), delimiter=separator, strict=True)
+    reader = csv.reader((str(line) for _, line in _lines(file)), delimiter=separator, strict=True)
     header: list[str] = []
     number = 0
     try:
@@ -169,7 +180,7 @@ def _parquet_rows(file: Path) -> Iterator[tuple[int, Row | Problem]]:
 
     number = 0
     try:
-        for batch in ParquetFile(file).iter_batches():
+        for batch in ParquetFile(file).iter_batches(_PARQUET_ROWS):
             for number, row in enumerate(batch.to_pylist(), start=number + 1):  # noqa: B020
                 yield number, row
     except (ArrowException, OSError) as error:

@@ -44,7 +44,7 @@ class Encoded:
     @property
     def trained_tokens(self) -> int:
         """Number of labelled tokens, of both answers where there are two."""
-        own = sum(label != IGNORE for label in self.labels)
+        own = len(self.labels) - self.labels.count(IGNORE)
         return own + (self.rejected.trained_tokens if self.rejected else 0)
 
     @property
@@ -67,7 +67,14 @@ def encode(tokenizer: Any, rows: list[Rendered]) -> list[Encoded]:
     if not tokenizer.is_fast:
         return [_encode_slowly(tokenizer, row) for row in rows]
     texts = [row.text for row in rows]
-    batch = tokenizer(texts, add_special_tokens=False, return_offsets_mapping=True, verbose=False)
+    batch = tokenizer(
+        texts,
+        add_special_tokens=False,
+        return_attention_mask=False,
+        return_token_type_ids=False,
+        return_offsets_mapping=True,
+        verbose=False,
+    )
     return [
         Encoded(row.source, ids, _label(ids, offsets, row.spans))
         for row, ids, offsets in zip(rows, batch["input_ids"], batch["offset_mapping"], strict=True)
@@ -77,9 +84,8 @@ def encode(tokenizer: Any, rows: list[Rendered]) -> list[Encoded]:
 def _label(ids: list[int], offsets: list[tuple[int, int]], spans: tuple[tuple[int, int], ...]) -> list[int]:
     labels = [IGNORE] * len(ids)
     for start, end in spans:
-        for index, (first, last) in enumerate(offsets):
-            if first < end and last > start:
-                labels[index] = ids[index]
+        for index in [i for i, (first, last) in enumerate(offsets) if first < end and last > start]:
+            labels[index] = ids[index]
     return labels
 
 

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable
 from dataclasses import dataclass
+
+import xxhash
 
 from runner.errors import Problem
 from runner.formats import Example
@@ -22,51 +24,59 @@ class Overlap:
     problem: Problem | None
 
 
-def overlap(train: Iterable[Example], held_out: Sequence[Example]) -> Overlap:
-    """Compare held-out with training rows.
+def overlap(train: Iterable[Example], held_out: Iterable[Example]) -> Overlap:
+    """Compare held-out with training rows, of which only what held-out rows share is kept in memory.
 
     Rows are the same when they say the same, in whatever format and with whatever white space. Held-out rows
     of which only the prompt is in training are said too.
     """
-    rows: dict[str, Example] = {}
-    prompts: set[str] = set()
+    said, asked = set(map(_said, held_out)), {_asked(example) for example in held_out if example.messages}
+    rows: dict[bytes, str] = {}
+    prompts: set[bytes] = set()
     for example in train:
-        rows.setdefault(_said(example), example)
-        prompts.add(_asked(example))
-    shared = [example for example in held_out if _said(example) in rows]
-    asked = [e for e in held_out if e.messages and _asked(e) in prompts and _said(e) not in rows]
+        if (digest := _said(example)) in said:
+            rows.setdefault(digest, example.where)
+        if example.messages and (digest := _asked(example)) in asked:
+            prompts.add(digest)
+    count = shared = 0
+    named: list[str] = []
+    near: list[str] = []
+    for example in held_out:
+        count += 1
+        if where := rows.get(_said(example)):
+            shared += 1
+            named += [f"{example.where} is {where}"] if shared <= _SHOWN + 1 else []
+        elif example.messages and _asked(example) in prompts:
+            near.append(example.where)
+    pairs = "; ".join([*named[:_SHOWN], *(["..."] if len(named) > _SHOWN else [])])
     notes, problem = [], None
     if shared:
-        named = _named(shared, rows)
-        notes.append(f"{len(shared)} of {len(held_out)} held-out rows are training rows too: {named}")
-    if asked:
-        first = asked[0].where
+        notes.append(f"{shared} of {count} held-out rows are training rows too: {pairs}")
+    if near:
         notes.append(
-            f"{len(asked)} of {len(held_out)} held-out rows have the prompt of a training row, {first} first"
+            f"{len(near)} of {count} held-out rows have the prompt of a training row, {near[0]} first"
         )
-    if shared and len(shared) == len(held_out):
-        message = f"all {len(held_out)} held-out rows are training rows too: {_named(shared, rows)}"
+    if shared and shared == count:
+        message = f"all {count} held-out rows are training rows too: {pairs}"
         hint = "rows that are not trained on; data.eval_split=0.1 holds some of the training rows out"
         problem = Problem("data.eval_path", message, hint)
-    return Overlap(len(shared), notes, problem)
+    return Overlap(shared, notes, problem)
 
 
-def _named(shared: Sequence[Example], rows: dict[str, Example]) -> str:
-    """The first of the shared rows, each with the training row that it repeats."""
-    pairs = [f"{example.where} is {rows[_said(example)].where}" for example in shared[:_SHOWN]]
-    return "; ".join(pairs) + ("; ..." if len(shared) > _SHOWN else "")
-
-
-def _said(example: Example) -> str:
-    """What a row says, up to white space."""
+def _said(example: Example) -> bytes:
+    """Digest of what a row says, up to white space."""
     if example.text is not None:
-        return " ".join(example.text.split())
-    return _plain(example.messages) + _plain(example.rejected)
+        return _digest(" ".join(example.text.split()))
+    return _digest(_plain(example.messages) + _plain(example.rejected))
 
 
-def _asked(example: Example) -> str:
-    """What comes before its last answer."""
-    return _plain(example.messages[:-1])
+def _asked(example: Example) -> bytes:
+    """Digest of what comes before its last answer."""
+    return _digest(_plain(example.messages[:-1]))
+
+
+def _digest(text: str) -> bytes:
+    return xxhash.xxh3_128_digest(text.encode(errors="surrogatepass"))
 
 
 def _plain(messages: Iterable[Message]) -> str:

@@ -1,39 +1,73 @@
-"""From sources to token rows: clean, filter, split, render, mask, truncate; every removed row is counted."""
+"""From sources to token rows: clean, filter, split, render, mask, truncate; every removed row is counted.
+
+Rows are read into a file and from there, chosen by number, rendered and tokenised into another: what is in
+memory is a few numbers a row. The result is kept for the next run of the same rows (``runner.row_cache``).
+"""
 
 from __future__ import annotations
 
-import json
 import random
-import re
-import unicodedata
+from array import array
 from collections import Counter
-from collections.abc import Iterable, Iterator
-from dataclasses import replace
+from collections.abc import Iterator
+from dataclasses import dataclass, field, replace
+from pathlib import Path
 
+import numpy as np
+
+from runner import row_cache
+from runner.clean import OBJECTIONS
 from runner.errors import Problem, Refused
 from runner.formats import Example, Kind, unpaired
 from runner.labels import Encoded, Rendered
-from runner.messages import BadRow, Message
+from runner.messages import BadRow
 from runner.overlap import overlap
-from runner.reader import Source, limited, read_sources
+from runner.reader import Mistakes, Source, read_sources
 from runner.settings import DataSettings
 from runner.split import Data, Split
+from runner.spool import Examples, Spool, first_equal, joined
 from runner.template import Renderer
+from runner.token_rows import Totals, write_rows
 
 __all__ = ["Data", "Split", "prepare"]
 
-_BATCH = 1000  # rows tokenised at once
-_CONTROL = re.compile(r"[\x00-\x08\x0b\x0c\x0e-\x1f\x7f\u200b\u2060\ufeff]")
+_BATCH, _BATCH_BYTES = 1000, 4 * 2**20  # rows tokenised at once, and the size of their examples
+
+
+@dataclass
+class Draft:
+    """A split while it is made; the parts are those of ``Split``."""
+
+    name: str
+    sources: list[Source]
+    examples: Examples
+    counts: Counter[str] = field(default_factory=Counter)
+    firsts: dict[str, str] = field(default_factory=dict)
+    totals: Totals = field(default_factory=Totals)
 
 
 def prepare(
     data: DataSettings, renderer: Renderer, max_length: int | None, seed: int, kind: Kind = "answers"
 ) -> Data:
-    """Read, clean, split, render and mask all rows of a run.
+    """Read, clean, split, render and mask all rows of a run, or find them as an earlier run left them.
 
     ``kind`` is what the recipe learns from. Raises ``Refused`` for unusable rows, each named, and when no row
     has anything left to train on.
     """
+
+    def make(folder: Path) -> None:
+        row_cache.seal(folder, *_made(folder, data, renderer, max_length, seed, kind))
+        if row_cache.key(data, renderer, max_length, seed, kind) != key:
+            raise Refused(Problem("data.path", "its files changed while they were read", "start again"))
+
+    key = row_cache.key(data, renderer, max_length, seed, kind)
+    return row_cache.prepared(key, data.cache, make)
+
+
+def _made(
+    folder: Path, data: DataSettings, renderer: Renderer, max_length: int | None, seed: int, kind: Kind
+) -> tuple[list[Draft], list[str], Problem | None]:
+    """Write all rows of a run into a folder; return the splits, remarks, and ``Data.known``."""
     sources = _read(data, seed, kind)
     train = _filter("train", sources["data.path"], data)
     held_out = known = None
@@ -48,16 +82,14 @@ def prepare(
         shared = overlap(train.examples, held_out.examples)
         held_out.counts["also in train"], known = shared.rows, shared.problem
         notes += shared.notes
-    for split in (train, held_out):
-        if split is not None:
-            if (
-                kind == "feedback"
-            ):  # only now, so that both answers of a pair are on the same side of the split
-                split.examples = [part for example in split.examples for part in unpaired(example)]
-            _encode(split, data, renderer, max_length)
-            split.counts = +split.counts  # without the reasons that met no row
-            notes += _remarks(split, max_length)
-    return Data(train, held_out, notes, known)
+    drafts = [train, held_out] if held_out is not None else [train]
+    for draft in drafts:
+        if kind == "feedback":  # only now, so that both answers of a pair are on the same side of the split
+            draft.examples = _unpaired(draft.examples)
+        _encode(draft, folder, data, renderer, max_length, kind)
+        draft.counts = +draft.counts  # without the reasons that met no row
+        notes += _remarks(draft, max_length)
+    return drafts, notes, known
 
 
 def _read(data: DataSettings, seed: int, kind: Kind) -> dict[str, list[Source]]:
@@ -74,109 +106,96 @@ def _read(data: DataSettings, seed: int, kind: Kind) -> dict[str, list[Source]]:
     return sources
 
 
-def _filter(name: str, sources: list[Source], data: DataSettings) -> Split:
-    split = Split(name, sources, [])
-    seen: dict[str, Example] = {}
-    for row in (example for source in sources for example in source.examples):
-        split.counts["read"] += 1
-        example = _clean(row) if data.clean else row
-        first = seen.setdefault(_identity(example), row)
-        duplicate = first is not row  # a row that its source's weight repeats is the same object
-        if example.rejected == example.messages != ():
-            split.counts["chosen equals rejected"] += 1
-        elif example.empty:
-            split.counts["empty answer"] += 1
-        elif len(example.answer) < data.min_chars:
-            split.counts["answer too short"] += 1
-        elif data.deduplicate and duplicate:
-            split.counts["duplicate"] += 1
-        else:
-            split.counts["repeated"] += duplicate
-            split.examples.append(example)
-    return split
+def _filter(name: str, sources: list[Source], data: DataSettings) -> Draft:
+    examples = joined(source.examples for source in sources if source.examples is not None)
+    objections, rows = examples.objections, examples.numbers
+    # a row that its source's weight repeats has the same number, and is no duplicate of itself
+    duplicate = rows[first_equal(examples.identities)] != rows
+    kept = objections == 0
+    counts = Counter({"read": len(rows)})
+    counts.update({name: _count(objections == number) for number, name in enumerate(OBJECTIONS) if name})
+    counts["duplicate" if data.deduplicate else "repeated"] = _count(kept & duplicate)
+    if data.deduplicate:
+        kept &= ~duplicate
+    return Draft(name, sources, examples.take(kept), counts)
 
 
-def _clean(example: Example) -> Example:
-    """Unicode NFC, plain line ends, no control or zero-width characters, no white space around a message."""
-
-    def tidy(text: str) -> str:
-        plain = unicodedata.normalize("NFC", text).replace("\r\n", "\n")
-        return _CONTROL.sub("", plain).strip()
-
-    if example.text is not None:
-        return replace(example, text=tidy(example.text))
-    texts = ("content", "instruction", "input", "reasoning_content", "thinking")
-
-    def tidied(messages: Iterable[Message]) -> tuple[Message, ...]:
-        return tuple({key: tidy(v) if key in texts else v for key, v in m.items()} for m in messages)
-
-    return replace(example, messages=tidied(example.messages), rejected=tidied(example.rejected))
+def _count(mask: np.ndarray) -> int:
+    return int(np.count_nonzero(mask))
 
 
-def _identity(example: Example) -> str:
-    """What makes two rows the same: all that can be rendered, wherever it was read."""
-    if example.text is not None:
-        return example.text
-    parts = [example.messages, example.tools, example.rejected, example.label]
-    return json.dumps(parts, sort_keys=True, default=str)
-
-
-def _split_off(train: Split, share: float, seed: int) -> Split:
+def _split_off(train: Draft, share: float, seed: int) -> Draft:
     """Move about ``share`` of the rows, at least one, out of training; equal rows go together, and once."""
-    groups: dict[str, list[int]] = {}
-    for index, example in enumerate(train.examples):
-        groups.setdefault(_identity(example), []).append(index)
-    order = list(groups.values())
+    heads, group = np.unique(first_equal(train.examples.identities), return_inverse=True)
+    order = array("q", range(len(heads)))
     random.Random(seed).shuffle(order)
-    moved: set[int] = set()
-    firsts: set[int] = set()
-    for indices in order:
-        if len(moved) >= max(1, round(len(train.examples) * share)):
-            break
-        moved.update(indices)
-        firsts.add(indices[0])
-    held_out = [train.examples[index] for index in sorted(firsts)]
-    train.examples = [example for index, example in enumerate(train.examples) if index not in moved]
-    train.counts["held out"] = len(moved)
-    counts = Counter({"read": len(moved), "duplicate": len(moved) - len(firsts)})
-    return Split("eval", train.sources, held_out, counts=+counts)
+    moved_with = np.cumsum(np.bincount(group, minlength=len(heads))[order])
+    wanted = max(1, round(len(train.examples) * share))
+    chosen = np.zeros(len(heads), bool)
+    chosen[order[: int(np.searchsorted(moved_with, wanted)) + 1]] = True
+    moved, held_out = chosen[group], train.examples.take(heads[chosen])
+    train.examples = train.examples.take(~moved)
+    train.counts["held out"] = _count(moved)
+    counts = Counter({"read": _count(moved), "duplicate": _count(moved) - len(held_out)})
+    return Draft("eval", train.sources, held_out, +counts)
 
 
-def _limit(split: Split, rows: int | None, seed: int) -> None:
-    if rows is not None and len(split.examples) > rows:
-        kept = sorted(random.Random(seed).sample(range(len(split.examples)), rows))
-        split.counts["over the row limit"] += len(split.examples) - rows
-        split.examples = [split.examples[index] for index in kept]
+def _limit(draft: Draft, rows: int | None, seed: int) -> None:
+    if rows is not None and len(draft.examples) > rows:
+        kept = sorted(random.Random(seed).sample(range(len(draft.examples)), rows))
+        draft.counts["over the row limit"] += len(draft.examples) - rows
+        draft.examples = draft.examples.take(np.array(kept, np.int64))
 
 
-def _encode(split: Split, data: DataSettings, renderer: Renderer, max_length: int | None) -> None:
-    for row in _encoded(split, renderer):
-        sides = [side for side in (row, row.rejected) if side is not None]
+def _unpaired(examples: Examples) -> Examples:
+    parts = Spool()
+    for example in examples:
+        for part in unpaired(example):
+            parts.add(part)
+    return parts.since(0)
+
+
+def _encode(
+    draft: Draft, folder: Path, data: DataSettings, renderer: Renderer, max_length: int | None, kind: Kind
+) -> None:
+    """Write the examples and the rows of a split."""
+    with row_cache.examples_file(folder, draft.name).open("wb") as file:
+        file.writelines(draft.examples.lines())
+    rows = _kept(draft, _encoded(draft, renderer), data, max_length)
+    draft.totals = write_rows(row_cache.rows_file(folder, draft.name), rows, kind)
+    if not draft.totals.rows:
+        lost = ", ".join(f"{count} {reason}" for reason, count in draft.counts.items() if count)
+        raise Refused(Problem(f"data ({draft.name})", f"no row is left to train on: {lost}", _remedy(draft)))
+
+
+def _kept(
+    draft: Draft, rows: Iterator[Encoded], data: DataSettings, max_length: int | None
+) -> Iterator[Encoded]:
+    """The rows that have the right length and something to train on, cut where they are too long."""
+    for row in rows:
+        sides = row.sides
         length = max(len(side.input_ids) for side in sides)
         if data.max_tokens is not None and length > data.max_tokens:
-            split.counts["more than max_tokens"] += 1
+            draft.counts["more than max_tokens"] += 1
             continue
         overlong = max_length is not None and length > max_length
         if overlong and data.overlong == "drop":
-            split.counts["longer than max_length"] += 1
+            draft.counts["longer than max_length"] += 1
             continue
         if max_length is not None and overlong:
             sides = [side.cut(max_length) for side in sides]
         # a class needs no token to be learnt; of a pair both answers must have one left
         if not (isinstance(row.label, str) or all(side.trains for side in sides)):
-            split.counts["nothing left to train on"] += 1
+            draft.counts["nothing left to train on"] += 1
             continue
         if row.rejected and sides[0].input_ids == sides[1].input_ids:
-            split.counts["cut to equal answers" if overlong else "chosen equals rejected"] += 1
+            draft.counts["cut to equal answers" if overlong else "chosen equals rejected"] += 1
             continue
-        split.counts["truncated"] += overlong
-        split.rows.append(replace(sides[0], rejected=sides[1]) if row.rejected else sides[0])
-    if not split.rows:
-        lost = ", ".join(f"{count} {reason}" for reason, count in split.counts.items() if count)
-        raise Refused(Problem(f"data ({split.name})", f"no row is left to train on: {lost}", _remedy(split)))
+        draft.counts["truncated"] += overlong
+        yield replace(sides[0], rejected=sides[1]) if row.rejected else sides[0]
 
 
-def _remedy(split: Split) -> str:
+def _remedy(draft: Draft) -> str:
     """What to change when no row is left, by what removed most of them."""
     remedies = {
         "nothing left to train on": "raise trainer.max_length",
@@ -188,38 +207,41 @@ def _remedy(split: Split) -> str:
         "empty answer": "is data.columns naming the right columns?",
         "held out": "give more rows, or data.eval_path instead of data.eval_split",
     }
-    return remedies[max(remedies, key=lambda reason: split.counts[reason])]
+    return remedies[max(remedies, key=lambda reason: draft.counts[reason])]
 
 
-def _encoded(split: Split, renderer: Renderer) -> Iterator[Encoded]:
-    problems: list[Problem] = []
-    for start in range(0, len(split.examples), _BATCH):
+def _encoded(draft: Draft, renderer: Renderer) -> Iterator[Encoded]:
+    mistakes = Mistakes()
+    refused: set[int] = set()  # a row that its source's weight repeats is one mistake
+    for batch in draft.examples.batches(_BATCH, _BATCH_BYTES):
         rendered: list[Rendered] = []
         wholes: list[tuple[Example, int]] = []  # the example of each row, and of how many sides the row is
-        for example in split.examples[start : start + _BATCH]:
+        for example in batch:
             try:
                 sides = _sides(example, renderer)
             except BadRow as error:
-                problems.append(Problem(example.where, str(error)))
+                problem = Problem(example.where, str(error))
+                if hash(problem) not in refused:
+                    mistakes.add(problem)
+                refused.add(hash(problem))
                 continue
             said = (example, replace(example, messages=example.rejected))
             pairs = zip(said, sides, strict=False)
             for doubt in sorted({doubt for told, rows in pairs for doubt in renderer.doubts(told, rows)}):
-                split.counts[doubt] += 1
-                split.firsts.setdefault(doubt, example.where)
-            split.counts["unrolled into turns"] += max(len(sides[0]) - 1, 0)
-            split.counts["nothing left to train on"] += not sides[0]
+                draft.counts[doubt] += 1
+                draft.firsts.setdefault(doubt, example.where)
+            draft.counts["unrolled into turns"] += max(len(sides[0]) - 1, 0)
+            draft.counts["nothing left to train on"] += not sides[0]
             for row in zip(*sides, strict=True):
                 rendered += row
                 wholes.append((example, len(row)))
-        if not problems:
+        if not mistakes:
             encoded = iter(renderer.encode(rendered))
             for example, count in wholes:
                 row, *others = (next(encoded) for _ in range(count))
                 yield replace(row, label=example.label, rejected=others[0] if others else None)
-    if problems:
-        # a row that its source's weight repeats is one mistake
-        raise Refused(limited(list(dict.fromkeys(problems)), f"data ({split.name})"))
+    if mistakes:
+        raise mistakes.refusal(f"data ({draft.name})")
 
 
 def _sides(example: Example, renderer: Renderer) -> list[list[Rendered]]:
@@ -244,8 +266,8 @@ _DROPPED = (
 )
 
 
-def _remarks(split: Split, max_length: int | None) -> list[str]:
-    counts, name = split.counts, split.name
+def _remarks(draft: Draft, max_length: int | None) -> list[str]:
+    counts, name = draft.counts, draft.name
     notes = [
         f"{name}: {counts[reason]} of {counts['read']} rows dropped: {reason}"
         for reason in _DROPPED
@@ -266,5 +288,5 @@ def _remarks(split: Split, max_length: int | None) -> list[str]:
         if counts[reason]
     ]
     return notes + [
-        f"{name}: {counts[doubt]} rows with {doubt}, {where} first" for doubt, where in split.firsts.items()
+        f"{name}: {counts[doubt]} rows with {doubt}, {where} first" for doubt, where in draft.firsts.items()
     ]

@@ -1,6 +1,7 @@
 """The one reader of training data: files, folders, hub data sets and mixes of these, row by row.
 
-Everything wrong in a file is reported with its file and line or row number, before anything is trained.
+Everything wrong in a file is reported with its file and line or row number, before anything is trained. Rows
+go to disk as they are read; in memory there is only what is counted of them.
 """
 
 from __future__ import annotations
@@ -9,18 +10,21 @@ import hashlib
 import math
 import random
 from collections.abc import Iterable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from difflib import get_close_matches
+from functools import partial
 from typing import Any
 
+import numpy as np
+
+from runner.clean import clean, objection
 from runner.errors import Problem, Refused, nearest
-from runner.files import Rows, file_rows, local_files
+from runner.files import Rows, content_digest, file_rows, local_files
 from runner.formats import (
     COLUMNS,
     FORMATS,
     KINDS,
     OPTIONAL,
-    Example,
     Kind,
     expected,
     missing,
@@ -29,6 +33,7 @@ from runner.formats import (
 )
 from runner.messages import BadRow, Row
 from runner.settings import DataSettings
+from runner.spool import Examples, Spool
 
 SHOWN_PROBLEMS = 20
 _NAMES = sorted({name for parts in FORMATS.values() for part in parts for name in part})
@@ -36,7 +41,7 @@ _NAMES = sorted({name for parts in FORMATS.values() for part in parts for name i
 
 @dataclass
 class Source:
-    """One source as read: where from, its format, its fingerprint, and its rows as examples.
+    """One source as read: where from, its format, its fingerprint, how many rows it gives, and these.
 
     ``remarks`` say what was read but may not be meant.
     """
@@ -44,7 +49,8 @@ class Source:
     path: str
     row_format: str
     fingerprint: str
-    examples: list[Example] = field(default_factory=list)
+    rows: int
+    examples: Examples | None = None  # once they are prepared, a split has them
     remarks: list[str] = field(default_factory=list)
 
     def record(self) -> dict[str, Any]:
@@ -52,9 +58,36 @@ class Source:
         return {
             "path": self.path,
             "format": self.row_format,
-            "rows": len(self.examples),
+            "rows": self.rows,
             "fingerprint": self.fingerprint,
         }
+
+
+class Mistakes:
+    """The first ``SHOWN_PROBLEMS`` problems of those added, and the number of the others."""
+
+    def __init__(self) -> None:
+        self.shown: list[Problem] = []
+        self.hidden = 0
+
+    def __bool__(self) -> bool:
+        return bool(self.shown)
+
+    def add(self, *problems: Problem) -> None:
+        """Note what is wrong."""
+        room = SHOWN_PROBLEMS - len(self.shown)
+        self.shown += problems[:room]
+        self.hidden += max(0, len(problems) - room)
+
+    def add_all(self, others: Mistakes) -> None:
+        """Note what others are."""
+        self.add(*others.shown)
+        self.hidden += others.hidden
+
+    def refusal(self, key: str) -> Refused:
+        """The error that says them all; ``key`` names what they are mistakes of."""
+        more = [Problem(key, f"and {self.hidden} more mistakes like these")] if self.hidden else []
+        return Refused([*self.shown, *more])
 
 
 def read_sources(
@@ -64,31 +97,29 @@ def read_sources(
 
     ``kind`` is what the recipe learns from, and decides which formats can be meant.
     Weights of a mix are applied here: 0.5 keeps a seeded half of a source's rows, 2 repeats each twice, as
-    the same object, so that a repeated row is not taken for a duplicate. Raises ``Refused`` with up to
-    ``SHOWN_PROBLEMS`` problems and the number of the others.
+    the same row of one file, so that a repeated row is not taken for a duplicate. Raises ``Refused`` with up
+    to ``SHOWN_PROBLEMS`` problems and the number of the others.
     """
-    sources, problems = [], []
+    sources, mistakes, spool = [], Mistakes(), Spool()
     for entry in given if isinstance(given, list) else [given]:
         options = entry if isinstance(entry, dict) else {"path": entry}
+        found, first = Mistakes(), len(spool)
         try:
-            source = _read_source(options, data, key, kind)
-            source.examples = _weighted(source.examples, options.get("weight", 1), seed, options, key)
-            sources.append(source)
+            source = _read_source(options, data, key, kind, spool, found)
+            if not found:
+                examples = _weighted(spool.since(first), options.get("weight", 1), seed, options, key)
+                sources.append(replace(source, examples=examples, rows=len(examples)))
         except Refused as refused:
-            problems += refused.problems
-    if problems:
-        raise Refused(limited(problems, key))
+            found.add(*refused.problems)
+        mistakes.add_all(found)
+    if mistakes:
+        raise mistakes.refusal(key)
     return sources
 
 
-def limited(problems: list[Problem], key: str) -> list[Problem]:
-    """The first ``SHOWN_PROBLEMS`` of them, and how many there are besides."""
-    hidden = len(problems) - SHOWN_PROBLEMS
-    more = [Problem(key, f"and {hidden} more mistakes like these")] if hidden > 0 else []
-    return [*problems[:SHOWN_PROBLEMS], *more]
-
-
-def _read_source(options: dict[str, Any], data: DataSettings, key: str, kind: Kind) -> Source:
+def _read_source(
+    options: dict[str, Any], data: DataSettings, key: str, kind: Kind, spool: Spool, mistakes: Mistakes
+) -> Source:
     path, row_format = str(options["path"]), str(options.get("format") or data.format)
     if row_format != "auto" and row_format not in KINDS[kind]:
         known = f"the format {row_format!r} holds no {kind}" if row_format in FORMATS else ""
@@ -97,27 +128,25 @@ def _read_source(options: dict[str, Any], data: DataSettings, key: str, kind: Ki
     if len(KINDS[kind]) == 1:
         row_format = KINDS[kind][0]
     columns = data.columns if options.get("columns") is None else options["columns"]
-    digest, source, formats = hashlib.sha256(), Source(path, "", ""), set()
-    problems: list[Problem] = []
+    digest, formats = hashlib.sha256(), set()
+    remarks: list[str] = []
+    convert = partial(
+        _convert, row_format=row_format, kind=kind, columns=columns, data=data, spool=spool, remarks=remarks
+    )
     files = local_files(path, key)
     for file in files:
         try:
-            with file.open("rb") as stream:
-                digest.update(hashlib.file_digest(stream, "sha256").digest())
+            digest.update(content_digest(file))
         except OSError as error:
-            problems.append(Problem(str(file), f"cannot be read: {error.strerror}"))
+            mistakes.add(Problem(str(file), f"cannot be read: {error.strerror}"))
             continue
         place, rows = file_rows(file)
-        formats.add(_convert(str(file), place, rows, row_format, kind, columns, source, problems))
-    source.fingerprint = f"sha256:{digest.hexdigest()}"
+        formats.add(convert(str(file), place, rows, mistakes=mistakes))
+    fingerprint = f"sha256:{digest.hexdigest()}"
     if not files:
-        rows, source.fingerprint = _hub_rows(path, data, key)
-        place = f"{path}, row "
-        formats.add(_convert(path, place, rows, row_format, kind, columns, source, problems))
-    if problems:
-        raise Refused(problems)
-    source.row_format = ", ".join(sorted(formats))
-    return source
+        rows, fingerprint = _hub_rows(path, data, key)
+        formats.add(convert(path, f"{path}, row ", rows, mistakes=mistakes))
+    return Source(path, ", ".join(sorted(formats)), fingerprint, rows=0, remarks=remarks)
 
 
 def _convert(
@@ -127,39 +156,50 @@ def _convert(
     row_format: str,
     kind: Kind,
     columns: dict[str, str],
-    source: Source,
-    problems: list[Problem],
+    data: DataSettings,
+    spool: Spool,
+    mistakes: Mistakes,
+    remarks: list[str],
 ) -> str:
-    """Add a file's rows to ``source`` and what is wrong with it to ``problems``; return its format."""
-    rows = list(rows)
-    found = {column: None for _, row in rows if isinstance(row, dict) for column in row}
-    first = next((row for _, row in rows if isinstance(row, dict)), None)
-    if first is None:
-        problems += [row for _, row in rows if isinstance(row, Problem)] or [Problem(name, "holds no rows")]
-        return row_format
-    reason = _mapping_problem(columns, found)
-    if not reason and row_format == "auto":
-        row_format = recognise(_renamed(first, columns), kind) or ""
-        if not row_format:
-            reason = (
-                f"the columns {sorted(_renamed(first, columns))} fit no format",
-                _suggested(first, kind),
-            )
-    elif not reason and (lost := missing(row_format, _renamed(found, columns))):
-        listed = f"has no {lost[0]!r}, which the format {row_format!r} needs; it has {sorted(found)}"
-        reason = (listed, nearest(lost[0], found) if kind == "answers" else _suggested(found, kind))
+    """Add a file's rows to ``spool`` and what is wrong with it to ``mistakes``; return its format."""
+    given, unreadable, wrong = row_format != "auto", Mistakes(), Mistakes()
+    found: dict[str, None] = {}  # the columns of all rows
+    first: Row | None = None
     for number, row in rows:
         if isinstance(row, Problem):
-            problems.append(row)
-        elif not reason:
-            row = _renamed(row, columns)
-            try:
-                source.examples.append(to_example(row, number, row_format, place, kind))
-            except BadRow as error:
-                problems.append(Problem(f"{place}{number}", _explain(row, row_format, kind, error)))
-    if reason:
-        problems.append(Problem(name, *reason))
-    source.remarks += _overlooked(name, _renamed(found, columns))
+            unreadable.add(row)
+            wrong.add(row)
+            continue
+        if not row.keys() <= found.keys():
+            found |= dict.fromkeys(row)
+        row = _renamed(row, columns)
+        if first is None:
+            first = row
+            row_format = row_format if given else recognise(row, kind) or ""
+        try:
+            if row_format:
+                example = to_example(row, number, row_format, place, kind)
+                example = clean(example) if data.clean else example
+                spool.add(example, objection(example, data.min_chars))
+        except BadRow as error:
+            wrong.add(Problem(f"{place}{number}", _explain(row, row_format, kind, error)))
+    if first is None:
+        mistakes.add_all(unreadable)
+        if not unreadable:
+            mistakes.add(Problem(name, "holds no rows"))
+        return row_format
+    reason = _mapping_problem(columns, found)
+    if not reason and not row_format:
+        reason = f"the columns {sorted(first)} fit no format", _suggested(first, kind)
+    elif not reason and given and (lost := missing(row_format, _renamed(dict(found), columns))):
+        listed = f"has no {lost[0]!r}, which the format {row_format!r} needs; it has {sorted(found)}"
+        reason = (listed, nearest(lost[0], found) if kind == "answers" else _suggested(found, kind))
+    if reason:  # one mistake of the file, rather than one of each row
+        mistakes.add_all(unreadable)
+        mistakes.add(Problem(name, *reason))
+    else:
+        mistakes.add_all(wrong)
+    remarks += _overlooked(name, _renamed(dict(found), columns))
     return row_format
 
 
@@ -228,9 +268,7 @@ def _hub_rows(path: str, data: DataSettings, key: str) -> tuple[Rows, str]:
     return enumerate(map(dict, table), start=1), f"datasets:{table._fingerprint}"
 
 
-def _weighted(
-    examples: list[Example], weight: Any, seed: int, options: dict[str, Any], key: str
-) -> list[Example]:
+def _weighted(examples: Examples, weight: Any, seed: int, options: dict[str, Any], key: str) -> Examples:
     number = isinstance(weight, (int, float)) and not isinstance(weight, bool)
     if not number or not 0 < weight < math.inf:
         message = f"the weight of {options['path']} must be a number above 0, got {weight!r}"
@@ -240,4 +278,5 @@ def _weighted(
     if not whole and not part:
         message = f"the weight {weight} leaves none of the {len(examples)} rows of {options['path']}"
         raise Refused(Problem(key, message))
-    return [*examples * int(whole), *(examples[index] for index in part)]
+    every = np.arange(len(examples))
+    return examples.take(np.concatenate([*[every] * int(whole), np.array(part, np.int64)]))

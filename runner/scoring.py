@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import nullcontext
+from itertools import islice
 from typing import Any
 
 import torch
@@ -35,9 +36,8 @@ class Judge:
     ) -> None:
         self._config, self._renderer = config, renderer
         self._autocast = precision.autocast
-        examples = [example for example in held_out.examples if example.messages] if held_out else []
         limit = config.generation.rows if config.data.metric else config.generation.samples
-        self._examples = examples[:limit]
+        self._examples = list(islice(answerable(held_out), limit)) if held_out else []
 
     def answer(self, model: Any, label: str, base_only: bool = False) -> list[str]:
         """Greedy answers to the held-out prompts, from the base alone where ``base_only``."""
@@ -107,6 +107,11 @@ class Judge:
             return [None] * len(answers)
         pairs = zip(answers, self._examples, strict=True)
         return [bool(ROW_SCORES[name](text, example.answer)) for text, example in pairs]
+
+
+def answerable(rows: Split) -> Iterator[Example]:
+    """The examples that can be answered: those that ask, but not with an answer that was disliked."""
+    return (example for example in rows.examples if example.messages and example.label is not False)
 
 
 def generate(

@@ -37,7 +37,8 @@ class DataSettings:
     ``path`` is a file (JSON, JSONL, CSV, Parquet), a folder of such files, a hub name, ``embedded:NAME``, or
     a list of these; a list entry may be ``{path: ..., weight: 0.5}``, which takes that share of its rows (2
     takes each twice). ``min_chars`` counts characters of the answer, ``max_tokens`` tokens of the row.
-    ``columns`` maps a file's own column names to those of the format.
+    ``columns`` maps a file's own column names to those of the format. With ``cache`` prepared rows stay in
+    the cache folder, where the next run of the same rows finds them.
     """
 
     path: str | list | None = None
@@ -65,6 +66,7 @@ class DataSettings:
     overlong: Literal["truncate", "drop"] = "truncate"
     train_on: Literal["assistant", "completion", "all"] = "assistant"
     metric: Literal["exact_match", "chrf", "bleu", "rouge_l", "json_valid"] | None = None
+    cache: bool = True
 
 
 @dataclass(frozen=True)

@@ -11,6 +11,7 @@ from runner.model import byte_tokenizer
 from runner.prepare import Data, Split, prepare
 from runner.settings import DataSettings, TemplateSettings
 from runner.template import IGNORE, Renderer
+from runner.token_rows import Totals
 
 ALPACA = [  # the shape of alpaca_en_demo.json and huanhuan.json
     {"instruction": "List two fruits.", "input": "", "output": "1. Apple\n2. Pear\n\nEnjoy!"},
@@ -256,9 +257,10 @@ def test_fingerprint_changes_with_tokens_or_labels_only(tmp_path: Path) -> None:
     system = made(path, template={"system": "Be brief."}).train
     order = made(written(tmp_path, ALPACA[::-1], "order.json")).train
     assert len({split.fingerprint for split in (first, everything, system, order)}) == 4
-    row = first.rows[0]
-    row.labels[-1] = IGNORE
-    assert first.fingerprint != made(path).train.fingerprint
+    rows = list(first.rows)
+    assert Totals.of(rows).fingerprint == first.fingerprint
+    rows[0].labels[-1] = IGNORE
+    assert Totals.of(rows).fingerprint != first.fingerprint
 
 
 def test_dataset_holds_ids_and_labels(tmp_path: Path) -> None:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -25,8 +25,8 @@ class Member:
 
     name: str
     arguments: Any
-    train: list[Encoded]
-    held_out: list[Encoded]
+    train: Sequence[Encoded]
+    held_out: Sequence[Encoded]
     log: OnLog
     tokens: int = 0
     resumed_tokens: int = 0

@@ -115,7 +115,7 @@ def evaluation_loader(
     return DataLoader(RowLists(lists), batch_sampler=batches, collate_fn=collator)
 
 
-def distinct(lists: Sequence[list[Encoded]]) -> tuple[list[list[Encoded]], list[int]]:
+def distinct(lists: Sequence[Sequence[Encoded]]) -> tuple[list[Sequence[Encoded]], list[int]]:
     """The different lists among these (by identity), and of each its number there."""
     found = list({id(rows): rows for rows in lists}.values())
     numbers = {id(rows): number for number, rows in enumerate(found)}
