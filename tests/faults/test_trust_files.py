@@ -14,6 +14,7 @@ import pytest
 import torch
 from conftest import TINY, Run
 from tiny_model import copy, using, write_model
+from transformers import LlamaConfig
 
 from runner import checkpoint
 from runner.__main__ import main
@@ -209,9 +210,7 @@ def test_template_of_an_adapter_stays_in_its_box(said, trained: Path, tmp_path: 
 
 
 CODE = """import os; os.system('touch "$MARKER"')
-from transformers import LlamaConfig
-class TheirConfig(LlamaConfig):
-    pass
+from transformers import LlamaConfig as TheirConfig
 """
 
 
@@ -237,7 +236,8 @@ def test_code_of_a_model_is_left_alone_and_that_is_said(said, model: Path, tmp_p
     assert "if you trust its code: model.trust_remote_code=true" in text
 
 
-def test_code_of_a_model_is_run_where_the_user_says_so(said, model: Path, tmp_path: Path) -> None:
+def test_code_of_a_model_is_run_where_the_user_says_so(said, model, tmp_path, monkeypatch) -> None:
+    monkeypatch.setattr(LlamaConfig, "_auto_class", None)  # the library marks the class of their code
     theirs = with_code(model, tmp_path / "theirs")
     run, _ = said(*SHORT, *using(theirs), "model.trust_remote_code=true")
     assert (tmp_path / MARKER).exists()
