@@ -114,6 +114,11 @@ def describe(folder: RunFolder, setup: Setup, data: Data) -> None:
     """Record what is trained on which rows."""
     folder.record |= {
         "model": setup.base.record() | {"identity": setup.identity},
+        "precision": {
+            "name": setup.precision.name,
+            "dtype": str(setup.precision.dtype),
+            "autocast": str(setup.precision.autocast),
+        },
         "data": {split.name: split.record() for split in (data.train, data.eval) if split},
         "rows_from_cache": data.cached,
     }
