@@ -24,6 +24,7 @@ from runner.limits import TooMuch, limited
 from runner.messages import BadRow, Message, is_trained, says_something
 from runner.settings import TemplateSettings
 
+_SWITCHES = ("enable_thinking", "thinking")  # by which chat templates turn reasoning on and off
 _PROBE = "answer-0b9f"  # stands for an answer where only what comes before it is wanted
 # What a template raises on messages that it was not written for.
 _REFUSALS = (TemplateError, TypeError, ValueError, LookupError, AttributeError, OverflowError, RecursionError)
@@ -220,7 +221,9 @@ def _template_problems(tokenizer: Any, settings: TemplateSettings) -> Iterator[P
     elif tokenizer.eos_token is None:
         message = "the tokenizer names no end token, so that the model could never stop"
         yield Problem("template.stop", message, "name one of its tokens: template.stop=...")
-    for name in settings.kwargs:
+    for name, value in settings.kwargs.items():
+        if name in _SWITCHES and value is False:
+            continue  # there is nothing to turn off, as where an experiment meets another model
         if not re.search(rf"\b{re.escape(str(name))}\b", template):
             message = f"the chat template reads no {name!r}, so that it would have no effect"
             near = get_close_matches(str(name), set(re.findall(r"[a-z]\w+", template)), n=1)
