@@ -63,9 +63,8 @@ def main() -> None:
 def run_runner(options: argparse.Namespace) -> dict[str, float]:
     """The real command line; step times from ``metrics.jsonl``, peak memory from ``run.json``."""
     run = options.folder / "run"
-    from runner.__main__ import main as runner
 
-    if runner([*_overrides(options), f"output_dir={run}", 'trainer.save_strategy="no"']):
+    if main([*_overrides(options), f"output_dir={run}", 'trainer.save_strategy="no"']):
         raise SystemExit("the runner failed")
     peak = json.loads((run / "run.json").read_text())["metrics"]["peak_memory_bytes"]
     return _result(options, logged_steps(run), peak)
@@ -76,7 +75,7 @@ def run_trl(options: argparse.Namespace) -> dict[str, float]:
     rows = options.folder / "rows.jsonl"
     trainer, ends = trl_trainer(compose(_overrides(options)), options.folder / "trl", rows)
     trainer.train()
-    from runner.environment import peak_memory
+    from main.core.environment import peak_memory
 
     return _result(options, ends, peak_memory())
 

@@ -18,8 +18,8 @@ from pathlib import Path
 import torch
 from safetensors.torch import save_file
 
-from runner import checkpoint
-from runner.paths import ARCHITECTURES
+from runner.core.paths import ARCHITECTURES
+from runner.runs import checkpoint
 
 
 def tensors(rank: int) -> dict[str, torch.Tensor]:

@@ -40,9 +40,9 @@ def steady_step(ends: Sequence[float], warmup: int) -> float:
 
 def compose(overrides: list[str]) -> Any:
     """The run config of overrides, as the command line makes it."""
-    from runner import config
+    from runner.cli import run_config
 
-    (run,) = config.check(config.parse(overrides))
+    (run,) = run_config.check(run_config.parse(overrides))
     return run
 
 
@@ -59,8 +59,8 @@ def trl_trainer(run: Any, output: Path, rows: Path, held_out: Path | None = None
     from trl.trainer.sft_config import SFTConfig
     from trl.trainer.sft_trainer import SFTTrainer
 
-    from runner.components import quantization_config
-    from runner.model import choose_precision, find_base, load_model
+    from runner.models.build import quantization_config
+    from runner.models.model import choose_precision, find_base, load_model
 
     precision = choose_precision(run)
     base = find_base(run.model)

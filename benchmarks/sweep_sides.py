@@ -191,7 +191,7 @@ def train_trl(work: Path) -> None:
         trainer.evaluate()
     trainer.save_model(str(work / "adapter"))
     saved = time.time()
-    from runner import environment
+    from runner.core import environment
 
     found = {
         "ends": ends,

@@ -10,11 +10,14 @@ import warnings
 from pathlib import Path
 from typing import Any
 
-from runner import artifacts, config, console, environment, interrupts, lineage
-from runner.errors import ExitCode, Problem, Refused, RunnerError
-from runner.out_of_memory import explained
-from runner.resume import find_start
-from runner.settings import RunConfig
+from runner.cli import run_config
+from runner.config import adapters
+from runner.config.settings import RunConfig
+from runner.core import console, environment, signals
+from runner.core.errors import ConfigError, ExitCode, Issue, RunnerError
+from runner.runs import run_folder
+from runner.runs.resume import find_start
+from runner.training.out_of_memory import explained
 
 _STATUS = {ExitCode.FAILED: "failed", ExitCode.DIVERGED: "diverged", ExitCode.PREEMPTED: "preempted"}
 
@@ -35,28 +38,28 @@ def run_recipe(
     try:
         _refuse_several_processes()
         find_start(run)  # before the folder is touched, which with resume=auto is the earlier run's own
-        parents = lineage.parents(run)  # refuses an adapter that is none, so before there is a folder
-        path = artifacts.create(run.output_dir, f"{run.recipe}-{model}", go_on=run.resume == "auto")
-        folder = artifacts.RunFolder(path, command, overrides, config.to_yaml(run), run.seed)
+        parents = adapters.parents(run)  # refuses an adapter that is none, so before there is a folder
+        path = run_folder.create(run.output_dir, f"{run.recipe}-{model}", go_on=run.resume == "auto")
+        folder = run_folder.RunFolder(path, command, overrides, run_config.to_yaml(run), run.seed)
         folder.record |= {"recipe": run.recipe, "parents": parents, **(facts or {})}
-    except Refused as refused:
-        console.refused(refused.problems)
-        return ExitCode.REFUSED
+    except ConfigError as error:
+        console.config_errors(error.issues)
+        return ExitCode.CONFIG_ERROR
     try:
-        with interrupts.handled():
+        with signals.signal_handlers():
             recipe.run(run, folder)
             folder.finish("completed")
-    except Refused as refused:
-        console.refused(refused.problems)
+    except ConfigError as error:
+        console.config_errors(error.issues)
         folder.withdraw()
-        return ExitCode.REFUSED
+        return ExitCode.CONFIG_ERROR
     except Exception as raised:
         return _end(run, folder, raised)
     console.closing(folder.record, path)
     return ExitCode.COMPLETED
 
 
-def _end(run: RunConfig, folder: artifacts.RunFolder, raised: Exception) -> int:
+def _end(run: RunConfig, folder: run_folder.RunFolder, raised: Exception) -> int:
     """Record and say how a run ended that did not complete; returns its exit code."""
     error = explained(raised, run)
     code = error.code if isinstance(error, RunnerError) else ExitCode.FAILED
@@ -80,7 +83,7 @@ def _refuse_several_processes() -> None:
         hint = (
             "start one python -m runner; CUDA_VISIBLE_DEVICES chooses its GPU, model.device_map=auto uses all"
         )
-        raise Refused(Problem(f"WORLD_SIZE={os.environ['WORLD_SIZE']}", message, hint))
+        raise ConfigError(Issue(f"WORLD_SIZE={os.environ['WORLD_SIZE']}", message, hint))
 
 
 def quiet_libraries() -> None:

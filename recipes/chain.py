@@ -11,11 +11,11 @@ import sys
 from pathlib import Path
 from typing import Any
 
-from runner import config as configs
-from runner import console, interrupts
-from runner.artifacts import RunFolder
-from runner.errors import ExitCode, Problem, Refused, RunnerError
-from runner.settings import RunConfig
+from runner.cli import run_config
+from runner.config.settings import RunConfig
+from runner.core import console, signals
+from runner.core.errors import ConfigError, ExitCode, Issue, RunnerError
+from runner.runs.run_folder import RunFolder
 
 # Overrides of the whole that mean nothing to a stage.
 _OF_THE_CHAIN = ("experiment", "recipe", "output_dir", "resume", "stages")
@@ -35,8 +35,8 @@ class StageFailed(RunnerError):
 def run(config: RunConfig, folder: RunFolder) -> None:
     """Check all stages, then run one after the other, each in a process and a folder of its own.
 
-    With ``resume=auto`` the stages that have completed are not run again. Raises ``Refused`` for a mistake in
-    any stage before the first one runs, ``StageFailed`` for the first that does not complete.
+    With ``resume=auto`` the stages that have completed are not run again. Raises ``ConfigError`` for a
+    mistake in any stage before the first one runs, ``StageFailed`` for the first that does not complete.
     """
     stages: dict[str, list[str]] = config.stages or {}
     common = [text for text in folder.record["overrides"] if _key(text) not in _OF_THE_CHAIN]
@@ -48,7 +48,7 @@ def run(config: RunConfig, folder: RunFolder) -> None:
     for number, (name, words) in enumerate(stages.items(), start=1):
         path = folder.path / name
         if _status(path) == "completed":
-            console.note(f"stage {name} is complete already")
+            console.warn(f"stage {name} is complete already")
         else:
             console.heading(f"stage {number} of {len(stages)}: {name}")
             filled = [_filled(text, folder.path) for text in words]
@@ -64,19 +64,18 @@ def run(config: RunConfig, folder: RunFolder) -> None:
 
 def _check(stages: dict[str, list[str]], common: list[str]) -> None:
     """Every stage as far as it can be checked before the stages that it names have run."""
-    problems: list[Problem] = []
+    issues: list[Issue] = []
     for name, words in stages.items():
         # a folder that is there stands for those that earlier stages will make
         known = [re.sub(r"=\{[\w.-]+\}.*", "=.", text) for text in words]
         try:
-            configs.check(configs.parse([*_without(common, known), *known]))
-        except Refused as refused:
-            problems += [
-                Problem(f"stages.{name}: {problem.where}", problem.message, problem.hint)
-                for problem in refused.problems
+            run_config.check(run_config.parse([*_without(common, known), *known]))
+        except ConfigError as error:
+            issues += [
+                Issue(f"stages.{name}: {issue.where}", issue.message, issue.hint) for issue in error.issues
             ]
-    if problems:
-        raise Refused(problems)
+    if issues:
+        raise ConfigError(issues)
 
 
 def _run(words: list[str], path: Path) -> int:
@@ -84,9 +83,9 @@ def _run(words: list[str], path: Path) -> int:
     resumed = ["resume=auto"] if (path / "checkpoints").is_dir() else []
     process = subprocess.Popen([sys.executable, "-m", "runner", *words, *resumed], start_new_session=True)
     sent = False
-    with interrupts.deferred():
+    with signals.defer_signals():
         while process.poll() is None:
-            if (name := interrupts.asked()) and not sent:
+            if (name := signals.pending_signal()) and not sent:
                 process.send_signal(signal.Signals[name])
                 sent = True
             with contextlib.suppress(subprocess.TimeoutExpired):

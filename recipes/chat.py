@@ -5,32 +5,32 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-from runner import console
-from runner.adapter import attach, using
-from runner.artifacts import RunFolder
-from runner.components import quantization_config
-from runner.errors import Problem, Refused
-from runner.files import file_rows
-from runner.formats import Example
-from runner.identity import base_identity
-from runner.lineage import adapters, check_base, head_problems
-from runner.messages import BadRow
-from runner.model import choose_precision, find_base, load_model
-from runner.progress import Progress
-from runner.settings import RunConfig
-from runner.template import Renderer, apply_template
+from runner.config.adapters import adapters, check_base, head_issues
+from runner.config.settings import RunConfig
+from runner.core import console
+from runner.core.errors import ConfigError, Issue
+from runner.core.progress import Progress
+from runner.data.files import file_rows
+from runner.data.formats import Example
+from runner.data.messages import BadRow
+from runner.data.template import Renderer, apply_template
+from runner.models.adapter import attach, using
+from runner.models.base_digest import base_identity
+from runner.models.build import quantization_config
+from runner.models.model import choose_precision, find_base, load_model
+from runner.runs.run_folder import RunFolder
 
 
 def run(config: RunConfig, folder: RunFolder) -> None:
     """Chat until the input ends, or answer ``prompt`` or ``prompts`` and stop.
 
     Writes ``conversation.jsonl`` or, of a file of prompts, ``answers.jsonl``; the answer to one prompt is
-    printed. Raises ``Refused`` before loading weights.
+    printed. Raises ``ConfigError`` before loading weights.
     """
     with folder.timed("check"):
         found = adapters(config)
-        if problems := head_problems(config):
-            raise Refused(problems)
+        if issues := head_issues(config):
+            raise ConfigError(issues)
         prompts = _prompts(config)
         base = find_base(config.model)
         precision = choose_precision(config)
@@ -41,7 +41,7 @@ def run(config: RunConfig, folder: RunFolder) -> None:
         quantization = quantization_config(config, precision)
     folder.record |= {"model": base.record() | {"identity": identity}}
     for note in folder.notes:
-        console.note(note)
+        console.warn(note)
     with folder.timed("load"):
         model: Any = load_model(base, quantization, precision.dtype, config.seed)
         model = attach(model, found)
@@ -49,8 +49,8 @@ def run(config: RunConfig, folder: RunFolder) -> None:
 
     from transformers import set_seed
 
-    from runner.chat import Conversation
-    from runner.chat_terminal import Terminal
+    from runner.evaluation.chat import Conversation
+    from runner.evaluation.chat_terminal import Terminal
 
     set_seed(config.seed)
     names = [adapter.name for adapter in found]
@@ -70,14 +70,15 @@ def run(config: RunConfig, folder: RunFolder) -> None:
 
 
 def _prompts(config: RunConfig) -> list[Example]:
-    """The prompts of a file: its lines, or the rows of a data file. Raises ``Refused`` with every bad row."""
+    """The prompts of a file: its lines, or the rows of a data file. Raises ``ConfigError`` with every
+    bad row."""
     if config.prompts is None:
         return []
     if config.prompt is not None:
-        raise Refused(Problem("prompt", "prompt and prompts contradict each other", "keep one of them"))
+        raise ConfigError(Issue("prompt", "prompt and prompts contradict each other", "keep one of them"))
     file = Path(config.prompts).expanduser()
     if not file.is_file():
-        raise Refused(Problem(f"prompts={config.prompts}", "there is no such file"))
+        raise ConfigError(Issue(f"prompts={config.prompts}", "there is no such file"))
     if file.suffix == ".txt":
         lines = [line for line in file.read_text(encoding="utf-8").splitlines() if line.strip()]
         examples = [
@@ -86,26 +87,26 @@ def _prompts(config: RunConfig) -> list[Example]:
     else:
         examples = _of_rows(file)
     if not examples:
-        raise Refused(Problem(f"prompts={config.prompts}", "holds no prompts"))
+        raise ConfigError(Issue(f"prompts={config.prompts}", "holds no prompts"))
     return examples
 
 
 def _of_rows(file: Path) -> list[Example]:
-    from runner.formats import prompt_messages
+    from runner.data.formats import prompt_messages
 
     place, rows = file_rows(file)
     examples: list[Example] = []
-    problems: list[Problem] = []
+    issues: list[Issue] = []
     for number, row in rows:
-        if isinstance(row, Problem):
-            problems.append(row)
+        if isinstance(row, Issue):
+            issues.append(row)
             continue
         try:
             examples.append(_example(number, prompt_messages(row)))
         except BadRow as error:
-            problems.append(Problem(f"{place}{number}", str(error)))
-    if problems:
-        raise Refused(problems)
+            issues.append(Issue(f"{place}{number}", str(error)))
+    if issues:
+        raise ConfigError(issues)
     return examples
 
 
@@ -118,8 +119,8 @@ def _answer_all(
     config: RunConfig, model: Any, renderer: Renderer, prompts: list[Example], autocast: Any
 ) -> list[dict[str, Any]]:
     """The lines of ``answers.jsonl``, in the order of the file."""
-    from runner.chat import drawing
-    from runner.scoring import generate
+    from runner.evaluation.chat import drawing
+    from runner.evaluation.generate import generate
 
     size, drawn = config.generation.batch_size, drawing(config.chat)
     with Progress("answering", len(prompts)) as progress:

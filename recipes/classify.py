@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 from recipes.training import train
-from runner.artifacts import RunFolder
-from runner.settings import RunConfig
+from runner.config.settings import RunConfig
+from runner.runs.run_folder import RunFolder
 
 
 def run(config: RunConfig, folder: RunFolder) -> None:

@@ -10,25 +10,25 @@ from itertools import islice
 from pathlib import Path
 from typing import Any
 
-from runner import console
-from runner.adapter import attach, using
-from runner.artifacts import RunFolder, write_whole
-from runner.components import quantization_config
-from runner.errors import Problem, Refused, nearest
-from runner.identity import base_identity
-from runner.lineage import adapters, check_base, head_problems
-from runner.lm_eval_tasks import run_tasks, task_problems
-from runner.model import Precision, choose_precision, find_base, load_model
-from runner.positions import row_limit
-from runner.prepare import prepare
-from runner.progress import Progress
-from runner.settings import RunConfig
-from runner.split import Split
-from runner.template import Renderer, apply_template
+from runner.config.adapters import adapters, check_base, head_issues
+from runner.config.settings import RunConfig
+from runner.core import console
+from runner.core.errors import ConfigError, Issue, nearest
+from runner.core.progress import Progress
+from runner.data.max_length import row_limit
+from runner.data.prepare import prepare
+from runner.data.splits import Split
+from runner.data.template import Renderer, apply_template
+from runner.evaluation.lm_eval_tasks import run_tasks, task_issues
+from runner.models.adapter import attach, using
+from runner.models.base_digest import base_identity
+from runner.models.build import quantization_config
+from runner.models.model import Precision, choose_precision, find_base, load_model
+from runner.runs.run_folder import RunFolder, write_atomically
 
 
 def run(config: RunConfig, folder: RunFolder) -> None:
-    """Write ``evaluation.json`` and ``samples.jsonl``, and print a table. Raises ``Refused``."""
+    """Write ``evaluation.json`` and ``samples.jsonl``, and print a table. Raises ``ConfigError``."""
     with folder.timed("check"):
         names, function = _chosen(config)
         base = find_base(config.model)
@@ -47,7 +47,7 @@ def run(config: RunConfig, folder: RunFolder) -> None:
     }
     folder.write()
     for note in folder.notes:
-        console.note(note)
+        console.warn(note)
     with folder.timed("load"):
         model: Any = load_model(base, quantization, precision.dtype, config.seed)
         model = attach(model, adapters(config))
@@ -67,7 +67,9 @@ def run(config: RunConfig, folder: RunFolder) -> None:
                 batch = config.generation.batch_size
                 tasks[column] = run_tasks(model, base.tokenizer, config.evaluate.tasks, batch, config.seed)
     evaluation = _compare(config, measured, tasks)
-    write_whole(folder.path / "evaluation.json", json.dumps(evaluation, indent=2, ensure_ascii=False) + "\n")
+    write_atomically(
+        folder.path / "evaluation.json", json.dumps(evaluation, indent=2, ensure_ascii=False) + "\n"
+    )
     folder.write_lines("samples.jsonl", _samples(config, answered, answers))
     last = evaluation["models"][list(columns)[-1]]
     folder.metrics |= {name: score["value"] for name, score in last.items()}
@@ -77,55 +79,55 @@ def run(config: RunConfig, folder: RunFolder) -> None:
 def _chosen(config: RunConfig) -> tuple[list[str] | None, dict[str, Callable[[str, str], float]]]:
     """The chosen metrics, None for all that fit, and the user's function by name.
 
-    Raises ``Refused`` for these, for tasks that cannot be run, and for adapters that do not answer.
+    Raises ``ConfigError`` for these, for tasks that cannot be run, and for adapters that do not answer.
     """
-    from runner.metrics import METRICS, load_function
+    from runner.evaluation.metrics import METRICS, load_function
 
     settings = config.evaluate
-    problems = head_problems(config) + task_problems(settings.tasks)
+    issues = head_issues(config) + task_issues(settings.tasks)
     function: dict[str, Callable[[str, str], float]] = {}
     for name in settings.metrics or ():
         if name not in METRICS:
             message = f"{name!r} is not a metric"
-            problems.append(Problem("evaluate.metrics", message, nearest(name, METRICS)))
+            issues.append(Issue("evaluate.metrics", message, nearest(name, METRICS)))
     if settings.function is not None:
-        wrong = _function_problems(settings.function)
+        wrong = _function_issues(settings.function)
         if not wrong:
             name = settings.function.rpartition(":")[2]
             try:  # here, as what the file imports may be missing
                 function[name] = load_function(settings.function)
             except Exception as error:
                 message = f"running the file fails: {type(error).__name__}: {error}"
-                wrong = [Problem(f"evaluate.function={settings.function}", message)]
-        problems += wrong
-    if problems:
-        raise Refused(problems)
+                wrong = [Issue(f"evaluate.function={settings.function}", message)]
+        issues += wrong
+    if issues:
+        raise ConfigError(issues)
     return list(settings.metrics) if settings.metrics is not None else None, function
 
 
-def _function_problems(place: str) -> list[Problem]:
+def _function_issues(place: str) -> list[Issue]:
     """What is wrong with ``FILE.py:NAME``, without running the file."""
-    from runner.metrics import METRICS
+    from runner.evaluation.metrics import METRICS
 
     file, _, name = place.rpartition(":")
     where, path = f"evaluate.function={place}", Path(file).expanduser()
     if not file.endswith(".py") or not path.is_file():
-        return [Problem(where, f"there is no file {file or place!r}", "FILE.py:NAME")]
+        return [Issue(where, f"there is no file {file or place!r}", "FILE.py:NAME")]
     try:
         tree = ast.parse(path.read_text(encoding="utf-8"))
     except (SyntaxError, ValueError) as error:
-        return [Problem(where, f"{file} is not Python: {error}")]
+        return [Issue(where, f"{file} is not Python: {error}")]
     defined = [node.name for node in tree.body if isinstance(node, ast.FunctionDef)]
     if name not in defined:
-        return [Problem(where, f"{file} defines no {name!r}", nearest(name, defined))]
+        return [Issue(where, f"{file} defines no {name!r}", nearest(name, defined))]
     if name in (*METRICS, "loss", "perplexity"):
-        return [Problem(where, f"{name} is the name of another score", "rename the function")]
+        return [Issue(where, f"{name} is the name of another score", "rename the function")]
     return []
 
 
 def _rows(config: RunConfig, folder: RunFolder, renderer: Renderer, max_length: int | None) -> Split:
     """The held-out rows, or all rows where none are held out."""
-    from runner.bootstrap import enough
+    from runner.evaluation.bootstrap import enough
 
     data = prepare(config.data, renderer, max_length, config.seed)
     folder.notes += data.notes
@@ -141,7 +143,7 @@ def _rows(config: RunConfig, folder: RunFolder, renderer: Renderer, max_length: 
 def _answers(
     model: Any, config: RunConfig, renderer: Renderer, examples: list[Any], precision: Precision, column: str
 ) -> list[str]:
-    from runner.scoring import generate
+    from runner.evaluation.generate import generate
 
     if not examples:
         return []
@@ -160,8 +162,8 @@ def _answers(
 
 def _losses(config: RunConfig, model: Any, rows: Split, pad: int, precision: Precision) -> list[Any]:
     """Loss (nats a token) and perplexity over the trained tokens of all rows."""
-    from runner.likelihood import row_losses
-    from runner.metrics import Measure, ratio
+    from runner.evaluation.metrics import Measure, ratio
+    from runner.evaluation.row_loss import row_losses
 
     size = config.trainer.get("per_device_eval_batch_size", 8)
     loss = ratio("loss", row_losses(model, rows.rows, size, pad, precision.autocast), higher=False)
@@ -175,7 +177,7 @@ def _scores(
     function: dict[str, Callable[[str, str], float]],
 ) -> list[Any]:
     """The scores of a model's answers, by the chosen metrics and the user's own function."""
-    from runner.metrics import fitting, mean_of, measure
+    from runner.evaluation.metrics import fitting, mean_of, measure
 
     if not examples:
         return []
@@ -187,7 +189,7 @@ def _scores(
 
 def _compare(config: RunConfig, measured: dict[str, Any], tasks: dict[str, Any]) -> dict[str, Any]:
     """What ``evaluation.json`` holds: each model's scores, and their differences from the first model's."""
-    from runner.bootstrap import difference, enough, interval
+    from runner.evaluation.bootstrap import difference, enough, interval
 
     settings = config.evaluate
     drawn = (settings.confidence, settings.resamples, config.seed)
@@ -217,7 +219,7 @@ def _compare(config: RunConfig, measured: dict[str, Any], tasks: dict[str, Any])
 
 def _samples(config: RunConfig, examples: list[Any], answers: dict[str, list[str]]) -> list[dict[str, Any]]:
     """The lines of ``samples.jsonl``, as the training recipes write them: before is the first model."""
-    from runner.metrics import exact_match
+    from runner.evaluation.metrics import exact_match
 
     last = list(answers.values())[-1]
     first = next(iter(answers.values())) if len(answers) > 1 else None

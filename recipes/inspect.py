@@ -5,18 +5,18 @@ from __future__ import annotations
 from itertools import groupby
 from typing import Any
 
-from runner import console
-from runner.artifacts import RunFolder
-from runner.formats import Kind
-from runner.labels import IGNORE, Encoded
-from runner.model import find_base
-from runner.objectives import OBJECTIVES
-from runner.positions import row_limit
-from runner.prepare import prepare
-from runner.recipe_rules import trainer_class
-from runner.settings import RunConfig
-from runner.template import Renderer, apply_template
-from runner.turns import check_turns
+from runner.config.recipe_rules import trainer_class
+from runner.config.settings import RunConfig
+from runner.core import console
+from runner.data.formats import Kind
+from runner.data.labels import IGNORE, Encoded
+from runner.data.max_length import row_limit
+from runner.data.prepare import prepare
+from runner.data.stop_tokens import check_turns
+from runner.data.template import Renderer, apply_template
+from runner.models.model import find_base
+from runner.runs.run_folder import RunFolder
+from runner.training.objectives import OBJECTIVES
 
 _SHOWN_ROWS = 3
 
@@ -25,7 +25,7 @@ def run(config: RunConfig, folder: RunFolder) -> None:
     """Write ``inspect.jsonl`` (a line per training row) and print a few rows, counts and a length histogram.
 
     The trainer's class says what the rows are for: with ``trainer=dpo`` they are pairs. Needs the tokenizer
-    only. Raises ``Refused`` as the training would.
+    only. Raises ``ConfigError`` as the training would.
     """
     with folder.timed("check"):
         base = find_base(config.model)
@@ -54,7 +54,7 @@ def run(config: RunConfig, folder: RunFolder) -> None:
         if split is not None:
             console.counts(split)
     for note in folder.notes:
-        console.note(note)
+        console.warn(note)
 
 
 def _kind(config: RunConfig) -> Kind:

@@ -11,27 +11,27 @@ from typing import Any
 
 import torch
 
-from runner import console, environment
-from runner.adapter import attach, set_base
-from runner.artifacts import RunFolder
-from runner.card import merged_card
-from runner.combine import combine, combines, parts
-from runner.errors import RunnerError
-from runner.fidelity import Fidelity, compare, read_texts
-from runner.lineage import Adapter, write_base
-from runner.merge import Skeleton
-from runner.merge_setup import Setup, check_merge
-from runner.merged_model import write_model
-from runner.model import load_model
-from runner.prepare import prepare
-from runner.settings import RunConfig
-from runner.split import Split
-from runner.template import Renderer
-from runner.tensors import CheckpointTensors, ModelTensors
+from runner.config.adapters import Adapter, write_base
+from runner.config.settings import RunConfig
+from runner.core import console, environment
+from runner.core.errors import RunnerError
+from runner.data.prepare import prepare
+from runner.data.splits import Split
+from runner.data.template import Renderer
+from runner.evaluation.logit_kl import Fidelity, compare, read_texts
+from runner.export.combine import combine, combines, parts
+from runner.export.merge import Skeleton
+from runner.export.merge_check import Setup, check_merge
+from runner.export.tensors import CheckpointTensors, ModelTensors
+from runner.export.write_merged import write_model
+from runner.models.adapter import attach, set_base
+from runner.models.model import load_model
+from runner.runs.model_card import merged_card
+from runner.runs.run_folder import RunFolder
 
 
 def run(config: RunConfig, folder: RunFolder) -> None:
-    """Leave a merged, verified model in ``model/``. Raises ``Refused`` before loading weights.
+    """Leave a merged, verified model in ``model/``. Raises ``ConfigError`` before loading weights.
 
     Raises ``RunnerError`` when the merged model answers otherwise than base and adapter, by more than
     ``merge.max_kl``; there is no ``model/`` then.
@@ -48,7 +48,7 @@ def run(config: RunConfig, folder: RunFolder) -> None:
     }
     folder.write()
     for note in folder.notes:
-        console.note(note)
+        console.warn(note)
     adapter = setup.adapters[0]
     if combines(config.merge, setup.adapters):
         with folder.timed("combine"):
@@ -158,7 +158,7 @@ def _record(config: RunConfig, folder: RunFolder, setup: Setup, results: dict[st
     if len(results) > 1:
         facts = ", ".join(f"KL {result.kl:.3g} into the {name} ones" for name, result in results.items())
         folder.notes.append(f"merged into the {chosen} weights of the base: {facts}")
-        console.note(folder.notes[-1])
+        console.warn(folder.notes[-1])
     if not best.kl <= config.merge.max_kl:
         rounded = ", as the quantised base also rounds what it computes" if setup.quantization else ""
         raise RunnerError(
@@ -171,11 +171,11 @@ def _record(config: RunConfig, folder: RunFolder, setup: Setup, results: dict[st
 def _hand_over(config: RunConfig, folder: RunFolder, model: Path) -> None:
     """Export and publish the merged model, where that is asked for."""
     if config.export:
-        from runner.export import export_model
+        from runner.export.api import export_model
 
         export_model(config, folder, model)
     if config.push_to:
-        from runner.publish import publish
+        from runner.runs.push_to_hub import publish
 
         publish(config, folder, model)
 

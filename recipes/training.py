@@ -8,35 +8,35 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from runner import console, environment
-from runner.adapter import AdapterSaver, add_adapter, changes_base, continue_adapter, set_base
-from runner.artifacts import RunFolder
-from runner.card import model_card
-from runner.checkpoint import step_of
-from runner.components import (
+from runner.config.adapters import adapters, check_base, check_shape, write_base
+from runner.config.settings import RunConfig
+from runner.core import console, environment
+from runner.core.errors import Diverged
+from runner.core.progress import TrainingProgress
+from runner.data.max_length import row_limit
+from runner.data.prepare import prepare
+from runner.data.splits import Data, number_classes
+from runner.data.stop_tokens import check_turns
+from runner.data.template import Renderer, apply_template
+from runner.models.adapter import AdapterSaver, add_adapter, changes_base, continue_adapter, set_base
+from runner.models.base_digest import base_identity
+from runner.models.build import (
     check_adapter,
     check_packing,
     peft_config,
     quantization_config,
     training_arguments,
 )
-from runner.errors import Diverged
-from runner.identity import base_identity
-from runner.lineage import adapters, check_base, check_shape, write_base
-from runner.model import Base, Precision, choose_precision, device, find_base, load_model, module_names
-from runner.objectives import OBJECTIVES
-from runner.out_of_memory import train_shrinking
-from runner.positions import row_limit
-from runner.prepare import prepare
-from runner.progress import TrainingProgress
-from runner.resume import Start, check_same, find_start
-from runner.settings import RunConfig
-from runner.split import Data, number_classes
-from runner.template import Renderer, apply_template
-from runner.turns import check_turns
+from runner.models.model import Base, Precision, choose_precision, device, find_base, load_model, module_names
+from runner.runs.checkpoint import step_of
+from runner.runs.model_card import model_card
+from runner.runs.resume import Start, check_same, find_start
+from runner.runs.run_folder import RunFolder
+from runner.training.objectives import OBJECTIVES
+from runner.training.out_of_memory import train_shrinking
 
 if TYPE_CHECKING:
-    from runner.scoring import Judge
+    from runner.evaluation.generate import HeldOutGenerator
 
 # What an evaluation says about the model, by the library's names.
 SCORES = (
@@ -67,7 +67,8 @@ class Setup:
 
 
 def train(config: RunConfig, folder: RunFolder) -> None:
-    """Train one adapter, or the whole model, in a run folder. Raises ``Refused`` before loading weights."""
+    """Train one adapter, or the whole model, in a run folder. Raises ``ConfigError`` before loading
+    weights."""
     objective = OBJECTIVES[config.recipe]
     with folder.timed("check"):
         setup = check(config, folder.path)
@@ -86,12 +87,14 @@ def train(config: RunConfig, folder: RunFolder) -> None:
         trained = sum(p.numel() for p in model.parameters() if p.requires_grad)
         folder.metrics |= {"trainable_parameters": trained, "total_parameters": total_parameters(model)}
 
-    from runner.scoring import Judge
+    from runner.evaluation.generate import HeldOutGenerator
 
     fresh = not config.adapter and not changes_base(peft_config(config))
-    judge = Judge(config, setup.renderer, data.eval if objective.generates else None, setup.precision)
+    generator = HeldOutGenerator(
+        config, setup.renderer, data.eval if objective.generates else None, setup.precision
+    )
     with folder.timed("score_before"):
-        before = judge.answer(model, "before training", base_only=fresh)
+        before = generator.answer(model, "before training", base_only=fresh)
     _fit(config, folder, setup, data, model, steps, fresh)
     target = folder.path / ("adapter" if saver else "model")
     with folder.timed("save"):
@@ -102,10 +105,10 @@ def train(config: RunConfig, folder: RunFolder) -> None:
             model.save_pretrained(target)
             setup.base.tokenizer.save_pretrained(target)
     with folder.timed("score_after"):
-        after = judge.answer(model, "after training")
-    console.samples(conclude(config, folder, target, judge, before, after))
+        after = generator.answer(model, "after training")
+    console.samples(conclude(config, folder, target, generator, before, after))
     if config.push_to:
-        from runner.publish import publish
+        from runner.runs.push_to_hub import publish
 
         publish(config, folder, target)
 
@@ -133,12 +136,17 @@ def complete_adapter(config: RunConfig, setup: Setup, target: Path, classes: lis
 
 
 def conclude(
-    config: RunConfig, folder: RunFolder, target: Path, judge: Judge, before: list[str], after: list[str]
+    config: RunConfig,
+    folder: RunFolder,
+    target: Path,
+    generator: HeldOutGenerator,
+    before: list[str],
+    after: list[str],
 ) -> list[dict[str, Any]]:
     """Keep the scores, the samples (which are returned) and the model card."""
     _doubt(folder)
-    folder.metrics |= judge.scores(before, after)
-    samples = judge.samples(before, after)
+    folder.metrics |= generator.scores(before, after)
+    samples = generator.samples(before, after)
     folder.write_lines("samples.jsonl", samples)
     (target / "README.md").write_text(model_card(config, folder.record), encoding="utf-8")
     return samples
@@ -151,7 +159,7 @@ def _doubt(folder: RunFolder) -> None:
     if losses and sum(last) / len(last) > max(1.1 * losses[0], losses[0] + 0.1):
         remark = f"the training loss rose from {losses[0]:.4g} to {sum(last) / len(last):.4g}"
         folder.notes.append(f"{remark}: the result is worse than what it began with")
-        console.note(folder.notes[-1])
+        console.warn(folder.notes[-1])
 
 
 def check(config: RunConfig, folder: Path) -> Setup:
@@ -160,7 +168,7 @@ def check(config: RunConfig, folder: Path) -> Setup:
     check_packing(config)
     check_shape(config)
     if config.push_to:
-        from runner.publish import check_publish
+        from runner.runs.push_to_hub import check_publish
 
         check_publish(config)
     base = find_base(config.model)
@@ -214,7 +222,7 @@ def _fit(
     config: RunConfig, folder: RunFolder, setup: Setup, data: Data, model: Any, steps: int, fresh: bool
 ) -> None:
     """Train and measure the loss on the held-out rows. Raises ``Diverged``."""
-    from runner.trainer import all_finite
+    from runner.training.trainer import all_finite
 
     start, progress = setup.start, TrainingProgress(steps)
     own = start.checkpoint and start.checkpoint.parent.parent == folder.path
@@ -258,7 +266,7 @@ def _train(
 
     def on_shrink(remark: str) -> None:
         folder.notes.append(f"{remark} (on_oom=shrink)")
-        console.note(folder.notes[-1])
+        console.warn(folder.notes[-1])
 
     def build() -> Any:
         trainer = objective.trainer_class()(

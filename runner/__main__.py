@@ -22,23 +22,24 @@ from hydra.errors import HydraException
 from hydra.types import RunMode
 from omegaconf import DictConfig, open_dict
 
-from runner import config, console
-from runner.errors import ExitCode, Problem, Refused, RunnerError
-from runner.paths import CONFIG_DIR
-from runner.secrets import mask_uncaught, masked
+from runner.cli import run_config
+from runner.core import console
+from runner.core.errors import ConfigError, ExitCode, Issue, RunnerError
+from runner.core.paths import CONFIG_DIR
+from runner.core.secrets import mask_uncaught, masked
 from runner.sweep import Handle
 
 
 def main(argv: list[str] | None = None) -> int:
     """Run one command line and return its exit code (see ``ExitCode``)."""
     typed = sys.argv[1:] if argv is None else argv
-    command = config.parse(typed)
+    command = run_config.parse(typed)
     try:
-        config.check_shown(command) if command.informational else config.check(command)
-    except Refused as refused:
-        console.refused(refused.problems)
-        return ExitCode.REFUSED
-    config.register(command)
+        run_config.check_shown(command) if command.informational else run_config.check(command)
+    except ConfigError as error:
+        console.config_errors(error.issues)
+        return ExitCode.CONFIG_ERROR
+    run_config.register(command)
     codes: list[int] = []
     handle = Handle(typed, command)
 
@@ -52,12 +53,12 @@ def main(argv: list[str] | None = None) -> int:
     try:
         with _own_errors():
             start()
-    except Refused as refused:  # cells of a sweep that are wrong only in combination
-        console.refused(refused.problems)
-        codes.append(ExitCode.REFUSED)
+    except ConfigError as error:  # cells of a sweep that are wrong only in combination
+        console.config_errors(error.issues)
+        codes.append(ExitCode.CONFIG_ERROR)
     except HydraException as error:
-        console.refused([Problem("hydra", str(error))])
-        return ExitCode.REFUSED
+        console.config_errors([Issue("hydra", str(error))])
+        return ExitCode.CONFIG_ERROR
     except KeyboardInterrupt:
         if handle.sweep is None:
             raise
@@ -66,7 +67,7 @@ def main(argv: list[str] | None = None) -> int:
             raise
         if not isinstance(error, RunnerError):  # that is a cell that failed, which has been reported
             console.err.print("".join(traceback.format_exception(error)), markup=False)
-        console.note(f"the sweeper stops: {error}")
+        console.warn(f"the sweeper stops: {error}")
         codes.append(ExitCode.FAILED)
     finally:
         sys.argv = before
@@ -96,15 +97,15 @@ def _run(composed: DictConfig, typed: list[str]) -> int:
             sweep = composed.hydra.sweep
             composed.output_dir = os.path.join(sweep.dir, sweep.subdir)
     try:
-        run_config = config.freeze(composed)
-    except Refused as refused:  # a cell of a sweep that is wrong only in combination
-        console.refused(refused.problems)
-        return ExitCode.REFUSED
+        frozen = run_config.freeze(composed)
+    except ConfigError as error:  # a cell of a sweep that is wrong only in combination
+        console.config_errors(error.issues)
+        return ExitCode.CONFIG_ERROR
     # the recipe's libraries are imported only once the config is known to be right
     from recipes import run_recipe
 
     command = masked(shlex.join(["python", "-m", "runner", *typed]))
-    return run_recipe(run_config, command, [masked(text) for text in hydra_config.overrides.task])
+    return run_recipe(frozen, command, [masked(text) for text in hydra_config.overrides.task])
 
 
 if __name__ == "__main__":

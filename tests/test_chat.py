@@ -9,8 +9,8 @@ import pytest
 import torch
 from conftest import TINY
 
-from runner.reader import read_sources
-from runner.settings import DataSettings
+from runner.config.settings import DataSettings
+from runner.data.reader import read_sources
 
 # enough steps for the adapter to answer otherwise than its base
 TRAIN = (*TINY, "trainer.learning_rate=0.05", "trainer.save_strategy=no")
@@ -138,10 +138,10 @@ def test_commands_answer_for_themselves(cli, typed, capsys):
 
 def test_the_prompt_of_a_turn_is_what_training_renders(cli):
     """The template's own rendering of the history, token by token."""
-    from runner.chat import Conversation
-    from runner.model import find_base, load_model
-    from runner.settings import ChatSettings, ModelSettings, TemplateSettings
-    from runner.template import Renderer
+    from runner.config.settings import ChatSettings, ModelSettings, TemplateSettings
+    from runner.data.template import Renderer
+    from runner.evaluation.chat import Conversation
+    from runner.models.model import find_base, load_model
 
     base = find_base(ModelSettings(weights="random", architecture="tiny"))
     renderer = Renderer(base.tokenizer, TemplateSettings(system="be brief"))

@@ -8,16 +8,16 @@ from pathlib import Path
 
 import pytest
 
-from runner import config
 from runner.__main__ import main
-from runner.errors import ExitCode, Refused
-from runner.settings import RunConfig
+from runner.cli import run_config
+from runner.config.settings import RunConfig
+from runner.core.errors import ConfigError, ExitCode
 
 ROOT = Path(__file__).parents[1]
 
 
 def check(*words: str) -> list[RunConfig]:
-    return config.check(config.parse(list(words)))
+    return run_config.check(run_config.parse(list(words)))
 
 
 def one(*words: str) -> RunConfig:
@@ -25,10 +25,10 @@ def one(*words: str) -> RunConfig:
     return run
 
 
-def problems(*words: str) -> list[str]:
-    with pytest.raises(Refused) as caught:
+def issues(*words: str) -> list[str]:
+    with pytest.raises(ConfigError) as caught:
         check(*words)
-    return [str(problem) for problem in caught.value.problems]
+    return [str(issue) for issue in caught.value.issues]
 
 
 @pytest.fixture
@@ -145,13 +145,13 @@ MISTAKES = [
 
 @pytest.mark.parametrize(("words", "said"), MISTAKES, ids=lambda value: " ".join(value)[:60])
 def test_a_mistake_is_named_once_with_what_is_allowed(words, said):
-    (message,) = problems(*words)
+    (message,) = issues(*words)
     assert [text for text in said if text not in message] == []
 
 
 def test_all_mistakes_are_reported_together(capsys):
     words = ["lora.rr=3", "foo=1", "lora=r99", "trainer.learning_rate=x", "hydra.verbos=1", "a=b=c", "--lr"]
-    assert main(words) == ExitCode.REFUSED
+    assert main(words) == ExitCode.CONFIG_ERROR
     said = capsys.readouterr().err
     assert "7 mistakes" in said
     assert [word for word in words if f"{word}: " not in said] == []
@@ -161,11 +161,11 @@ def test_all_mistakes_are_reported_together(capsys):
 def test_a_mistake_in_a_file_is_named_with_its_line(own, tmp_path):
     words = own("sed: 1\nlora:\n  rr: 4\n  lora_dropout: '0.1'\ntrainer:\n  eval_strategy: no\n")
     where = f"{tmp_path}/experiment/mine.yaml"
-    said = problems(*words)
+    said = issues(*words)
     assert sorted(text.partition(": ")[0] for text in said) == [f"{where}:{line}" for line in (2, 4, 5, 7)]
     assert any('write "no", with the quotes' in text for text in said)
     # the option that was chosen is no key: the file is to blame
-    assert problems(*own("_target_: peft.LoraConfig\nr: 0\n", "lora/mine"))[0].startswith(
+    assert issues(*own("_target_: peft.LoraConfig\nr: 0\n", "lora/mine"))[0].startswith(
         f"{tmp_path}/lora/mine.yaml:2: "
     )
 
@@ -188,7 +188,7 @@ def test_a_mistake_in_a_file_is_named_with_its_line(own, tmp_path):
     ],
 )
 def test_an_experiment_that_cannot_be_composed_says_where(own, tmp_path, text, line, said):
-    message, *others = problems(*own(text), "seedd=1")
+    message, *others = issues(*own(text), "seedd=1")
     file = f"{tmp_path}/experiment/mine.yaml" + (f":{line}" if line else "")
     rest = [other for other in [message, *others] if "seedd" not in other]
     assert len(rest) == 1
@@ -200,13 +200,13 @@ def test_an_experiment_that_cannot_be_composed_says_where(own, tmp_path, text, l
 def test_an_experiment_needs_its_package_header(own, tmp_path):
     words = own("seed: 1\n")
     (tmp_path / "experiment" / "mine.yaml").write_text("seed: 1\n")
-    assert "# @package _global_" in problems(*words)[0]
+    assert "# @package _global_" in issues(*words)[0]
 
 
 def test_a_file_that_is_no_text_is_refused(own, tmp_path):
     words = own("")
     (tmp_path / "experiment" / "mine.yaml").write_bytes(b"# @package _global_\nseed: \xff\n")
-    assert "utf-8" in problems(*words)[0]
+    assert "utf-8" in issues(*words)[0]
 
 
 def test_the_stronger_of_two_exclusive_keys_wins(own):
@@ -255,7 +255,7 @@ def test_every_value_of_a_sweep_is_checked():
     assert {run.lora["r"] for run in runs} == {8, 16}
     assert {run.seed for run in runs} == {0, 1, 2}
     assert {run.model.architecture for run in runs} == {"qwen3-0.6b", "qwen3-1.7b", "qwen3-4b", "qwen3-8b"}
-    said = problems("-m", "lora.r=8,0,-1", "trainer.learning_rate=1e-4,abc", "lora=r8,r77")
+    said = issues("-m", "lora.r=8,0,-1", "trainer.learning_rate=1e-4,abc", "lora=r8,r77")
     assert sorted(text.partition(": ")[0] for text in said) == [
         "lora.r=-1",
         "lora.r=0",
@@ -265,19 +265,19 @@ def test_every_value_of_a_sweep_is_checked():
 
 
 def test_cells_of_a_sweep_must_differ():
-    assert "two cells of the sweep are the same run" in problems("-m", "lora.r=8,8")[0]
+    assert "two cells of the sweep are the same run" in issues("-m", "lora.r=8,8")[0]
 
 
 def test_a_sweep_in_a_file_is_checked_too(own):
     words = own("hydra:\n  sweeper:\n    params:\n      lora.r: 8,0\n      seed: 1,2\n")
-    assert problems("-m", *words)[0].startswith("lora.r=0: ")
+    assert issues("-m", *words)[0].startswith("lora.r=0: ")
     assert {run.lora["r"] for run in check("-m", *words, "lora.r=4")} == {4}
-    assert "add -m" in problems(*words)[0]
+    assert "add -m" in issues(*words)[0]
 
 
 def save(run: RunConfig, folder: Path) -> None:
     folder.mkdir(exist_ok=True)
-    (folder / "config.yaml").write_text(config.to_yaml(run), encoding="utf-8")
+    (folder / "run_config.yaml").write_text(run_config.to_yaml(run), encoding="utf-8")
     for name in ("adapter", "model", "checkpoints"):  # as a run leaves them: they are no config groups
         (folder / name).mkdir(exist_ok=True)
 
@@ -307,17 +307,17 @@ def test_a_saved_config_takes_overrides(tmp_path, monkeypatch):
     assert run.model.path == "Qwen/Qwen3-4B"
     assert {run.lora["r"] for run in check(*SAVED, "-m", "lora=r8,r16")} == {8, 16}
     assert "num_train_epochs" not in one(*SAVED).trainer
-    assert "unknown lora 'r9'" in problems(*SAVED, "lora=r9")[0]
-    assert "'lora.r'" in problems(*SAVED, "lora.rr=1")[0]
+    assert "unknown lora 'r9'" in issues(*SAVED, "lora=r9")[0]
+    assert "'lora.r'" in issues(*SAVED, "lora.rr=1")[0]
 
 
 def test_a_mistake_in_a_saved_config_is_named_with_its_line(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     save(one(), tmp_path / "run")
-    file = tmp_path / "run" / "config.yaml"
+    file = tmp_path / "run" / "run_config.yaml"
     file.write_text(file.read_text().replace("lora_alpha:", "lora_alpa:"))
     line = file.read_text().splitlines().index("  lora_alpa: 32") + 1
-    assert problems(*SAVED)[0].startswith(f"run/config.yaml:{line}: unknown key 'lora.lora_alpa'")
+    assert issues(*SAVED)[0].startswith(f"run/run_config.yaml:{line}: unknown key 'lora.lora_alpa'")
 
 
 AWKWARD = [
@@ -357,7 +357,7 @@ def test_a_primary_config_of_ones_own_builds_on_the_packaged_one(own, tmp_path):
     assert one(*words).seed == 5
     assert one(*words, "experiment=mine", "lora=r8", "seed=6").trainer["max_steps"] == 2
     own("seed: 5\n", "bare")
-    assert "- runner" in problems(*words[:-1], "bare")[0]
+    assert "- runner" in issues(*words[:-1], "bare")[0]
 
 
 def test_folders_with_spaces_and_commas(tmp_path):

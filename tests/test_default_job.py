@@ -11,7 +11,7 @@ from typing import Any
 
 import pytest
 
-from runner.weights import cache_dir
+from runner.models.locate import cache_dir
 
 ROOT = Path(__file__).parents[1]
 # Those that train on rows of the user's own; a chain is tested with its stages.

@@ -8,9 +8,9 @@ import sacrebleu
 import torch
 from conftest import TINY
 
-from runner.bootstrap import enough
-from runner.model import byte_tokenizer, find_base, load_model
-from runner.settings import ModelSettings
+from runner.config.settings import ModelSettings
+from runner.evaluation.bootstrap import enough
+from runner.models.model import byte_tokenizer, find_base, load_model
 
 TRAIN = (*TINY, "trainer.learning_rate=0.05", "trainer.save_strategy=no", "data.metric=null")
 EVALUATE = ("recipe=evaluate", "generation.max_new_tokens=4")
@@ -31,11 +31,11 @@ def write(path: str, rows: list[dict]) -> None:
 @pytest.fixture
 def answers(monkeypatch):
     """Let each of the models of a run answer what is given here, in turn."""
-    from runner import scoring
+    from runner.evaluation import generate
 
     def say(*texts: list[str]) -> None:
         turns = iter(texts)
-        monkeypatch.setattr(scoring, "generate", lambda *args: next(turns))
+        monkeypatch.setattr(generate, "generate", lambda *args: next(turns))
 
     return say
 

@@ -15,14 +15,14 @@ from conftest import TINY, Run
 from tokenizers import Regex, Tokenizer, decoders, models, pre_tokenizers, trainers
 from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, PreTrainedTokenizerFast
 
-import runner.gguf_architecture
+import runner.export.gguf.architecture
 from runner.__main__ import main
-from runner.fidelity import compare, read_texts
-from runner.gguf_kinds import WRITTEN
-from runner.gguf_proof import check_tokenizer, read_back
-from runner.gguf_tokenizer import obstacles, splitter
-from runner.gguf_writer import write_gguf
-from runner.model import Precision, byte_tokenizer
+from runner.evaluation.logit_kl import compare, read_texts
+from runner.export.gguf.kinds import WRITTEN
+from runner.export.gguf.tokenizer import obstacles, splitter
+from runner.export.gguf.verify import check_tokenizer, read_back
+from runner.export.gguf.writer import write_gguf
+from runner.models.model import Precision, byte_tokenizer
 
 ROOT = Path(__file__).parents[1]
 EXACT = Precision("fp32", torch.float32, None)
@@ -188,7 +188,9 @@ def test_rows_that_no_block_fits_become_float16(tmp_path):
 
 
 def test_a_file_that_answers_otherwise_is_not_kept(cli, trained, monkeypatch, capsys):
-    monkeypatch.setattr(runner.gguf_architecture, "reorder", lambda config, tensor, values: values * 0.9)
+    monkeypatch.setattr(
+        runner.export.gguf.architecture, "reorder", lambda config, tensor, values: values * 0.9
+    )
     run = merge(cli, trained, "export=gguf", "gguf.kind=f32")
     assert run.code == 1
     assert run.files() == MERGED
@@ -329,7 +331,7 @@ def llama_cpp(folder: Path, quantize: str) -> Path:
     (folder / "convert_hf_to_gguf.py").write_text(
         f"import json, pathlib, sys\nsys.path.insert(0, {str(ROOT)!r})\n"
         "from transformers import AutoConfig, AutoTokenizer\n"
-        "from runner.gguf_writer import write_gguf\n"
+        "from runner.export.gguf.writer import write_gguf\n"
         "source, _, outfile, _, outtype = sys.argv[1:]\n"
         "pathlib.Path('converted.json').write_text(json.dumps(sys.argv[1:]))\n"
         "source = pathlib.Path(source)\n"
@@ -389,7 +391,7 @@ def test_a_4_bit_folder_loads_as_it_is(cli, trained):
 
 
 def test_a_4_bit_folder_that_answers_otherwise_is_not_kept(cli, trained, monkeypatch, capsys):
-    monkeypatch.setattr("runner.export_int4._MAX_KL", 0.0)
+    monkeypatch.setattr("runner.export.to_int4._MAX_KL", 0.0)
     run = merge(cli, trained, "export=int4")
     assert run.code == 1
     assert run.files() == MERGED

@@ -5,11 +5,11 @@ import inspect
 
 import pytest
 
-from runner.checks import known_fields
-from runner.fields import Field
-from runner.rules import CHOICES, RANGES, RESERVED
-from runner.settings import OWN_SECTIONS
-from runner.targets import ALLOWED_TARGETS, UnknownTarget, target_fields
+from runner.config.checks import known_fields
+from runner.config.library_fields import Field
+from runner.config.rules import CHOICES, RANGES, RESERVED
+from runner.config.settings import OWN_SECTIONS
+from runner.config.targets import ALLOWED_TARGETS, UnknownTarget, target_fields
 
 TARGETS = [
     ("lora", "peft.LoraConfig"),
@@ -44,7 +44,7 @@ def test_defaults_are_accepted(section, target):
     refused = {
         key: reason
         for key, field in fields.items()
-        if type(default := parameters[key].default) in plain and (reason := field.problem(default))
+        if type(default := parameters[key].default) in plain and (reason := field.issue(default))
     }
     assert refused == {}
 
@@ -76,10 +76,10 @@ def test_types_of_annotations():
     fields = target_fields("lora", "peft.LoraConfig")
     assert fields["r"] == Field("r", frozenset({"int"}))
     assert fields["target_modules"].items == {"str"}
-    assert fields["init_lora_weights"].problem("pissa_niter_16") is None
-    assert "'pissa'" in str(fields["init_lora_weights"].problem("pisa"))
-    assert fields["init_lora_weights"].problem(True) is None
+    assert fields["init_lora_weights"].issue("pissa_niter_16") is None
+    assert "'pissa'" in str(fields["init_lora_weights"].issue("pisa"))
+    assert fields["init_lora_weights"].issue(True) is None
     # no annotation: the type of the default
     bits = target_fields("quantization", "transformers.BitsAndBytesConfig")
-    assert bits["load_in_4bit"].problem("yes") == "expected bool, got str 'yes'"
-    assert target_fields("trainer", "trl.SFTConfig")["optim"].problem("sgd") is None
+    assert bits["load_in_4bit"].issue("yes") == "expected bool, got str 'yes'"
+    assert target_fields("trainer", "trl.SFTConfig")["optim"].issue("sgd") is None

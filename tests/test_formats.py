@@ -2,8 +2,8 @@
 
 import pytest
 
-from runner.formats import recognise, to_example
-from runner.messages import BadRow
+from runner.data.formats import recognise, to_example
+from runner.data.messages import BadRow
 
 
 def words(row: dict, row_format: str | None = None) -> list[tuple[str, str]]:

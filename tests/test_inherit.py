@@ -2,11 +2,11 @@
 
 from conftest import TINY
 
-from runner import config
+from runner.cli import run_config
 
 
 def composed(*words: str):
-    (run,) = config.check(config.parse(list(words)))
+    (run,) = run_config.check(run_config.parse(list(words)))
     return run
 
 

@@ -13,13 +13,13 @@ from pathlib import Path
 import pytest
 import yaml
 
-from runner import command, config
 from runner.__main__ import main
-from runner.errors import ExitCode, Refused
-from runner.paths import PACKAGE
-from runner.settings import RunConfig, SweepSettings
+from runner.cli import command, run_config
+from runner.config.settings import RunConfig, SweepSettings
+from runner.core.errors import ConfigError, ExitCode
+from runner.core.paths import PACKAGE
 from runner.sweep import cells as cells_module
-from runner.sweep import children, ledger, orchestrate
+from runner.sweep import ledger, processes, run_sweep
 from runner.sweep.cells import Cell, check_cells, expand, key_of, name_of
 from runner.sweep.jobs import make_jobs
 from runner.sweep.ledger import Ledger
@@ -45,7 +45,7 @@ for cell in job["cells"]:
     mark = {"key": cell["key"], "sweep": job["sweep"], "job": job["name"]}
     record = {"status": "running", "metrics": {}, "cell": mark, "overrides": cell["overrides"]}
     (folder / "run.json").write_text(json.dumps(record))
-    (folder / "config.yaml").write_text("seed: %d\\n" % cell["config"]["seed"])
+    (folder / "run_config.yaml").write_text("seed: %d\\n" % cell["config"]["seed"])
     end = plan.get(cell["name"], "completed")
     if end == "hang":
         Path("hangs").touch()
@@ -104,8 +104,8 @@ def place(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     script = tmp_path / "worker.py"
     script.write_text(WORKER)
-    monkeypatch.setattr(children, "WORKER", [str(script)])
-    monkeypatch.setattr(orchestrate, "devices", list)
+    monkeypatch.setattr(processes, "WORKER", [str(script)])
+    monkeypatch.setattr(run_sweep, "devices", list)
     monkeypatch.delenv("PLAN", raising=False)
     return tmp_path
 
@@ -124,14 +124,14 @@ def sweep(place, capsys, monkeypatch):
     return run
 
 
-def problems(*words: str) -> list[str]:
-    with pytest.raises(Refused) as caught:
-        config.check(config.parse(list(words)))
-    return [str(problem) for problem in caught.value.problems]
+def issues(*words: str) -> list[str]:
+    with pytest.raises(ConfigError) as caught:
+        run_config.check(run_config.parse(list(words)))
+    return [str(issue) for issue in caught.value.issues]
 
 
 def one(*words: str) -> RunConfig:
-    (run,) = config.check(config.parse(list(words)))
+    (run,) = run_config.check(run_config.parse(list(words)))
     return run
 
 
@@ -183,7 +183,7 @@ def test_a_config_survives_the_job_file():
         "quantization=nf4", "lora.target_modules=[q_proj]", "data.path=[{path: 'embedded:orders_eval'}]"
     )
     cell = expand(["lora.r=8"], run, SweepSettings(), Path("s"))[0]
-    told = json.loads(json.dumps(config.dataclasses.asdict(cell.config)))
+    told = json.loads(json.dumps(run_config.dataclasses.asdict(cell.config)))
     assert RunConfig.of(told) == cell.config
 
 
@@ -216,7 +216,7 @@ def test_a_cell_is_the_run_that_it_would_be_alone(sweep):
     solo = one("lora.r=8", "seed=5")
     run = RunConfig.of(cell["config"])
     assert replace(run, output_dir=None) == solo
-    assert config.to_yaml(run) == config.to_yaml(solo)
+    assert run_config.to_yaml(run) == run_config.to_yaml(solo)
     assert run.output_dir == "s/lora.r=8"
     assert cell["key"] == key_of(solo)
 
@@ -260,13 +260,13 @@ def test_zip_walks_axes_together(sweep):
     ids=lambda value: " ".join(value)[-60:],
 )
 def test_a_mistake_in_a_sweep_is_found_before_it_begins(words, said):
-    found = problems("-m", *words)
-    assert [text for text in said if not any(text in problem for problem in found)] == []
+    found = issues("-m", *words)
+    assert [text for text in said if not any(text in issue for issue in found)] == []
     assert len(found) <= 2
 
 
 def test_the_section_sweep_has_no_effect_without_a_sweep():
-    (found,) = problems("sweep.repeat=3")
+    (found,) = issues("sweep.repeat=3")
     assert "sweep.repeat has no effect without -m" in found
 
 
@@ -291,22 +291,22 @@ def test_repeats_are_cells_of_one_group(sweep):
     ],
 )
 def test_a_value_follows_from_another(text, value):
-    runs = config.check(config.parse(["-m", "lora.r=8,64", f"lora.lora_alpha={text}"]))
+    runs = run_config.check(run_config.parse(["-m", "lora.r=8,64", f"lora.lora_alpha={text}"]))
     assert runs[0].lora["lora_alpha"] == value
     assert isinstance(runs[0].lora["lora_alpha"], int)
     assert runs[1].lora["lora_alpha"] != value
 
 
 def test_arithmetic_that_makes_no_sense_is_named():
-    assert "divided by 0" in problems("trainer.learning_rate=${div:1,0}")[0]
-    assert "is no number" in problems("trainer.learning_rate=${mul:1,a}")[0]
-    assert "expected int, got float" in problems("lora.r=${div:1,3}")[0]
+    assert "divided by 0" in issues("trainer.learning_rate=${div:1,0}")[0]
+    assert "is no number" in issues("trainer.learning_rate=${mul:1,a}")[0]
+    assert "expected int, got float" in issues("lora.r=${div:1,3}")[0]
 
 
 def test_a_cell_that_is_wrong_only_in_combination_is_refused_with_its_name(sweep, started):
     words = ["lora=r8,pissa", "quantization=none,nf4", "seed=0,1"]
     ran = sweep(*words)
-    assert ran.code == ExitCode.REFUSED
+    assert ran.code == ExitCode.CONFIG_ERROR
     assert "quantization=none" in ran.said
     assert "in lora=pissa,quantization=nf4,seed=0 and 1 more" in ran.said
     assert "1 mistake," in ran.said
@@ -315,7 +315,7 @@ def test_a_cell_that_is_wrong_only_in_combination_is_refused_with_its_name(sweep
 
 
 def test_cells_that_are_the_same_run_are_refused_with_both_names(sweep, place):
-    found = problems("-m", "lora=r8,r16", "lora.r=4,5", "lora.lora_alpha=16")
+    found = issues("-m", "lora=r8,r16", "lora.r=4,5", "lora.lora_alpha=16")
     assert "lora=r16 lora.r=4: two cells of the sweep are the same run" in found[0]
     assert "lora=r8 lora.r=4" in found[0]
     # alone each value makes a difference, but the second experiment decides what the options differ in
@@ -324,7 +324,7 @@ def test_cells_that_are_the_same_run_are_refused_with_both_names(sweep, place):
     (place / "conf" / "experiment" / "one.yaml").write_text(header)
     (place / "conf" / "experiment" / "two.yaml").write_text(header + "lora: {r: 4, lora_alpha: 8}\n")
     ran = sweep("--config-dir", "conf", "lora=r8,r16", "experiment=one,two")
-    assert ran.code == ExitCode.REFUSED
+    assert ran.code == ExitCode.CONFIG_ERROR
     assert "lora=r16,experiment=two: is the same run as lora=r8,experiment=two" in ran.said
 
 
@@ -354,7 +354,7 @@ def test_the_embedded_grid_is_a_sweep(sweep):
 
 def test_a_saved_config_is_swept_over(sweep, place):
     (place / "run").mkdir()
-    (place / "run" / "config.yaml").write_text(config.to_yaml(one("lora=r8", "seed=3")))
+    (place / "run" / "run_config.yaml").write_text(run_config.to_yaml(one("lora=r8", "seed=3")))
     ran = sweep("--config-path", "run", "trainer.learning_rate=1e-4,2e-4")
     assert list(ran.statuses) == ["trainer.learning_rate=1e-4", "trainer.learning_rate=2e-4"]
     assert ran.job("pack-1")["cells"][0]["config"]["seed"] == 3
@@ -371,7 +371,7 @@ def test_without_output_dir_the_sweep_has_a_folder_of_its_own(sweep, place):
 def test_a_checkpoint_is_no_start_of_a_sweep(sweep, place):
     (place / "old" / "checkpoints" / "checkpoint-1").mkdir(parents=True)
     ran = sweep("lora.r=4,8", "resume=old")
-    assert ran.code == ExitCode.REFUSED
+    assert ran.code == ExitCode.CONFIG_ERROR
     assert "the same command with the same output_dir goes on" in ran.said
 
 
@@ -386,7 +386,7 @@ def test_a_file_with_classes_for_hydra_is_refused(place):
     (place / "conf" / "experiment").mkdir(parents=True)
     text = "# @package _global_\nhydra: {callbacks: {x: {_target_: os.system}}}\n"
     (place / "conf" / "experiment" / "mine.yaml").write_text(text)
-    assert "no class may be named here" in problems("--config-dir", "conf", "experiment=mine")[0]
+    assert "no class may be named here" in issues("--config-dir", "conf", "experiment=mine")[0]
 
 
 # --- going on
@@ -465,7 +465,7 @@ def test_a_result_of_another_config_is_refused_before_anything_runs(sweep, start
     sweep("lora.r=4,8")
     before = started()
     ran = sweep("lora.r=4,8,16", "trainer.max_steps=7")
-    assert ran.code == ExitCode.REFUSED
+    assert ran.code == ExitCode.CONFIG_ERROR
     assert "lora.r=4: has a result of another config" in ran.said
     assert "new output_dir" in ran.said
     assert before
@@ -478,7 +478,7 @@ def test_a_folder_that_is_no_sweep_is_refused_and_left_alone(sweep, place):
     (place / "s").mkdir()
     (place / "s" / "multirun.yaml").write_text("mine")
     ran = sweep("lora.r=4,8")
-    assert ran.code == ExitCode.REFUSED
+    assert ran.code == ExitCode.CONFIG_ERROR
     assert "already holds something that is no sweep" in ran.said
     assert (place / "s" / "multirun.yaml").read_text() == "mine"
     assert len(list((place / "s").iterdir())) == 1
@@ -488,7 +488,7 @@ def test_two_processes_do_not_run_one_sweep(sweep, place):
     sweep("lora.r=4,8")
     held = ledger.lock(place / "s")
     ran = sweep("lora.r=4,8")
-    assert ran.code == ExitCode.REFUSED
+    assert ran.code == ExitCode.CONFIG_ERROR
     assert "another process runs this sweep" in ran.said
     held.release()
     assert sweep("lora.r=4,8").code == 0
@@ -540,7 +540,7 @@ def test_a_large_group_is_split_evenly_over_the_devices(tmp_path, count, slots, 
 
 
 def test_jobs_are_spread_over_the_devices(sweep, monkeypatch):
-    monkeypatch.setattr(orchestrate, "devices", lambda: ["0", "GPU-1"])
+    monkeypatch.setattr(run_sweep, "devices", lambda: ["0", "GPU-1"])
     ran = sweep("lora.r=4,8", "lora.use_dora=false,true")
     assert ran.code == 0
     logs = [file.read_text() for file in sorted((ran.folder / "jobs").glob("*.log"))]
@@ -551,21 +551,21 @@ def test_jobs_are_spread_over_the_devices(sweep, monkeypatch):
 
 def test_the_devices_that_may_be_used(monkeypatch):
     monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "2, 3")
-    assert children.devices() == ["2", "3"]
+    assert processes.devices() == ["2", "3"]
     monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "")
-    assert children.devices() == []
+    assert processes.devices() == []
     monkeypatch.delenv("CUDA_VISIBLE_DEVICES")
     monkeypatch.setattr(
-        children.subprocess,
+        processes.subprocess,
         "run",
         lambda *_, **__: subprocess.CompletedProcess([], 0, "GPU 0: A\n  MIG 1g\nGPU 1: B\n", ""),
     )
-    assert children.devices() == ["0", "1"]
+    assert processes.devices() == ["0", "1"]
 
 
 def test_an_exit_code_in_words():
-    assert "SIGKILL; the kernel does so when memory runs out" in children.how_it_ended(-9)
-    assert children.how_it_ended(75).endswith("exit code 75 (preempted)")
+    assert "SIGKILL; the kernel does so when memory runs out" in processes.how_it_ended(-9)
+    assert processes.how_it_ended(75).endswith("exit code 75 (preempted)")
 
 
 # --- ending early
@@ -573,8 +573,8 @@ def test_an_exit_code_in_words():
 SCRIPT = """
 import sys
 from runner.sweep import children, orchestrate
-children.WORKER = [sys.argv.pop(1)]
-orchestrate.devices = list
+processes.WORKER = [sys.argv.pop(1)]
+run_sweep.devices = list
 from runner.__main__ import main
 sys.exit(main())
 """
@@ -638,9 +638,9 @@ def test_children_die_with_a_parent_that_is_killed(place):
 
 
 def test_composing_many_cells_takes_seconds(sweep, monkeypatch):
-    monkeypatch.setattr(orchestrate.Sweep, "run", lambda self, cells, axes: seen.extend(cells))
-    monkeypatch.setattr(orchestrate.Sweep, "outcome", lambda self, cells: (0.0, None))
-    monkeypatch.setattr(orchestrate.Sweep, "finish", lambda self: 0)
+    monkeypatch.setattr(run_sweep.Sweep, "run", lambda self, cells, axes: seen.extend(cells))
+    monkeypatch.setattr(run_sweep.Sweep, "outcome", lambda self, cells: (0.0, None))
+    monkeypatch.setattr(run_sweep.Sweep, "finish", lambda self: 0)
     seen: list[Cell] = []
     began = time.monotonic()
     sweep("lora.r=range(1,9)", "trainer.learning_rate=1e-4,2e-4,3e-4,4e-4,5e-4,6e-4,7e-4,8e-4")
@@ -667,9 +667,9 @@ def optuna():
 
 def test_without_optuna_the_command_to_install_it_is_named(monkeypatch, place):
     monkeypatch.setattr(command, "_optuna", lambda: False)
-    (found,) = problems("-m", *STUDY[:1], *STUDY[4:])
+    (found,) = issues("-m", *STUDY[:1], *STUDY[4:])
     assert "pip install 'hydra-optuna-sweeper" in found
-    (found,) = problems("-m", "lora.r=interval(4,8)")
+    (found,) = issues("-m", "lora.r=interval(4,8)")
     assert "hydra/sweeper=optuna" in found
 
 
@@ -724,4 +724,4 @@ def test_a_failed_cell_is_a_failed_trial(optuna, sweep):
     ],
 )
 def test_a_mistake_in_a_study_is_found_before_it_begins(optuna, words, said):
-    assert any(said in found for found in problems("-m", *STUDY, *words))
+    assert any(said in found for found in issues("-m", *STUDY, *words))

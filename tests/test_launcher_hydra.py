@@ -11,8 +11,8 @@ from hydra.test_utils.launcher_common_tests import (
 from hydra.version import VersionBase
 from packaging.version import Version
 
-from runner import compose  # noqa: F401  puts the plugin where Hydra looks for it
-from runner.paths import PLUGINS
+from runner.cli import compose  # noqa: F401  puts the plugin where Hydra looks for it
+from runner.core.paths import PLUGINS
 
 
 @pytest.fixture(autouse=True)

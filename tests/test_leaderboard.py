@@ -11,8 +11,8 @@ from pathlib import Path
 import pytest
 from sweep_folder import cell, make_sweep, repeats, write_lines
 
-from runner.sweep.leaderboard import higher_is_better, leaderboard
-from runner.sweep.results import read_sweep, short_names
+from runner.reports.leaderboard import higher_is_better, leaderboard
+from runner.reports.results import read_sweep, short_names
 
 
 def test_the_lowest_loss_is_first_and_the_highest_score(tmp_path: Path) -> None:
@@ -309,7 +309,7 @@ def test_reading_does_not_import_torch(tmp_path: Path) -> None:
 
     folder = make_sweep(tmp_path, [cell("a=1", 0.5), cell("a=2", 0.4)])
     code = (
-        "import sys; from pathlib import Path; from runner.sweep.report import write_sweep_report;"
+        "import sys; from pathlib import Path; from runner.reports.sweep_report import write_sweep_report;"
         f"write_sweep_report(Path({json.dumps(str(folder))})); assert 'torch' not in sys.modules"
     )
     subprocess.run([sys.executable, "-c", code], check=True)

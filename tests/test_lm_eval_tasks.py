@@ -67,7 +67,7 @@ def test_an_unknown_task_is_refused(cli, capsys, lm_eval):
 
 
 def test_tasks_without_lm_eval_are_refused(cli, capsys, monkeypatch):
-    monkeypatch.setattr("runner.lm_eval_tasks.find_spec", lambda name: None)
+    monkeypatch.setattr("runner.evaluation.lm_eval_tasks.find_spec", lambda name: None)
     run = cli(*ALONE, "evaluate.tasks=[arc]", "evaluate.metrics=[blue]")
     assert run.code == 2
     assert not run.folder.exists()

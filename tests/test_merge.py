@@ -14,8 +14,8 @@ from safetensors import safe_open
 from safetensors.torch import load_file
 
 from runner.__main__ import main
-from runner.model import byte_tokenizer, find_base, load_model
-from runner.settings import ModelSettings
+from runner.config.settings import ModelSettings
+from runner.models.model import byte_tokenizer, find_base, load_model
 
 RECORD = {"config.yaml", "run.json", "report.html"}
 MODEL = {
@@ -266,7 +266,7 @@ def test_an_adapter_that_does_not_fit_the_base_is_refused(cli, trained, capsys, 
 
 
 def test_what_is_not_the_adapter_model_is_not_kept(cli, trained, monkeypatch, capsys):
-    from runner.merge import Skeleton
+    from runner.export.merge import Skeleton
 
     def forget(self, path, unit, tensors):
         names = [name for name in self._slots if name.startswith(f"{path}.")]
@@ -282,7 +282,7 @@ def test_what_is_not_the_adapter_model_is_not_kept(cli, trained, monkeypatch, ca
 
 
 def test_a_failure_in_the_middle_leaves_no_half_model(cli, trained, monkeypatch):
-    from runner.merge import Skeleton
+    from runner.export.merge import Skeleton
 
     def fail(self, tensors, names):
         yield from ()

@@ -7,12 +7,12 @@ import pytest
 import sacrebleu
 import torch
 
-from runner.bootstrap import difference, interval
-from runner.labels import IGNORE, Encoded
-from runner.likelihood import row_losses
-from runner.metrics import Measure, fitting, load_function, mean_of, measure, ratio, rouge_l
-from runner.model import find_base, load_model
-from runner.settings import ModelSettings
+from runner.config.settings import ModelSettings
+from runner.data.labels import IGNORE, Encoded
+from runner.evaluation.bootstrap import difference, interval
+from runner.evaluation.metrics import Measure, fitting, load_function, mean_of, measure, ratio, rouge_l
+from runner.evaluation.row_loss import row_losses
+from runner.models.model import find_base, load_model
 
 SAID = ["the cat sat on the mat", "a dog barked loudly at night", "", "it rains in 東京 today"]
 WANTED = ["the cat sat on a mat", "the dog barked at night", "nothing was said", "it rains in 東京 today"]

@@ -7,8 +7,8 @@ from pathlib import Path
 import pytest
 import yaml
 
-from runner import config
-from runner.settings import RunConfig
+from runner.cli import run_config
+from runner.config.settings import RunConfig
 
 CONF = Path(__file__).parents[1] / "conf"
 FILES = sorted(CONF.rglob("*.yaml"))
@@ -47,7 +47,7 @@ def given(*files: Path) -> list[str]:
 
 
 def compose(*words: str) -> RunConfig:
-    return config.check(config.parse(list(words)))[0]  # of a sweep the first cell
+    return run_config.check(run_config.parse(list(words)))[0]  # of a sweep the first cell
 
 
 @pytest.mark.parametrize("file", [*OPTIONS, *EXPERIMENTS], ids=name)

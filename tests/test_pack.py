@@ -13,7 +13,7 @@ from peft import LoraConfig, PeftModel
 from safetensors.torch import load_file
 from test_packed_equality import run_pack
 
-from runner.model import _architecture
+from runner.models.model import _architecture
 from runner.packed import memory
 from runner.packed.adapters import pack_adapters
 from runner.packed.trainer import PackedTrainer
@@ -27,7 +27,7 @@ CELLS = [
     ("lora.r=4", "trainer.learning_rate=3e-4"),
 ]
 FILES = {
-    "config.yaml",
+    "run_config.yaml",
     "held_out.jsonl",
     "metrics.jsonl",
     "report.html",
@@ -249,14 +249,14 @@ def test_the_estimate_is_tried_before_the_first_step(monkeypatch, estimate, room
     for name, value in (("memory_allocated", 0), ("reset_peak_memory_stats", None), ("empty_cache", None)):
         monkeypatch.setattr(torch.cuda, name, lambda value=value: value)
     monkeypatch.setattr(torch.cuda, "max_memory_allocated", lambda: peak[0])
-    pack: Any = SimpleNamespace(at_once=estimate, members=range(6), model=None)
+    pack: Any = SimpleNamespace(cells_per_pass=estimate, members=range(6), model=None)
     assert memory.fitting(pack, 100) == expected
 
 
 def cell(name: str, *overrides: str) -> Cell:
-    from runner import config
+    from runner.cli import run_config
 
-    (run,) = config.check(config.parse([*TINY, *overrides]))
+    (run,) = run_config.check(run_config.parse([*TINY, *overrides]))
     return Cell(name, name, name, list(overrides), run)
 
 

@@ -14,14 +14,14 @@ from safetensors.torch import load_file
 from test_packed_equality import assert_equal as assert_equal_answers
 from test_packed_equality import run_pack, tiny_model  # noqa: F401
 
-from runner import config
+from runner.cli import run_config
+from runner.config.recipe_rules import LOSSES
 from runner.packed.layers import PackedLinear
 from runner.packed.trainer import PackedTrainer
-from runner.pair_loss import FIGURES
-from runner.recipe_rules import LOSSES
 from runner.sweep.cells import Cell
 from runner.sweep.packable import group
-from runner.token_loss import token_scores
+from runner.training.dpo_loss import FIGURES
+from runner.training.token_loss import token_logprobs
 
 # Uneven in every way: 11 pairs in batches of 2 and windows of 2 batches, two epochs, 3 held out.
 BASE = (
@@ -176,9 +176,9 @@ def test_the_reference_is_computed_once_for_all_cells(tmp_path, monkeypatch, tin
         (alone,) = {layer._alone for layer in model.modules() if isinstance(layer, PackedLinear)}
         if alone:
             seen.update("".join(map(chr, row)).rstrip(chr(PADDING)) for row in ids.tolist())
-        return token_scores(model, ids, *args)
+        return token_logprobs(model, ids, *args)
 
-    monkeypatch.setattr("runner.packed.trainer.token_scores", watched)
+    monkeypatch.setattr("runner.packed.trainer.token_logprobs", watched)
     again = {"prompt": "3 squared?", "chosen": "9", "rejected": "nine"}
     base = (*BASE, *of_file(tmp_path, [*pairs(13), again]), "data.eval_split=0.2")
     base = (*base, "model.weights=pretrained", f"model.path={tiny_model}")
@@ -218,7 +218,7 @@ def test_held_out_pairs_are_told_where_each_has_a_loss_of_its_own(tmp_path):
 
 def grouped(*cells: tuple[str, ...]) -> list[tuple[int, str | None]]:
     """How many cells each group has, and why one runs alone."""
-    configs = [config.check(config.parse(["recipe=dpo", "model=tiny", *cell]))[0] for cell in cells]
+    configs = [run_config.check(run_config.parse(["recipe=dpo", "model=tiny", *cell]))[0] for cell in cells]
     found = group([Cell(str(n), "", "", list(cells[n]), own) for n, own in enumerate(configs)])
     return [(len(each.cells), each.alone) for each in found]
 

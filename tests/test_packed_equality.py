@@ -11,10 +11,10 @@ from conftest import TINY, Run
 from safetensors.torch import load_file
 from transformers import AutoModelForCausalLM
 
-from recipes.pack import PackedCell, train_pack
-from runner import config
-from runner.artifacts import RunFolder
-from runner.settings import SweepSettings
+from runner.cli import run_config
+from runner.config.settings import SweepSettings
+from runner.packed.train_pack import PackedCell, train_pack
+from runner.runs.run_folder import RunFolder
 
 # Uneven in every way: 23 rows in batches of 3 and windows of 2 batches, two epochs, one cell shorter in rank.
 BASE = (
@@ -38,9 +38,9 @@ def run_pack(
     packed = []
     for number in chosen or range(len(cells)):
         path = folder / str(number)
-        (run,) = config.check(config.parse([*base, *cells[number]]))
+        (run,) = run_config.check(run_config.parse([*base, *cells[number]]))
         path.mkdir(parents=True, exist_ok=True)
-        own = RunFolder(path, "test", list(cells[number]), config.to_yaml(run), run.seed)
+        own = RunFolder(path, "test", list(cells[number]), run_config.to_yaml(run), run.seed)
         packed.append(PackedCell(str(number), run, own))
     later = train_pack(packed, SweepSettings(**settings), folder / "work")
     assert not later
@@ -85,7 +85,7 @@ GRID = [
 @pytest.fixture(scope="module")
 def tiny_model(tmp_path_factory) -> Path:
     """A checkpoint, so that the seed draws the adapter and the order but not the base."""
-    from runner.model import _architecture, byte_tokenizer
+    from runner.models.model import _architecture, byte_tokenizer
 
     folder = tmp_path_factory.mktemp("tiny")
     torch.manual_seed(0)

@@ -9,8 +9,8 @@ import torch
 from conftest import TINY
 from safetensors.torch import load_file
 
-from runner.preference import PaddedRows, _mismatched
-from runner.recipe_rules import LOSSES
+from runner.config.recipe_rules import LOSSES
+from runner.training.preference import PaddedRows, _mismatched
 
 SAVES = ("trainer.save_strategy=steps", "trainer.save_steps=2")
 FAST = ("trainer.learning_rate=0.05", "trainer.warmup_steps=0", "trainer.lr_scheduler_type=constant")
@@ -52,8 +52,8 @@ def test_the_reference_is_the_adapter_that_training_starts_from(cli):
     """Steps on one batch: every one of them tells the reference's log-probability, which never moves."""
     from peft import PeftModel
 
-    from runner.model import find_base, load_model
-    from runner.settings import ModelSettings
+    from runner.config.settings import ModelSettings
+    from runner.models.model import find_base, load_model
 
     start = cli(*TINY, "trainer.learning_rate=0.1", folder="start")
     run = cli("recipe=dpo", "adapter=start", *PAIRS, *FAST, "trainer.per_device_train_batch_size=4")
@@ -75,10 +75,10 @@ def test_the_reference_is_the_adapter_that_training_starts_from(cli):
 
 def _chosen_log_probability(model, run) -> float:
     """Mean over the run's training rows of the summed log-probability of the chosen answer's tokens."""
-    from runner.model import find_base
-    from runner.prepare import prepare
-    from runner.settings import DataSettings, ModelSettings, TemplateSettings
-    from runner.template import Renderer
+    from runner.config.settings import DataSettings, ModelSettings, TemplateSettings
+    from runner.data.prepare import prepare
+    from runner.data.template import Renderer
+    from runner.models.model import find_base
 
     tokenizer = find_base(ModelSettings(weights="random", architecture="tiny")).tokenizer
     settings = DataSettings(path="embedded:orders_pairs_train", max_rows=4)
@@ -171,7 +171,7 @@ def said(question: str, answer: str) -> list[dict]:
     return [{"role": "user", "content": question}, {"role": "assistant", "content": answer}]
 
 
-REFUSED = [
+CONFIG_ERROR = [
     ([pair(), pair(rejected=" ")], [":2", "'rejected' says nothing"]),
     ([pair(), pair(chosen="")], [":2", "'chosen' says nothing"]),
     ([{"prompt": "a", "chosen": "b"}], ["no 'rejected'", "['chosen', 'prompt']"]),
@@ -183,7 +183,7 @@ REFUSED = [
 ]
 
 
-@pytest.mark.parametrize(("rows", "said"), REFUSED)
+@pytest.mark.parametrize(("rows", "said"), CONFIG_ERROR)
 def test_rows_that_are_no_pairs_are_refused_by_number(cli, capsys, rows, said):
     write("pairs.jsonl", rows)
     run = cli("recipe=dpo", "data=file", "data.path=pairs.jsonl", *TINY[:-3])

@@ -6,12 +6,12 @@ from typing import Any
 
 import pytest
 
-from runner.errors import Refused
-from runner.model import byte_tokenizer
-from runner.prepare import Data, Split, prepare
-from runner.settings import DataSettings, TemplateSettings
-from runner.template import IGNORE, Renderer
-from runner.token_rows import Totals
+from runner.config.settings import DataSettings, TemplateSettings
+from runner.core.errors import ConfigError
+from runner.data.prepare import Data, Split, prepare
+from runner.data.template import IGNORE, Renderer
+from runner.data.token_rows import Totals
+from runner.models.model import byte_tokenizer
 
 ALPACA = [  # the shape of alpaca_en_demo.json and huanhuan.json
     {"instruction": "List two fruits.", "input": "", "output": "1. Apple\n2. Pear\n\nEnjoy!"},
@@ -64,7 +64,7 @@ def trained(split: Split | None) -> list[str]:
 
 
 def refusal(*args: Any, **options: Any) -> str:
-    with pytest.raises(Refused) as caught:
+    with pytest.raises(ConfigError) as caught:
         made(*args, **options)
     return str(caught.value)
 
@@ -227,14 +227,14 @@ def test_a_row_that_the_template_refuses_is_named(tmp_path: Path) -> None:
         + strict.chat_template
     )
     good = written(tmp_path, NUMBERED[:1], "good.json")
-    with pytest.raises(Refused) as caught:
+    with pytest.raises(ConfigError) as caught:
         prepare(
             DataSettings(path=[good, {"path": path, "weight": 2}]),
             Renderer(strict, TemplateSettings()),
             None,
             0,
         )
-    assert [str(problem) for problem in caught.value.problems] == [
+    assert [str(issue) for issue in caught.value.issues] == [
         f"{path}, row {row}: the template refuses it: no system role" for row in (2, 4)
     ]
 

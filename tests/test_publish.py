@@ -14,8 +14,8 @@ import pytest
 from conftest import TINY
 from huggingface_hub import constants
 
-from runner import publish
 from runner.__main__ import main
+from runner.runs import push_to_hub
 
 TOKEN = "hf_standInTokenThatNobodyMaySee"
 COMMIT = "0123456789abcdef0123456789abcdef01234567"
@@ -227,9 +227,9 @@ def test_the_owner_must_be_the_user_or_one_of_their_organisations(cli, hub, capf
     said = refused(cli, capfd, "others/orders")
     assert "does not belong to others" in said
     assert "me/..., us/..." in said
-    publish.check_publish(_config("us/orders"))
+    push_to_hub.check_publish(_config("us/orders"))
     hub.who["auth"]["accessToken"]["role"] = "fineGrained"  # which may belong to more than it tells
-    publish.check_publish(_config("others/orders"))
+    push_to_hub.check_publish(_config("others/orders"))
 
 
 def test_a_hub_that_cannot_be_reached_costs_seconds(cli, hub, capfd, monkeypatch):
@@ -238,7 +238,7 @@ def test_a_hub_that_cannot_be_reached_costs_seconds(cli, hub, capfd, monkeypatch
 
 
 def test_a_hub_that_does_not_answer_costs_seconds(cli, hub, capfd, monkeypatch):
-    monkeypatch.setattr(publish, "PATIENCE", 0.2)
+    monkeypatch.setattr(push_to_hub, "PATIENCE", 0.2)
     monkeypatch.setattr(Hub, "do_GET", lambda self: time.sleep(3))
     assert "cannot be reached (TimeoutError)" in refused(cli, capfd)
 
@@ -249,6 +249,6 @@ def test_an_offline_machine_publishes_nothing(cli, hub, capfd, monkeypatch):
 
 
 def _config(name: str) -> object:
-    from runner.settings import RunConfig
+    from runner.config.settings import RunConfig
 
     return RunConfig("sft", push_to=name)

@@ -8,10 +8,10 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from runner.errors import Refused
-from runner.formats import Example
-from runner.reader import SHOWN_PROBLEMS, read_sources
-from runner.settings import DataSettings
+from runner.config.settings import DataSettings
+from runner.core.errors import ConfigError
+from runner.data.formats import Example
+from runner.data.reader import SHOWN_ISSUES, read_sources
 
 ROWS = [{"prompt": f"Question {n}, 你好 🙂", "completion": f"Answer {n}\nof two lines"} for n in range(4)]
 
@@ -26,9 +26,9 @@ def answers(path: Any, **settings: Any) -> list[str]:
 
 
 def refusal(path: Any, **settings: Any) -> list[str]:
-    with pytest.raises(Refused) as caught:
+    with pytest.raises(ConfigError) as caught:
         read(path, **settings)
-    return [str(problem) for problem in caught.value.problems]
+    return [str(issue) for issue in caught.value.issues]
 
 
 def jsonl(rows: list[dict], end: str = "\n") -> str:
@@ -80,8 +80,8 @@ def test_messages_as_json_text_in_csv(tmp_path: Path) -> None:
     chat = [{"from": "human", "value": 'Say "hi", please'}, {"from": "gpt", "value": "hi"}]
     file = tmp_path / "a.csv"
     file.write_text(csv_text([{"conversations": json.dumps(chat)}, {"conversations": "[{"}]))
-    [problem] = refusal(file)
-    assert problem.startswith(f"{file}, row 2: conversations is text that is not JSON")
+    [issue] = refusal(file)
+    assert issue.startswith(f"{file}, row 2: conversations is text that is not JSON")
     file.write_text(csv_text([{"conversations": json.dumps(chat)}]))
     assert [m["content"] for m in read(file)[0].messages] == ['Say "hi", please', "hi"]
 
@@ -114,10 +114,10 @@ def test_all_mistakes_of_a_file_together_in_order(tmp_path: Path) -> None:
         b'{"messages": [{"role": "user", "cont',
     ]
     file.write_bytes(b"\n".join(lines))
-    problems = refusal(file)
-    assert [problem.split(": ")[0] for problem in problems] == [f"{file}:{n}" for n in range(3, 11)]
-    for problem, says in zip(
-        problems,
+    issues = refusal(file)
+    assert [issue.split(": ")[0] for issue in issues] == [f"{file}:{n}" for n in range(3, 11)]
+    for issue, says in zip(
+        issues,
         (
             "did you mean 'assistant'",
             "no text content",
@@ -130,15 +130,15 @@ def test_all_mistakes_of_a_file_together_in_order(tmp_path: Path) -> None:
         ),
         strict=True,
     ):
-        assert says in problem
+        assert says in issue
 
 
 def test_mistakes_of_all_sources_together_up_to_a_limit(tmp_path: Path) -> None:
     (tmp_path / "a.jsonl").write_text("x\n" * 15)
     (tmp_path / "b.jsonl").write_text("x\n" * 15)
-    problems = refusal([str(tmp_path / "a.jsonl"), str(tmp_path / "b.jsonl")])
-    assert f"{tmp_path}/b.jsonl:5" in problems[SHOWN_PROBLEMS - 1]
-    assert problems[SHOWN_PROBLEMS:] == ["data.path: and 10 more mistakes like these"]
+    issues = refusal([str(tmp_path / "a.jsonl"), str(tmp_path / "b.jsonl")])
+    assert f"{tmp_path}/b.jsonl:5" in issues[SHOWN_ISSUES - 1]
+    assert issues[SHOWN_ISSUES:] == ["data.path: and 10 more mistakes like these"]
 
 
 @pytest.mark.parametrize(
@@ -173,22 +173,22 @@ def test_bad_utf8_names_the_line(tmp_path: Path, name: str) -> None:
 def test_unknown_columns_are_listed_with_the_nearest_right_names(tmp_path: Path) -> None:
     file = tmp_path / "a.jsonl"
     file.write_text('{"instuction": "a", "outputs": "b"}\n')
-    [problem] = refusal(file)
-    assert "the columns ['instuction', 'outputs'] fit no format" in problem
-    assert "data.columns={instuction: instruction, outputs: output}" in problem
+    [issue] = refusal(file)
+    assert "the columns ['instuction', 'outputs'] fit no format" in issue
+    assert "data.columns={instuction: instruction, outputs: output}" in issue
     file.write_text('{"question": "a", "answer": "b"}\n' * 30)
-    [problem] = refusal(file)
-    assert "data.columns={question: prompt, answer: completion}" in problem
+    [issue] = refusal(file)
+    assert "data.columns={question: prompt, answer: completion}" in issue
 
 
 def test_given_format_must_fit(tmp_path: Path) -> None:
     file = tmp_path / "a.jsonl"
     file.write_text('{"prompt": "a", "completion": "b"}\n' * 30)
-    [problem] = refusal(file, format="alpaca")
-    assert "has no 'instruction', which the format 'alpaca' needs; it has ['completion', 'prompt']" in problem
-    [problem] = refusal([{"path": str(file), "format": "alpca"}])
-    assert "unknown format 'alpca'" in problem
-    assert "did you mean 'alpaca'?" in problem
+    [issue] = refusal(file, format="alpaca")
+    assert "has no 'instruction', which the format 'alpaca' needs; it has ['completion', 'prompt']" in issue
+    [issue] = refusal([{"path": str(file), "format": "alpca"}])
+    assert "unknown format 'alpca'" in issue
+    assert "did you mean 'alpaca'?" in issue
     file.write_text('{"text": "a", "prompt": "b", "completion": "c"}\n')
     assert answers(file, format="text") == ["a"]
 
@@ -199,11 +199,11 @@ def test_columns_map_the_names_of_the_file(tmp_path: Path) -> None:
     mapping = {"question": "prompt", "answer": "completion"}
     assert [m["content"] for m in read(file, columns=mapping)[0].messages] == ["a", "b"]
     assert answers([{"path": str(file), "columns": mapping}], columns={"other": "prompt"}) == ["b"]
-    [problem] = refusal(file, columns={"qestion": "prompt", "answer": "completion"})
-    assert "maps 'qestion', which the file lacks; it has ['answer', 'prompt', 'question']" in problem
-    assert "did you mean 'question'?" in problem
-    [problem] = refusal(file, columns={"completion": "answer"})
-    assert "the file's name comes first: {answer: completion}" in problem
+    [issue] = refusal(file, columns={"qestion": "prompt", "answer": "completion"})
+    assert "maps 'qestion', which the file lacks; it has ['answer', 'prompt', 'question']" in issue
+    assert "did you mean 'question'?" in issue
+    [issue] = refusal(file, columns={"completion": "answer"})
+    assert "the file's name comes first: {answer: completion}" in issue
 
 
 def test_weights(tmp_path: Path) -> None:

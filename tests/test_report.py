@@ -12,8 +12,8 @@ from typing import Any
 
 import pytest
 
-from runner.figures import Series, format_value, line_figure
-from runner.report import page_environment, write_report
+from runner.reports.figures import Series, format_value, line_figure
+from runner.reports.run_report import page_environment, write_report
 
 HOSTILE = '<script>alert(1)</script><img src=x onerror="alert(2)">'
 CHROMIUM = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)

@@ -9,10 +9,10 @@ import pytest
 import torch
 from conftest import TINY
 
-from runner.model import find_base, load_model
-from runner.settings import ModelSettings
+from runner.config.settings import ModelSettings
+from runner.models.model import find_base, load_model
 
-RECORD = {"config.yaml", "run.json", "metrics.jsonl", "samples.jsonl", "report.html"}
+RECORD = {"run_config.yaml", "run.json", "metrics.jsonl", "samples.jsonl", "report.html"}
 ADAPTER = {"adapter_config.json", "adapter_model.safetensors", "base.json", "README.md"}
 TOKENIZER = {"tokenizer.json", "tokenizer_config.json", "chat_template.jinja"}
 OPTIONS = sorted(file.stem for file in (Path(__file__).parent.parent / "conf/lora").glob("*.yaml"))
@@ -74,7 +74,7 @@ def test_every_adapter_trains_and_loads_in_plain_peft(cli, option, monkeypatch):
     from peft import PeftModel
 
     trained = {}
-    from runner.adapter import AdapterSaver
+    from runner.models.adapter import AdapterSaver
 
     save = AdapterSaver.save
 
@@ -148,7 +148,7 @@ def test_a_loss_that_is_not_finite_stops_the_run(cli):
 
 
 def test_a_failure_in_training_leaves_a_complete_record(cli, monkeypatch):
-    from runner.trainer import SupervisedTrainer
+    from runner.training.trainer import SupervisedTrainer
 
     def fail(self, *args, **kwargs):
         raise RuntimeError("the machine is on fire")
@@ -158,7 +158,7 @@ def test_a_failure_in_training_leaves_a_complete_record(cli, monkeypatch):
     assert run.code == 1
     assert run.record["status"] == "failed"
     assert "on fire" in run.record["error"]["traceback"]
-    assert {"config.yaml", "run.json", "report.html"} <= run.files()
+    assert {"run_config.yaml", "run.json", "report.html"} <= run.files()
 
 
 def test_a_used_folder_is_refused(cli):
@@ -222,7 +222,7 @@ def test_a_new_run_starts_from_an_earlier_adapter(cli):
 
 
 def test_two_starts_in_the_same_second_get_two_folders(cli, tmp_path):
-    from runner.artifacts import create
+    from runner.runs.run_folder import create
 
     assert len({create(None, "same") for _ in range(5)}) == 5
 
@@ -230,10 +230,10 @@ def test_two_starts_in_the_same_second_get_two_folders(cli, tmp_path):
 @pytest.mark.gpu
 def test_loftq_makes_up_for_part_of_the_quantisation_error(tmp_path):
     """On CUDA, from a checkpoint: the logits before training are nearer to those of the full model."""
-    from runner import config
-    from runner.adapter import add_adapter
-    from runner.components import peft_config, quantization_config
-    from runner.model import byte_tokenizer, choose_precision
+    from runner.cli import run_config
+    from runner.models.adapter import add_adapter
+    from runner.models.build import peft_config, quantization_config
+    from runner.models.model import byte_tokenizer, choose_precision
 
     _tiny_base().save_pretrained(tmp_path / "base")
     byte_tokenizer().save_pretrained(tmp_path / "base")
@@ -241,7 +241,7 @@ def test_loftq_makes_up_for_part_of_the_quantisation_error(tmp_path):
     errors = {}
     for option in ("r16", "loftq"):
         words = [*TINY, "model.weights=pretrained", f"model.path={tmp_path / 'base'}", "quantization=nf4"]
-        (run,) = config.check(config.parse([*words, f"lora={option}"]))
+        (run,) = run_config.check(run_config.parse([*words, f"lora={option}"]))
         base, precision = find_base(run.model), choose_precision(run)
         model = load_model(base, quantization_config(run, precision), precision.dtype, seed=0)
         model = add_adapter(model, peft_config(run), 0, base.folder)
@@ -255,7 +255,7 @@ def test_loftq_without_what_it_needs_is_refused(cli, capsys):
 
 
 def test_a_resumed_run_ends_with_the_bytes_of_an_undisturbed_one(cli, monkeypatch):
-    from runner.trainer import SupervisedTrainer
+    from runner.training.trainer import SupervisedTrainer
 
     steps = (
         *TINY,
@@ -299,9 +299,9 @@ def test_padding_free_rows_have_the_loss_of_padded_rows(cli):
 
 
 def test_a_reporter_that_is_not_installed_is_refused(cli, capsys, monkeypatch):
-    from runner import components
+    from runner.models import build
 
-    monkeypatch.setattr(components, "find_spec", lambda name: None)
+    monkeypatch.setattr(build, "find_spec", lambda name: None)
     assert cli(*TINY, "trainer.report_to=wandb").code == 2
     assert "pip install wandb" in capsys.readouterr().err
 

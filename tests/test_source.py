@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 from conftest import TINY, Run
 
-from runner.source import MOST_BYTES, PATCH, source
+from runner.runs.git_state import MOST_BYTES, PATCH, source
 
 TOKEN = "hf_QwErTyUiOpAsDfGhJkLzXcVbNm"
 
@@ -102,7 +102,7 @@ def test_run_says_what_a_stranger_needs(
     cli: Callable[..., Run], checkout: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     (checkout / "code.py").write_text("changed\n", encoding="utf-8")
-    monkeypatch.setattr("runner.artifacts.source", lambda: source(checkout))
+    monkeypatch.setattr("runner.runs.run_folder.source", lambda: source(checkout))
     monkeypatch.setenv("OMP_NUM_THREADS", "1")
     run = cli(*TINY, "trainer.max_steps=1")
     record, patch = run.record, (run.folder / PATCH).read_bytes()

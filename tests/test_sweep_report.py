@@ -18,12 +18,12 @@ from sweep_folder import cell, make_sweep, repeats, write_lines
 from test_report import CHROMIUM, CHROMIUM_FLAGS, HOSTILE, needs_chromium
 from test_report import words_of as all_words_of
 
-from runner.errors import Refused
-from runner.inherit import inherited
-from runner.lineage import find_adapter
-from runner.sweep.figures import log_ticks, smooth, ticks
-from runner.sweep.importance import importance
-from runner.sweep.report import write_sweep_report
+from runner.cli.inherit import inherited
+from runner.config.adapters import find_adapter
+from runner.core.errors import ConfigError
+from runner.reports.importance import importance
+from runner.reports.sweep_figures import log_ticks, smooth, ticks
+from runner.reports.sweep_report import write_sweep_report
 
 SAMPLE = {
     "index": 0,
@@ -413,9 +413,9 @@ def test_a_sweep_without_a_best_cell_is_refused_with_the_reason(
 ) -> None:
     (tmp_path / "elsewhere").mkdir()
     cells = [cell("lora.r=8", 0.5), cell("lora.r=16", status="waiting")]
-    with pytest.raises(Refused) as refused:
+    with pytest.raises(ConfigError) as error:
         find_adapter(str(make_sweep(tmp_path / "sweep", cells, **changes)))
-    assert reason in str(refused.value)
+    assert reason in str(error.value)
 
 
 @needs_chromium

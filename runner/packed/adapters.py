@@ -16,8 +16,8 @@ from safetensors.torch import save_file
 from transformers import set_seed
 from trl.trainer.utils import disable_dropout_in_model
 
-from runner.adapter import add_adapter, continue_adapter
-from runner.dropout import DropoutStream
+from runner.models.adapter import add_adapter, continue_adapter
+from runner.models.keyed_dropout import DropoutStream
 from runner.packed import CannotPack
 from runner.packed.layers import PackedLinear, PackState
 

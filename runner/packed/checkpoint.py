@@ -9,8 +9,8 @@ from typing import TYPE_CHECKING, Any
 import torch
 from safetensors.torch import load_file, save_file
 
-from runner.checkpoint import all_of, verify
 from runner.packed.adapters import PackedAdapters
+from runner.runs.checkpoint import all_of, verify
 
 if TYPE_CHECKING:
     from runner.packed.member import Member

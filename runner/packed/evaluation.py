@@ -7,8 +7,8 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
-from runner.packed.memory import in_parts
-from runner.packed.rows import distinct, evaluation_loader
+from runner.packed.batches import distinct, evaluation_loader
+from runner.packed.memory import run_in_chunks
 
 if TYPE_CHECKING:
     from runner.packed.trainer import PackedTrainer
@@ -55,5 +55,5 @@ def _evaluate_batch(trainer: PackedTrainer, batch: dict[str, Any]) -> dict[str, 
         losses = losses / objective.divisors([part], len(members)).to(losses.device)
         parts.append({"loss": losses, "rows": objective.measure_rows(scores, part, members), **figures})
 
-    trainer.at_once = in_parts(len(trainer.members), trainer.at_once, run)
+    trainer.cells_per_pass = run_in_chunks(len(trainer.members), trainer.cells_per_pass, run)
     return {name: torch.cat([part[name] for part in parts]) for name in parts[0]}

@@ -7,8 +7,8 @@ import math
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from runner.artifacts import write_whole
-from runner.settings import SweepSettings
+from runner.config.settings import SweepSettings
+from runner.runs.run_folder import write_atomically
 
 if TYPE_CHECKING:
     from runner.packed.trainer import PackedTrainer
@@ -68,4 +68,4 @@ class Halving:
             for rank, member in enumerate(ranked, 1)
             if rank > kept
         }
-        write_whole(self._file, json.dumps(self._decided, indent=2) + "\n")
+        write_atomically(self._file, json.dumps(self._decided, indent=2) + "\n")

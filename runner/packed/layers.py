@@ -7,7 +7,7 @@ from typing import Any
 import torch
 from peft.tuners.tuners_utils import BaseTunerLayer
 
-from runner.dropout import DropoutStream, KeyedDropout
+from runner.models.keyed_dropout import DropoutStream, KeyedDropout
 
 
 class PackState:

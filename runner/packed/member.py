@@ -9,9 +9,9 @@ from typing import Any
 import torch
 from transformers import get_scheduler
 
-from runner.labels import Encoded
-from runner.token_loss import TokenScores
-from runner.trainer import OnLog
+from runner.data.labels import Encoded
+from runner.training.token_loss import TokenLogprobs
+from runner.training.trainer import OnLog
 
 
 @dataclass
@@ -84,7 +84,7 @@ def by_member(values: torch.Tensor, members: int) -> torch.Tensor:
     return values.reshape(members, -1).sum(1)
 
 
-def shares(scores: TokenScores, members: int) -> dict[str, torch.Tensor]:
+def shares(scores: TokenLogprobs, members: int) -> dict[str, torch.Tensor]:
     """Each member's mean entropy and accuracy over its labelled tokens, under TRL's names."""
     counts = by_member(scores.mask, members).clamp(min=1)
     columns = {"entropy": scores.entropy, "mean_token_accuracy": scores.is_top1}

@@ -19,7 +19,7 @@ _SHARE = 0.7
 _SHARE_TRIED = 0.9
 
 
-def cells_at_once(
+def estimate_cells_per_pass(
     adapters: PackedAdapters, rows: int, longest: int, checkpointing: bool, limit: int | None
 ) -> tuple[int, int]:
     """Adapters in one pass, at most ``limit``, and the bytes that the pack will take at its peak.
@@ -31,46 +31,49 @@ def cells_at_once(
     need = max(1, bytes_per_token(model, checkpointing) * rows * longest)
     trained = 4 * adapters.total_size() * adapters.tensors[0].element_size()
     fits = max(1, math.floor((_SHARE * free_bytes(model) - trained) / need))
-    at_once = min(cells, fits, limit or cells)
-    return at_once, model.get_memory_footprint() + trained + at_once * need
+    cells_per_pass = min(cells, fits, limit or cells)
+    return cells_per_pass, model.get_memory_footprint() + trained + cells_per_pass * need
 
 
-def in_parts(count: int, at_once: int, run: Callable[[int, int], None]) -> int:
-    """Call ``run(first, last)`` for parts of ``count``, at most ``at_once`` long; returns what went well.
+def run_in_chunks(count: int, cells_per_pass: int, run: Callable[[int, int], None]) -> int:
+    """Call ``run(first, last)`` for parts of ``count``, at most ``cells_per_pass`` long; returns what went
+    well.
 
     A part for which the device runs out of memory is halved, and tried again.
     """
     done = 0
     while done < count:
-        last = min(done + at_once, count)
+        last = min(done + cells_per_pass, count)
         try:
             run(done, last)
         except torch.OutOfMemoryError:
             if last - done == 1:
                 raise
-            at_once = math.ceil((last - done) / 2)
+            cells_per_pass = math.ceil((last - done) / 2)
             torch.cuda.empty_cache()
             continue
         done = last
-    return at_once
+    return cells_per_pass
 
 
 def fitting(trainer: PackedTrainer, longest: int) -> int:
     """How many adapters of a pack really share a pass: tried on rows as long as the ``longest``.
 
-    Begins with ``trainer.at_once``, the estimate, and takes more as long as memory is left.
+    Begins with ``trainer.cells_per_pass``, the estimate, and takes more as long as memory is left.
     """
-    at_once, most = trainer.at_once, len(trainer.members)
+    cells_per_pass, most = trainer.cells_per_pass, len(trainer.members)
     while True:
         before = free_bytes(trainer.model)
         torch.cuda.reset_peak_memory_stats()
         begin = torch.cuda.memory_allocated()
-        worked = in_parts(at_once, at_once, lambda first, last: _try(trainer, first, last, longest))
+        worked = run_in_chunks(
+            cells_per_pass, cells_per_pass, lambda first, last: _try(trainer, first, last, longest)
+        )
         needed = max(1, torch.cuda.max_memory_allocated() - begin)
         room = math.floor(_SHARE_TRIED * before / needed * worked)
-        if worked < at_once or min(room, most) <= worked:
+        if worked < cells_per_pass or min(room, most) <= worked:
             return worked
-        at_once = min(room, most)
+        cells_per_pass = min(room, most)
 
 
 def _try(trainer: PackedTrainer, first: int, last: int, longest: int) -> None:

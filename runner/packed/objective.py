@@ -6,10 +6,10 @@ from typing import TYPE_CHECKING, Any, Protocol
 
 import torch
 
-from runner.labels import IGNORE
+from runner.data.labels import IGNORE
+from runner.packed.batches import Collator
 from runner.packed.member import Member, by_member, shares
-from runner.packed.rows import Collator
-from runner.token_loss import TokenScores
+from runner.training.token_loss import TokenLogprobs
 
 if TYPE_CHECKING:
     from runner.packed.trainer import PackedTrainer
@@ -40,12 +40,12 @@ class PackObjective(Protocol):
         ...
 
     def measure(
-        self, scores: TokenScores, batch: Batch, members: list[Member]
+        self, scores: TokenLogprobs, batch: Batch, members: list[Member]
     ) -> tuple[torch.Tensor, dict[str, torch.Tensor]]:
         """The undivided losses [members], and the figures, each [members] and without gradient."""
         ...
 
-    def measure_rows(self, scores: TokenScores, batch: Batch, members: list[Member]) -> torch.Tensor:
+    def measure_rows(self, scores: TokenLogprobs, batch: Batch, members: list[Member]) -> torch.Tensor:
         """Loss and weight of each row, [members, rows, 2]; not a number where rows have none of their own."""
         ...
 
@@ -70,12 +70,12 @@ class Answers:
         return torch.stack([by_member(mask, members) for mask in masks]).sum(0).clamp(min=1)
 
     def measure(
-        self, scores: TokenScores, batch: Batch, members: list[Member]
+        self, scores: TokenLogprobs, batch: Batch, members: list[Member]
     ) -> tuple[torch.Tensor, dict[str, torch.Tensor]]:
         """Summed loss (nats), entropy and accuracy."""
         return -by_member(scores.log_probs, len(members)), shares(scores, len(members))
 
-    def measure_rows(self, scores: TokenScores, batch: Batch, members: list[Member]) -> torch.Tensor:
+    def measure_rows(self, scores: TokenLogprobs, batch: Batch, members: list[Member]) -> torch.Tensor:
         """Summed loss (nats) and labelled tokens."""
         sums = torch.stack([-scores.log_probs.sum(1), scores.mask.sum(1).to(scores.log_probs.dtype)], -1)
         return sums.unflatten(0, (len(members), -1))

@@ -12,28 +12,28 @@ import torch
 from torch.optim.lr_scheduler import LambdaLR
 from transformers import Trainer
 
-from runner import console, interrupts
-from runner.labels import IGNORE
+from runner.core import console, signals
+from runner.data.labels import IGNORE
 from runner.packed import checkpoint
 from runner.packed.adapters import PackedAdapters, as_trl_prepares
+from runner.packed.batches import PackLoader, PackSampler, RowLists, distinct
 from runner.packed.checkpoint import load_states
 from runner.packed.compiled import CompiledLayers
 from runner.packed.evaluation import evaluate_members
 from runner.packed.member import Line, Member, schedule, to_host
-from runner.packed.memory import fitting, in_parts
+from runner.packed.memory import fitting, run_in_chunks
 from runner.packed.objective import Batch, PackObjective
-from runner.packed.rows import PackLoader, PackSampler, RowLists, distinct
-from runner.token_loss import TokenScores, token_scores
-from runner.trainer import GuardedTrainer
+from runner.training.token_loss import TokenLogprobs, token_logprobs
+from runner.training.trainer import GuardedTrainer
 
 
 class PackedTrainer(GuardedTrainer):
     """Trains the adapters of a pack side by side, each with the steps of its own run.
 
     ``objective`` says what rows and losses are; losses, token counts, clipping, optimizer state and schedule
-    are each member's own. ``at_once`` members share a pass; when the device runs out of memory it is halved,
-    which changes no result. ``after_step`` is called between steps and may ``drop`` members; a checkpoint is
-    written when ``checkpoint_seconds`` have passed since the last.
+    are each member's own. ``cells_per_pass`` members share a pass; when the device runs out of memory it is
+    halved, which changes no result. ``after_step`` is called between steps and may ``drop`` members; a
+    checkpoint is written when ``checkpoint_seconds`` have passed since the last.
     """
 
     def __init__(
@@ -43,14 +43,14 @@ class PackedTrainer(GuardedTrainer):
         objective: PackObjective,
         tokenizer: Any,
         datasets: tuple[Any, Any],
-        at_once: int,
+        cells_per_pass: int,
         checkpoint_seconds: float,
         compiled: CompiledLayers,
         after_step: Callable[[PackedTrainer], None],
     ) -> None:
         as_trl_prepares(adapters.model, members[0].arguments)
         super().__init__(adapters.model, members[0].arguments, tokenizer, *datasets, lambda entry: None)
-        self.adapters, self.members, self.at_once = adapters, members, at_once
+        self.adapters, self.members, self.cells_per_pass = adapters, members, cells_per_pass
         self.objective, self.collator = objective, objective.collator
         self.compiled, self._after_step = compiled, after_step
         self._checkpoint_seconds = checkpoint_seconds
@@ -81,9 +81,9 @@ class PackedTrainer(GuardedTrainer):
         """Find out how many members fit in a pass, before the first of them."""
         super().begin()
         if self.args.device.type == "cuda":
-            estimated, self.at_once = self.at_once, fitting(self, self.longest)
-            if self.at_once != estimated:
-                console.note(f"{self.at_once} of {len(self.members)} cells share a pass, as was tried")
+            estimated, self.cells_per_pass = self.cells_per_pass, fitting(self, self.longest)
+            if self.cells_per_pass != estimated:
+                console.warn(f"{self.cells_per_pass} of {len(self.members)} cells share a pass, as was tried")
 
     # --- rows
 
@@ -124,7 +124,7 @@ class PackedTrainer(GuardedTrainer):
             for name, values in figures.items():
                 self._window[name][first:last] += values
 
-        self.at_once = in_parts(len(self.members), self.at_once, run)
+        self.cells_per_pass = run_in_chunks(len(self.members), self.cells_per_pass, run)
         self._window["tokens"] += self._to_device(
             inputs["lengths"].unflatten(0, (len(self.members), -1)).sum(1)
         )
@@ -147,13 +147,13 @@ class PackedTrainer(GuardedTrainer):
         rows = batch["input_ids"].shape[0] // len(self.members)
         return {name: values[first * rows : last * rows] for name, values in batch.items()}
 
-    def score(self, batch: Batch) -> TokenScores:
+    def score(self, batch: Batch) -> TokenLogprobs:
         """Score the rows of a batch on the host by the adapters that are shown."""
         ids, labels = batch["input_ids"], batch["labels"]
         places = tuple(map(self._to_device, (labels[:, 1:] != IGNORE).nonzero(as_tuple=True)))
         ids, labels = self._to_device(ids), self._to_device(labels)
         with self.accelerator.autocast():
-            return token_scores(self.model, ids, labels, places, self.objective.mean_logits)
+            return token_logprobs(self.model, ids, labels, places, self.objective.mean_logits)
 
     def _to_device(self, values: torch.Tensor) -> torch.Tensor:
         """Copy from the host behind the work that the GPU has still to do."""
@@ -223,10 +223,10 @@ class PackedTrainer(GuardedTrainer):
         if control.should_log and step > self._logged_step:
             self._tell_line()
             self._keep_line()
-        if control.should_evaluate and not interrupts.asked():
+        if control.should_evaluate and not signals.pending_signal():
             self.evaluate()
         due = time.monotonic() - self._saved >= self._checkpoint_seconds
-        if self.members and (control.should_save or due or interrupts.asked()):
+        if self.members and (control.should_save or due or signals.pending_signal()):
             self.save_checkpoint()
         control.should_log = control.should_evaluate = control.should_save = False
         self._after_step(self)

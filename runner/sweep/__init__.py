@@ -6,8 +6,8 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from runner.command import Command
-    from runner.sweep.orchestrate import Sweep
+    from runner.cli.command import Command
+    from runner.sweep.run_sweep import Sweep
 
 
 @dataclass

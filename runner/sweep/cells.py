@@ -11,11 +11,11 @@ from functools import cache
 from pathlib import Path
 from typing import Any
 
-from runner import environment
-from runner.errors import Problem, Refused
-from runner.files import local_files
-from runner.settings import RunConfig, SweepSettings
-from runner.source import code_digest
+from runner.config.settings import RunConfig, SweepSettings
+from runner.core import environment
+from runner.core.errors import ConfigError, Issue
+from runner.data.files import local_files
+from runner.runs.git_state import code_digest
 
 _PLAIN = "-._+[]"  # of what is no letter and no digit, what may stand in a folder name
 _LONGEST = 120  # characters of a name; file systems end at 255 bytes, and some letters are four
@@ -47,7 +47,7 @@ class Cell:
 
 
 def expand(overrides: Sequence[str], config: RunConfig, settings: SweepSettings, folder: Path) -> list[Cell]:
-    """The cells of one combination of the axes: one, or its repeats. Raises ``Refused``."""
+    """The cells of one combination of the axes: one, or its repeats. Raises ``ConfigError``."""
     group = name_of(overrides)
     cells = []
     for number in range(settings.repeat):
@@ -65,17 +65,17 @@ def expand(overrides: Sequence[str], config: RunConfig, settings: SweepSettings,
     return cells
 
 
-def check_cells(cells: Iterable[Cell]) -> Iterator[Problem]:
-    """A problem for each cell that is the same run as an earlier one, or is called like it."""
+def check_cells(cells: Iterable[Cell]) -> Iterator[Issue]:
+    """An issue for each cell that is the same run as an earlier one, or is called like it."""
     names: dict[str, str] = {}
     for cell in cells:
         if cell.key not in names and cell.name in names.values():
             message = "two cells would have this folder: their values differ by quotes only"
-            yield Problem(cell.name, message, "leave one of them out")
+            yield Issue(cell.name, message, "leave one of them out")
         if cell.key in names:
             other = names[cell.key]
             message = f"is the same run as {other}" if other != cell.name else "is in the sweep twice"
-            yield Problem(cell.name, message, "leave a value out, or let sweep.zip walk axes together")
+            yield Issue(cell.name, message, "leave a value out, or let sweep.zip walk axes together")
         names.setdefault(cell.key, cell.name)
 
 
@@ -107,7 +107,7 @@ def key_of(config: RunConfig) -> str:
     """``sha256:HEX`` of all that decides a run's result: its config, its files, the code and its libraries.
 
     Data files, adapters and embedded rows count with their content, what is on the hub with its name and
-    revision, a local model with the names and sizes of its files. Raises ``Refused``.
+    revision, a local model with the names and sizes of its files. Raises ``ConfigError``.
     """
     values = {name: value for name, value in dataclasses.asdict(config).items() if name not in _FREE}
     facts = [_sorted(values), sorted(_contents(config)), _code(), _libraries()]
@@ -132,11 +132,11 @@ def _contents(config: RunConfig) -> Iterator[tuple[str, str]]:
 
 
 def _adapter_files(path: str) -> list[Path]:
-    from runner.lineage import find_adapter
+    from runner.config.adapters import find_adapter
 
     try:
         return sorted(find_adapter(path).folder.glob("adapter_*"))
-    except Refused:
+    except ConfigError:
         return []  # the run that starts from it says why
 
 

@@ -11,8 +11,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from runner.artifacts import write_whole
-from runner.settings import SweepSettings
+from runner.config.settings import SweepSettings
+from runner.runs.run_folder import write_atomically
 from runner.sweep.cells import Cell
 from runner.sweep.ledger import Ledger
 
@@ -102,7 +102,7 @@ def write_job(job: Job, folder: Path, command: str, settings: SweepSettings) -> 
         "cells": cells,
     }
     file = folder / "jobs" / f"{job.name}.json"
-    write_whole(file, json.dumps(told, indent=2, ensure_ascii=False) + "\n")
+    write_atomically(file, json.dumps(told, indent=2, ensure_ascii=False) + "\n")
     return file
 
 

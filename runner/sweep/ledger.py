@@ -12,9 +12,9 @@ from typing import Any
 
 from filelock import FileLock, Timeout
 
-from runner.artifacts import write_whole
-from runner.errors import ExitCode, Problem, Refused
-from runner.settings import SweepSettings
+from runner.config.settings import SweepSettings
+from runner.core.errors import ConfigError, ExitCode, Issue
+from runner.runs.run_folder import write_atomically
 from runner.sweep.cells import Cell
 
 DONE = ("completed", "dropped")
@@ -36,25 +36,25 @@ _CODES = {
 
 
 def lock(folder: Path) -> FileLock:
-    """Hold a sweep folder for this process. Raises ``Refused`` when another one does."""
+    """Hold a sweep folder for this process. Raises ``ConfigError`` when another one does."""
     (folder / "jobs").mkdir(parents=True, exist_ok=True)
     held = FileLock(folder / "jobs" / ".lock", timeout=0)
     try:
         held.acquire()
     except Timeout:
         message = "another process runs this sweep"
-        raise Refused(Problem(str(folder), message, "wait for it, or name another output_dir")) from None
+        raise ConfigError(Issue(str(folder), message, "wait for it, or name another output_dir")) from None
     return held
 
 
-def check_folder(folder: Path) -> Problem | None:
-    """A problem when a folder holds something that is no sweep."""
+def check_folder(folder: Path) -> Issue | None:
+    """An issue when a folder holds something that is no sweep."""
     if not folder.exists() or (folder / FILE).is_file():
         return None
     if folder.is_dir() and all(entry.name == "jobs" for entry in folder.iterdir()):
         return None  # a sweep that was refused before its first job
     message = f"{folder} already holds something that is no sweep"
-    return Problem(f"output_dir={folder}", message, "name a new folder, or leave output_dir out")
+    return Issue(f"output_dir={folder}", message, "name a new folder, or leave output_dir out")
 
 
 class Ledger:
@@ -92,14 +92,14 @@ class Ledger:
         """The jobs of this start and of earlier ones: ``name``, ``cells`` (names), ``alone``."""
         return self.record["jobs"]
 
-    def stale(self, cells: Iterable[Cell]) -> list[Problem]:
-        """A problem for each cell that has a result which would be another one now."""
+    def stale(self, cells: Iterable[Cell]) -> list[Issue]:
+        """An issue for each cell that has a result which would be another one now."""
         found = [
             cell for cell in cells if self._status(cell.name) in DONE and self._key(cell.name) != cell.key
         ]
         hint = f"name a new output_dir, or remove {self.folder}/CELL to run it again"
         return [
-            Problem(
+            Issue(
                 cell.name,
                 "has a result of another config, other rows, other code or other versions of the libraries",
                 hint,
@@ -165,7 +165,7 @@ class Ledger:
         """Write sweep.json."""
         self.record["seconds"] = round(self._seconds + time.monotonic() - self._began, 3)
         self.record["cells"] = list(self.cells.values())
-        write_whole(self.folder / FILE, json.dumps(self.record, indent=2, ensure_ascii=False) + "\n")
+        write_atomically(self.folder / FILE, json.dumps(self.record, indent=2, ensure_ascii=False) + "\n")
 
     def finish(self) -> ExitCode:
         """Write the final status and return the exit code: that of the worst cell."""

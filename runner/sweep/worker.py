@@ -20,13 +20,14 @@ import traceback
 from pathlib import Path
 from typing import Any
 
-from runner import config, console, interrupts
-from runner.artifacts import RunFolder
-from runner.errors import ExitCode, Refused, RunnerError
-from runner.out_of_memory import explained
-from runner.secrets import mask_uncaught
-from runner.settings import RunConfig, SweepSettings
+from runner.cli import run_config
+from runner.config.settings import RunConfig, SweepSettings
+from runner.core import console, signals
+from runner.core.errors import ConfigError, ExitCode, RunnerError
+from runner.core.secrets import mask_uncaught
+from runner.runs.run_folder import RunFolder
 from runner.sweep import orphan
+from runner.training.out_of_memory import explained
 
 
 def main(argv: list[str]) -> int:
@@ -39,7 +40,7 @@ def main(argv: list[str]) -> int:
 def run_job(file: Path) -> int:
     """Run a job that the launcher has written down; every cell's outcome is in its run folder."""
     from recipes import quiet_libraries
-    from runner import environment
+    from runner.core import environment
     from runner.packed import CannotPack
 
     job = json.loads(file.read_text(encoding="utf-8"))
@@ -49,7 +50,7 @@ def run_job(file: Path) -> int:
         try:
             return _run_pack(job, file.with_suffix(""))
         except CannotPack as reason:
-            console.note(f"{job['name']}: the cells run one by one, {reason}")
+            console.warn(f"{job['name']}: the cells run one by one, {reason}")
     codes: list[int] = [ExitCode.COMPLETED]
     for cell in job["cells"]:
         codes.append(_run_alone(job, cell))
@@ -74,7 +75,7 @@ def _run_alone(job: dict[str, Any], cell: dict[str, Any]) -> int:
 
 def _run_pack(job: dict[str, Any], work: Path) -> int:
     """All cells together; those that cannot keep step with the first one, in packs after it."""
-    from recipes.pack import PackedCell, train_pack
+    from runner.packed.train_pack import PackedCell, train_pack
 
     settings = SweepSettings(**job["settings"])
     cells = []
@@ -82,12 +83,12 @@ def _run_pack(job: dict[str, Any], work: Path) -> int:
         run = RunConfig.of(cell["config"])
         path = Path(job["sweep"]) / cell["name"]
         path.mkdir(parents=True, exist_ok=True)
-        folder = RunFolder(path, job["command"], cell["overrides"], config.to_yaml(run), run.seed)
+        folder = RunFolder(path, job["command"], cell["overrides"], run_config.to_yaml(run), run.seed)
         folder.record |= {"recipe": run.recipe, "parents": [], "cell": _mark(job, cell)}
         cells.append(PackedCell(cell["name"], run, folder))
     left, rounds = cells, itertools.count(1)
     try:
-        with interrupts.handled():
+        with signals.signal_handlers():
             while left:
                 left = train_pack(left, settings, work / str(next(rounds)))
     except Exception as error:
@@ -103,8 +104,8 @@ def _fail(cells: list[Any], error: Exception) -> int:
 
     if isinstance(error, CannotPack):
         raise error
-    if isinstance(error, Refused):
-        console.refused(error.problems)
+    if isinstance(error, ConfigError):
+        console.config_errors(error.issues)
     else:
         if not isinstance(error, RunnerError):
             console.err.print("".join(traceback.format_exception(error)), markup=False)

@@ -8,7 +8,7 @@ import pytest
 from conftest import TINY
 from sweep_folder import cell, make_sweep
 
-from runner.sweep.results import read_sweep
+from runner.reports.results import read_sweep
 
 
 def fault(name: str, words: str, *said: str) -> object:

@@ -14,8 +14,8 @@ import pytest
 import torch
 from conftest import TINY
 
-from runner.model import find_base, load_model
-from runner.settings import ModelSettings
+from runner.config.settings import ModelSettings
+from runner.models.model import find_base, load_model
 
 TRAIN = (*TINY, "data=file", "trainer.per_device_train_batch_size=2")
 GOOD = [{"prompt": f"question {n}", "completion": f"answer {n}"} for n in range(4)]

@@ -11,7 +11,7 @@ from conftest import TINY, Run
 from sweep_folder import cell, make_sweep
 from test_report import dump_dom, needs_chromium
 
-from runner.sweep.report import write_sweep_report
+from runner.reports.sweep_report import write_sweep_report
 
 # Each would rename the page, which a browser that runs it shows in the DOM.
 MARKUP = "<script>document.title='owned'</script><img src=x onerror=\"document.title='owned'\"></pre></td>"

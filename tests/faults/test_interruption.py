@@ -15,11 +15,11 @@ from conftest import TINY, Run
 from starts import kill_while_saving, start
 from test_packed_equality import run_pack
 
-from runner import artifacts, checkpoint
 from runner.__main__ import main
-from runner.interrupts import Preempted
+from runner.core.signals import Preempted
 from runner.packed.trainer import PackedTrainer
-from runner.trainer import SupervisedTrainer
+from runner.runs import checkpoint, run_folder
+from runner.training.trainer import SupervisedTrainer
 
 # Uneven windows (5 batches in windows of 2), epochs, dropout, lines of three steps, saves between them.
 WORDS = (
@@ -186,9 +186,9 @@ def test_28_a_damaged_checkpoint_of_a_pack_is_passed_over(tmp_path, monkeypatch,
 
 
 def handled_pack(folder: Path, words: tuple[str, ...]) -> None:
-    from runner import interrupts
+    from runner.core import signals
 
-    with interrupts.handled():
+    with signals.signal_handlers():
         run_pack(folder, words, GRID, checkpoint_seconds=0.0)
 
 
@@ -223,9 +223,11 @@ def test_29_a_second_signal_ends_at_once(cli, monkeypatch):
 
 
 def test_29_a_signal_outside_of_training_is_preempted_too(cli, monkeypatch):
-    from runner.scoring import Judge
+    from runner.evaluation.generate import HeldOutGenerator
 
-    monkeypatch.setattr(Judge, "answer", lambda *args, **kwargs: os.kill(os.getpid(), signal.SIGINT))
+    monkeypatch.setattr(
+        HeldOutGenerator, "answer", lambda *args, **kwargs: os.kill(os.getpid(), signal.SIGINT)
+    )
     run = cli(*TINY)
     assert (run.code, run.record["status"]) == (75, "preempted")
 
@@ -276,7 +278,7 @@ def test_31_a_used_folder_is_refused(cli, capsys):
 def test_32_two_starts_in_the_same_second_get_two_folders(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     made: list[Path] = []
-    threads = [threading.Thread(target=lambda: made.append(artifacts.create(None, "sft"))) for _ in range(8)]
+    threads = [threading.Thread(target=lambda: made.append(run_folder.create(None, "sft"))) for _ in range(8)]
     for thread in threads:
         thread.start()
     for thread in threads:

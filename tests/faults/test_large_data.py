@@ -19,14 +19,14 @@ import pyarrow.parquet as pq
 import pytest
 from conftest import TINY
 
-from runner import prepare as prepare_module
-from runner import row_cache, token_rows
-from runner.errors import Refused
-from runner.model import byte_tokenizer
-from runner.prepare import Data, prepare
-from runner.reader import SHOWN_PROBLEMS
-from runner.settings import DataSettings, TemplateSettings
-from runner.template import Renderer, apply_template
+from runner.config.settings import DataSettings, TemplateSettings
+from runner.core.errors import ConfigError
+from runner.data import prepare as prepare_module
+from runner.data import row_cache, token_rows
+from runner.data.prepare import Data, prepare
+from runner.data.reader import SHOWN_ISSUES
+from runner.data.template import Renderer, apply_template
+from runner.models.model import byte_tokenizer
 
 
 @pytest.fixture(autouse=True)
@@ -242,7 +242,7 @@ def test_files_that_change_while_they_are_read_are_refused(tmp_path: Path, cache
                 jsonl(file, [row(number) for number in range(20, 40)])
             return super().render(example)
 
-    with pytest.raises(Refused, match="changed while they were read"):
+    with pytest.raises(ConfigError, match="changed while they were read"):
         made(file, renderer=Slow(byte_tokenizer(), TemplateSettings()))
     assert list(cache.iterdir()) == []
 
@@ -310,7 +310,7 @@ def test_a_full_disk_is_refused_by_name(tmp_path: Path, cache: Path, limit: int)
     ignored = signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
     try:
         resource.setrlimit(resource.RLIMIT_FSIZE, (limit, hard))
-        with pytest.raises(Refused) as caught:
+        with pytest.raises(ConfigError) as caught:
             made(file)
     finally:
         resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
@@ -325,7 +325,7 @@ def test_a_folder_that_cannot_be_made_is_refused_by_name(
 ) -> None:
     file = jsonl(tmp_path / "rows.jsonl", [row(1)])
     monkeypatch.setenv("RUNNER_CACHE", str(file / "cache"))
-    with pytest.raises(Refused, match="RUNNER_CACHE=FOLDER moves it") as caught:
+    with pytest.raises(ConfigError, match="RUNNER_CACHE=FOLDER moves it") as caught:
         made(file)
     assert str(file / "cache") in str(caught.value)
 
@@ -351,9 +351,9 @@ def test_mistakes_of_many_rows_are_counted_and_the_first_are_named(
     told = capsys.readouterr()
     text = "".join((told.out + told.err).split())
     assert run.code == 2
-    assert f"rows.jsonl:{SHOWN_PROBLEMS + 1}:" in text
-    assert f"rows.jsonl:{SHOWN_PROBLEMS + 2}:" not in text
-    assert f"and{5000 - SHOWN_PROBLEMS}moremistakes" in text
+    assert f"rows.jsonl:{SHOWN_ISSUES + 1}:" in text
+    assert f"rows.jsonl:{SHOWN_ISSUES + 2}:" not in text
+    assert f"and{5000 - SHOWN_ISSUES}moremistakes" in text
 
 
 WRITERS = {

@@ -9,9 +9,9 @@ from pathlib import Path
 import pytest
 from conftest import TINY, Run
 
-from runner.artifacts import create
-from runner.errors import ExitCode, Refused
-from runner.lineage import find_adapter
+from runner.config.adapters import find_adapter
+from runner.core.errors import ConfigError, ExitCode
+from runner.runs.run_folder import create
 from runner.sweep.cells import name_of
 
 ESCAPES = ["../../x", "/tmp/x", "..", ".", "a/b", "a\\b", "~/x", "x\0y", "x\ny", "$(touch x)", "\u202e/../x"]
@@ -68,7 +68,7 @@ def test_values_of_a_sweep_stay_in_its_folder(cli: Callable[..., Run], tmp_path:
 def test_names_that_lead_elsewhere_are_refused(cli: Callable[..., Run], tmp_path: Path, words) -> None:
     folder = tmp_path / "deep" / "run"
     (tmp_path / "theirs.yaml").write_text("seed: 1\n", encoding="utf-8")
-    assert cli(*words, *TINY[1:], folder=str(folder)).code == ExitCode.REFUSED
+    assert cli(*words, *TINY[1:], folder=str(folder)).code == ExitCode.CONFIG_ERROR
     assert {path.name for path in tmp_path.rglob("*")} == {"theirs.yaml"}
 
 
@@ -81,7 +81,7 @@ def test_best_cell_of_a_sweep_is_inside_it(tmp_path: Path, best: str) -> None:
     (sweep / "link").symlink_to(elsewhere)
     text = json.dumps({"status": "completed", "best": best, "cells": []})
     (sweep / "sweep.json").write_text(text, encoding="utf-8")
-    with pytest.raises(Refused):
+    with pytest.raises(ConfigError):
         find_adapter(str(sweep))
 
 
@@ -89,5 +89,5 @@ def test_folder_that_is_a_link_to_a_full_one_is_refused(cli: Callable[..., Run],
     (tmp_path / "full").mkdir()
     (tmp_path / "full" / "mine.txt").write_text("mine", encoding="utf-8")
     (tmp_path / "run").symlink_to(tmp_path / "full")
-    assert cli(*TINY).code == ExitCode.REFUSED
+    assert cli(*TINY).code == ExitCode.CONFIG_ERROR
     assert [path.name for path in (tmp_path / "full").iterdir()] == ["mine.txt"]

@@ -14,7 +14,7 @@ from conftest import TINY, Run
 from tiny_model import using, write_model
 
 from runner.__main__ import main
-from runner.errors import ExitCode
+from runner.core.errors import ExitCode
 
 # Everything that draws random numbers or adds in an order of its own.
 RANDOM = (
@@ -56,7 +56,7 @@ def test_adapter_is_refused_on_another_base_of_its_shape(
     run = cli(*words, f"adapter={trained / 'adapter'}", f"model.path={trained.parent / 'other'}")
     said = "".join(capfd.readouterr())
     assert run.code != 0
-    assert run.code == ExitCode.REFUSED or words[0] == "-m"  # where the cell's process says it
+    assert run.code == ExitCode.CONFIG_ERROR or words[0] == "-m"  # where the cell's process says it
     assert "belongs to another base (weights xxh3:" in said
     assert not list(run.folder.rglob("*.safetensors"))
 
@@ -67,7 +67,7 @@ def test_changed_weights_are_another_base(cli: Callable[..., Run], capsys, train
     kept = weights.read_bytes()
     try:
         weights.write_bytes(kept[:-4] + bytes(4))
-        assert cli("recipe=chat", "prompt=hi", f"adapter={trained}").code == ExitCode.REFUSED
+        assert cli("recipe=chat", "prompt=hi", f"adapter={trained}").code == ExitCode.CONFIG_ERROR
     finally:
         weights.write_bytes(kept)
     assert "belongs to another base (weights" in capsys.readouterr().err

@@ -10,8 +10,8 @@ from pathlib import Path
 import pytest
 from conftest import TINY, Run
 
-from runner.errors import ExitCode
-from runner.secrets import HIDDEN, found_in, masked
+from runner.core.errors import ExitCode
+from runner.core.secrets import HIDDEN, found_in, masked
 
 # By the variable that holds it; made up.
 SECRETS = {"HF_TOKEN": "hf_QwErTyUiOpAsDfGhJkLzXcVbNm", "WANDB_API_KEY": "0a1b2c3d4e5f60718293a4b5c6d7e8f9"}
@@ -80,7 +80,7 @@ def test_sweep_holds_no_secret(cli: Callable[..., Run], silent) -> None:
 @pytest.mark.parametrize("flags", [[], ["-m", "lora.r=2,4"]])
 def test_secret_in_a_config_is_refused_unseen(cli, silent, word: str, named: str, flags: list[str]) -> None:
     run = cli(*TINY, *flags, word)
-    assert run.code == ExitCode.REFUSED
+    assert run.code == ExitCode.CONFIG_ERROR
     assert not run.folder.exists()
     assert named in silent()
 

@@ -10,9 +10,9 @@ import pytest
 import torch
 from conftest import TINY
 
-from runner import checkpoint
-from runner.checkpoint import newest, verify
-from runner.trainer import SupervisedTrainer
+from runner.runs import checkpoint
+from runner.runs.checkpoint import newest, verify
+from runner.training.trainer import SupervisedTrainer
 
 SAVING = (*TINY, "trainer.max_steps=4", "trainer.save_strategy=steps", "trainer.save_steps=1")
 QUIET = ("generation.samples=0", "data.metric=null")

@@ -12,7 +12,7 @@ import pytest
 import yaml
 from conftest import TINY, Run
 
-from runner.errors import ExitCode
+from runner.core.errors import ExitCode
 
 MARKER = "marker"
 # A config of one's own, as --config-path takes it; the keys of the attack come last.
@@ -61,7 +61,7 @@ def experiment(folder: Path, **attack: object) -> list[str]:
 def refusal(run: Run, capsys: pytest.CaptureFixture[str]) -> str:
     """What a refused run said; it must have left nothing."""
     said = capsys.readouterr().err
-    assert run.code == ExitCode.REFUSED, said
+    assert run.code == ExitCode.CONFIG_ERROR, said
     assert not run.folder.exists()
     return said
 

@@ -16,9 +16,9 @@ from conftest import TINY, Run
 from tiny_model import copy, using, write_model
 from transformers import LlamaConfig
 
-from runner import checkpoint
 from runner.__main__ import main
-from runner.errors import ExitCode
+from runner.core.errors import ExitCode
+from runner.runs import checkpoint
 
 MARKER = "marker"
 SHORT = (*TINY[1:], "trainer.max_steps=1", "data.max_rows=8", "data.eval_max_rows=2")
@@ -116,7 +116,7 @@ def test_pickled_adapter_runs_nothing(said, trained: Path, tmp_path: Path, words
         more = SHORT if words == ("recipe=sft",) else SHORT[2:3]
         rows = ("data=orders",) if words != ("recipe=sft",) else ()
         run, text = said(*more, *rows, *words, f"adapter={adapter}", folder=write.__name__ + "-run")
-        assert run.code in (ExitCode.FAILED, ExitCode.REFUSED)
+        assert run.code in (ExitCode.FAILED, ExitCode.CONFIG_ERROR)
         assert str(adapter) in text
         assert not list(run.folder.rglob("*.safetensors"))
 
@@ -137,7 +137,7 @@ def test_pickles_of_a_checkpoint_run_nothing(
         (saved / checkpoint.MANIFEST).write_text(json.dumps(manifest))
     ended, _ = said("--config-path", str(run), "--config-name", "config", f"resume={saved}")
     unread = sealed and name == "training_args.bin"
-    assert ended.code == (0 if unread else ExitCode.FAILED if sealed else ExitCode.REFUSED)
+    assert ended.code == (0 if unread else ExitCode.FAILED if sealed else ExitCode.CONFIG_ERROR)
     assert (ended.folder / "adapter").exists() == unread
 
 
@@ -147,7 +147,7 @@ def test_index_names_files_of_its_own_folder(said, model: Path, tmp_path: Path) 
     index = {"metadata": {}, "weight_map": {"lm_head.weight": "../outside.safetensors"}}
     (theirs / "model.safetensors.index.json").write_text(json.dumps(index), encoding="utf-8")
     run, text = said(*SHORT, *using(theirs))
-    assert run.code == ExitCode.REFUSED
+    assert run.code == ExitCode.CONFIG_ERROR
     assert "names a file outside of it: ../outside.safetensors" in text
 
 
@@ -180,7 +180,7 @@ def test_template_of_a_config_stays_in_its_box(said, tmp_path: Path, kind: str) 
     (tmp_path / "theirs" / "template" / "odd.yaml").write_text(json.dumps({"chat_template": template}))
     began = time.monotonic()
     run, text = said(*TINY, "--config-dir", "theirs", "template=odd")
-    assert run.code == ExitCode.REFUSED
+    assert run.code == ExitCode.CONFIG_ERROR
     assert reason in text
     assert time.monotonic() - began < 60  # not for ever
     assert not run.folder.exists()
@@ -190,7 +190,7 @@ def test_template_of_a_tokenizer_stays_in_its_box(said, model: Path, tmp_path: P
     theirs = copy(model, tmp_path / "theirs")
     (theirs / "chat_template.jinja").write_text(TEMPLATES["calls"][0], encoding="utf-8")
     run, text = said(*SHORT, *using(theirs))
-    assert run.code == ExitCode.REFUSED
+    assert run.code == ExitCode.CONFIG_ERROR
     assert "model.path, its chat template: the template reaches for what it may not have" in text
 
 
@@ -205,7 +205,7 @@ def test_template_of_an_adapter_stays_in_its_box(said, trained: Path, tmp_path: 
     assert crafted != config
     (theirs / "config.yaml").write_text(crafted, encoding="utf-8")
     run, text = said("recipe=chat", "prompt=hi", f"adapter={theirs}")
-    assert run.code == ExitCode.REFUSED
+    assert run.code == ExitCode.CONFIG_ERROR
     assert "template.chat_template: it takes more than 1 GiB of memory" in text
 
 
@@ -232,7 +232,7 @@ def test_code_of_a_model_is_left_alone_and_that_is_said(said, model: Path, tmp_p
     assert run.record["model"]["trust_remote_code"] is False
     theirs = with_code(model, tmp_path / "unknown", model_type="theirs")
     run, text = said(*SHORT, *using(theirs), folder="refused")
-    assert run.code == ExitCode.REFUSED
+    assert run.code == ExitCode.CONFIG_ERROR
     assert "if you trust its code: model.trust_remote_code=true" in text
 
 
@@ -245,7 +245,7 @@ def test_code_of_a_model_is_run_where_the_user_says_so(said, model, tmp_path, mo
     assert run.record["model"]["trust_remote_code"] is True
     assert run.record["model"]["digests"]["code"].startswith("sha256:")
     again = ["--config-path", str(run.folder), "--config-name", "config"]
-    assert said(*again, folder="refused")[0].code == ExitCode.REFUSED
+    assert said(*again, folder="refused")[0].code == ExitCode.CONFIG_ERROR
     command = (run.folder / "config.yaml").read_text(encoding="utf-8").splitlines()[1]
     words = [word for word in command.split() if word.startswith("model.")]  # as the file itself says
     run, _ = said(*again, *words, folder="again")
@@ -261,5 +261,5 @@ def test_adapter_does_not_bring_trust_in_code(said, model: Path, trained: Path, 
     facts["model"] |= {"trust_remote_code": True, "path": str(theirs)}
     (adapter / "base.json").write_text(json.dumps(facts), encoding="utf-8")
     run, text = said("recipe=chat", "prompt=hi", f"adapter={adapter}")
-    assert run.code == ExitCode.REFUSED
+    assert run.code == ExitCode.CONFIG_ERROR
     assert "say so on the command line: model.trust_remote_code=true" in text

@@ -7,8 +7,8 @@ from pathlib import Path
 
 import torch
 
-from runner.model import find_base, load_model
-from runner.settings import ModelSettings
+from runner.config.settings import ModelSettings
+from runner.models.model import find_base, load_model
 
 
 def write_model(folder: Path, seed: int = 0) -> Path:

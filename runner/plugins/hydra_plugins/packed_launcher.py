@@ -33,7 +33,7 @@ class PackedLauncher(Launcher):
         self._context, self._task, self._config = hydra_context, task_function, config
         self._own = getattr(task_function, "sweep", None)
         if self._own is not None:
-            from runner.sweep.composed import ComposedCells
+            from runner.sweep.hydra_cells import ComposedCells
 
             self._cells = ComposedCells(self._own, hydra_context, config)
 

@@ -1,0 +1,146 @@
+"""Compose a command's config with Hydra, and say which override or file is to blame when that fails."""
+
+from __future__ import annotations
+
+import re
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import hydra
+import yaml
+from hydra import version
+from hydra._internal.hydra import Hydra
+from hydra._internal.utils import create_config_search_path
+from hydra.core.config_search_path import SearchPathQuery
+from hydra.core.config_store import ConfigStore
+from hydra.core.global_hydra import GlobalHydra
+from hydra.core.hydra_config import HydraConfig
+from hydra.errors import MissingConfigException
+from hydra.types import RunMode
+from omegaconf import DictConfig, OmegaConf
+from omegaconf.errors import InterpolationResolutionError, OmegaConfBaseException
+
+from runner.cli.axes import register_arithmetic
+from runner.cli.command import OPTUNA, SAVED_NAME, Command, named_file
+from runner.config.origins import Layer, short
+from runner.core.errors import Issue, nearest
+from runner.core.paths import PLUGINS
+
+# Hydra takes plugins from the package hydra_plugins only, whose parts may lie in several folders of the path.
+# It looks for them once, when it is first started.
+if str(PLUGINS) not in sys.path:
+    sys.path.append(str(PLUGINS))
+
+# Lines of Hydra's messages that name its inner objects.
+_NOISE = ("See ", "object_", "full_key", "Config search path")
+
+
+Composed = tuple[DictConfig | None, list[Issue]]
+
+
+@contextmanager
+def started(command: Command) -> Iterator[None]:
+    """Hydra as its command line would start it, with the same search path."""
+    version.setbase("1.3")
+    register_arithmetic()
+    OmegaConf.register_new_resolver("oc.env", _no_environment, replace=True)
+    GlobalHydra.instance().clear()
+    path = create_config_search_path(str(command.config_dir))
+    if command.extra_dir:
+        folder = f"file://{command.extra_dir}"
+        path.prepend("command-line", folder, anchor=SearchPathQuery(provider="schema"))
+    Hydra.create_main_hydra2("runner", path)
+    try:
+        yield
+    finally:
+        GlobalHydra.instance().clear()
+
+
+def compose(command: Command, overrides: list[str]) -> Composed:
+    """Compose; overrides that Hydra refuses are left out, each with its issue."""
+    # Composing only reads what the user wrote, and Hydra reports mistakes in it with many kinds of exception.
+    try:
+        return _composed(command, overrides), []
+    except Exception as error:
+        whole = blame("config", error, command)
+    try:
+        composed = _composed(command, [])
+    except Exception:
+        return None, [whole]
+    kept: list[str] = []
+    issues: list[Issue] = []
+    for text in overrides:
+        try:
+            composed = _composed(command, [*kept, text])
+            kept.append(text)
+        except Exception as error:
+            issues.append(blame(text, error, command))
+    return composed, issues or [whole]
+
+
+def _no_environment(name: str, *default: Any) -> None:
+    """In place of OmegaConf's own, which would put a secret of the environment into ``config.yaml``."""
+    hint = "write it on the command line, where the shell fills it in: data.path=$ROWS/rows.jsonl"
+    raise InterpolationResolutionError(f"a config does not read the environment (oc.env:{name}); {hint}")
+
+
+def _composed(command: Command, overrides: list[str]) -> DictConfig:
+    composed = hydra.compose(command.config_name, overrides, return_hydra_config=True)
+    told: Any = OmegaConf.to_container(composed.hydra.overrides)
+    if {*told["task"], *told["hydra"]} - {*overrides}:  # by these the origin of a value is found
+        raise ValueError("hydra.overrides are the words of the command line, and for no file to set")
+    HydraConfig.instance().set_config(composed)  # for ${hydra:...} in a value
+    return composed
+
+
+def blame(where: str, error: Exception, command: Command) -> Issue:
+    """An issue of an error met while composing: the file it names, or ``where``."""
+    if isinstance(error, yaml.MarkedYAMLError) and error.problem_mark:
+        place = f"{short(Path(error.problem_mark.name))}:{error.problem_mark.line + 1}"
+        return Issue(place, f"not readable as YAML: {error.problem}", error.context or "")
+    cause = error.__cause__ if isinstance(error.__cause__, OmegaConfBaseException) else error
+    lines = [line.strip() for line in str(cause).splitlines() if line.strip()] or [type(error).__name__]
+    message = lines[0]
+    hint = " ".join(line for line in lines[1:] if not line.startswith(_NOISE) and "path=" not in line)
+    # the option that was chosen, then the file that Hydra names
+    group, _, option = where.lstrip("+").partition("=")
+    files = [f"{group}/{option}"]
+    if inside := re.match(r"In '(?P<name>[^']+)': (?P<message>.*)", message):
+        message = inside["message"]
+        files.append(inside["name"])
+    quoted = re.search(r"'([^']+)'", message)
+    mentioned = re.split(r"[/ :@]", quoted[1])[-1] if quoted else ""
+    where = next(filter(None, (named_file(command, file, mentioned) for file in files)), where)
+    if "hydra/sweeper/optuna" in message:
+        message, hint = "hydra/sweeper=optuna needs the package hydra-optuna-sweeper", OPTUNA
+    elif isinstance(error, MissingConfigException) and error.options:
+        hint = nearest(mentioned, error.options)
+    elif message.startswith("Could not override"):
+        hint = nearest(mentioned, command.groups(), prefix="/")
+    elif message.startswith("Multiple values"):
+        message, _, advice = message.partition(". To override a value use ")
+        hint = "write " + (where[1:] if where.startswith("+") else advice.replace("override ", "override /"))
+    return Issue(where, message, hint)
+
+
+def layers(node: DictConfig) -> list[Layer]:
+    """The YAML files of the composed config in the order of merging, the strongest last."""
+    if not GlobalHydra.instance().is_initialized():
+        return []
+    typed: Any = OmegaConf.to_container(node.overrides)
+    overrides: list[str] = [*typed["hydra"], *typed["task"]]
+    loader = GlobalHydra.instance().config_loader()
+    defaults = loader.compute_defaults_list(node.job.config_name, overrides, RunMode.RUN).defaults
+    folders = [Path(source.path) for source in node.runtime.config_sources if source.schema == "file"]
+    layers = []
+    for default in defaults:
+        name = str(default.config_path)
+        files = [folder / f"{name}.yaml" for folder in folders]
+        if default.primary and name == SAVED_NAME:
+            files = [Path(str(ConfigStore.instance().load(f"{name}.yaml").provider))]
+        if file := next((file for file in files if file.is_file()), None):
+            layers.append(Layer(file, default.package or ""))
+    return layers

@@ -1,0 +1,287 @@
+"""Compose the run config with Hydra, find every mistake in it, and freeze it into plain objects.
+
+Only this module, ``runner.cli.command``, ``runner.cli.axes``, ``runner.cli.compose``, the entry and the
+launcher in ``runner/plugins`` know Hydra and OmegaConf.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import re
+import shlex
+from typing import Any
+
+import yaml
+from hydra.core.config_store import ConfigStore
+from hydra.core.global_hydra import GlobalHydra
+from hydra.core.override_parser.overrides_parser import OverridesParser
+from hydra.core.override_parser.types import Override
+from hydra.types import RunMode
+from omegaconf import DictConfig, ListConfig, OmegaConf
+from omegaconf.errors import OmegaConfBaseException
+
+from runner.cli import compose, inherit
+from runner.cli import help as help_text
+from runner.cli.axes import axes_of, check_axes, walk, zip_lists
+from runner.cli.command import (
+    SAVED_DEFAULTS,
+    SAVED_NAME,
+    Command,
+    check_overrides,
+    config_issues,
+    parse,
+)
+from runner.cli.hydra_rules import SUBDIR, check_classes, check_direction, check_sweep_folder
+from runner.config.checks import check_config
+from runner.config.origins import Origins
+from runner.config.settings import LIBRARY_SECTIONS, OWN_SECTIONS, RunConfig
+from runner.config.sweep_rules import unused
+from runner.config.trust import code_words
+from runner.core.errors import ConfigError, Issue
+from runner.core.paths import CONFIG_DIR
+from runner.sweep.cells import folder_name
+
+__all__ = ["Command", "check", "freeze", "parse", "register", "to_yaml"]
+
+
+def register(command: Command | None = None) -> None:
+    """Store the root node that lets library sections take any field without ``+``, and a saved config.
+
+    A node made with ``struct: False`` stays open inside Hydra's closed config (tried on Hydra 1.3.8);
+    this module checks the keys afterwards, all at once and with suggestions.
+    """
+    command = command or Command([], informational=True)
+    OmegaConf.register_new_resolver("first", _first, replace=True)
+    OmegaConf.register_new_resolver("folder_name", folder_name, replace=True)
+    root = OmegaConf.create(
+        {
+            "defaults": [{"override /hydra/launcher": "packed"}],
+            "hydra": {
+                "run": {"dir": "."},
+                "sweep": {
+                    "dir": "${first:${output_dir},'outputs/${now:%Y-%m-%d}/${now:%H-%M-%S}-sweep'}",
+                    "subdir": SUBDIR,
+                },
+                "output_subdir": None,
+                "job": {"chdir": False},
+                "help": {"template": help_text.template(command) if command.informational else ""},
+            },
+        }
+    )
+    for section in (*OWN_SECTIONS, *LIBRARY_SECTIONS):
+        root[section] = OmegaConf.create({}, flags={"struct": False})
+    ConfigStore.instance().store(name="runner", node=root)
+    for group, values in command.inherited.items():
+        options = OmegaConf.create(_escaped(values))
+        ConfigStore.instance().store(group=group, name=inherit.OPTION, node=options)
+    if command.saved:
+        node = _saved_node(command)
+        ConfigStore.instance().store(name=SAVED_NAME, node=node, provider=str(command.saved))
+
+
+def check(command: Command) -> list[RunConfig]:
+    """Compose and check every config that the command would run; of a sweep, every value of every axis.
+
+    Raises ``ConfigError`` with all issues.
+    """
+    issues = [*command.issues, *config_issues(command)]
+    if any(issue.where.startswith("--config") for issue in issues):
+        raise ConfigError(issues)
+    try:
+        register(command)
+    except (OSError, ValueError, OmegaConfBaseException, yaml.YAMLError) as error:
+        raise ConfigError([*issues, compose.blame("config", error, command)]) from error
+    with compose.started(command):
+        configs = _check_cells(command, issues)
+    if issues:
+        raise ConfigError(issues)
+    return configs
+
+
+def check_shown(command: Command) -> None:
+    """Refuse to show help over a config that would run code: Hydra sets up its logging for that, too."""
+    if command.folders == [CONFIG_DIR] and command.saved is None:
+        return
+    register(command)
+    with compose.started(command):
+        composed, _ = compose.compose(command, [])
+    if composed is not None and (issues := list(check_classes(composed.hydra))):
+        raise ConfigError(issues)
+
+
+def _check_cells(command: Command, issues: list[Issue]) -> list[RunConfig]:
+    """The configs of the run, or of each value of each axis; what is wrong with them joins ``issues``."""
+    parser = OverridesParser.create(config_loader=GlobalHydra.instance().config_loader())
+    overrides, more = check_overrides(command, parser, command.overrides)
+    first = compose.compose(command, next(walk(overrides, command.multirun)))
+    if (told := _told(command, first[0])) != command:
+        command = told
+        overrides, more = check_overrides(command, parser, command.overrides)
+        first = compose.compose(command, next(walk(overrides, command.multirun)))
+    issues += more
+    if texts := _file_axes(command, overrides, first, issues):
+        axes, more = check_overrides(command, parser, texts)
+        issues += more
+        overrides = [*axes, *overrides]
+        first = compose.compose(command, next(walk(overrides, command.multirun)))
+    lists: list[list[str]] = []
+    if command.multirun and first[0] is not None:
+        settings = _plain(first[0], "sweep", "sweep", Origins([], [], list), []) or {}
+        lists = zip_lists(settings.get("zip")) if isinstance(settings, dict) else []
+        issues += check_axes(axes_of(overrides), settings, command.sweeper)
+        issues += check_direction(first[0].hydra.sweeper, settings)
+        issues += check_sweep_folder(first[0])
+    configs: list[RunConfig] = []
+    names: list[str] = []
+    left_out: set[str] = set()
+    typed = {str(item.input_line) for item in overrides}
+    for cell in walk(overrides, command.multirun, lists):
+        kept = [text for text in cell if text not in left_out]
+        composed, found = first or compose.compose(command, kept)
+        first = None
+        left_out |= {issue.where for issue in found}
+        try:
+            frozen = freeze(composed, command.multirun) if composed is not None else None
+        except ConfigError as error:
+            found = [*found, *error.issues]
+        else:
+            name = " ".join(text for text in cell if text not in typed) or "the run"
+            if frozen in configs:
+                message = "two cells of the sweep are the same run, this one and"
+                found.append(Issue(name, f"{message} {names[configs.index(frozen)]}"))
+            configs += [frozen] if frozen else []
+            names += [name] if frozen else []
+        issues += [issue for issue in found if issue not in issues]
+    return configs
+
+
+def freeze(composed: DictConfig, multirun: bool = False) -> RunConfig:
+    """Turn a composed config (with its ``hydra`` node) into a checked ``RunConfig``.
+
+    ``multirun`` says that it is a cell of a sweep, as far as the config does not say so itself. Raises
+    ``ConfigError`` with every issue found, each with the file or override it came from.
+    """
+    hydra = composed.hydra
+    typed = OmegaConf.to_container(hydra.overrides.task)  # as typed: interpolations are not resolved
+    origins = Origins(typed, hydra.runtime.choices, lambda: compose.layers(hydra))  # type: ignore[arg-type]
+    issues: list[Issue] = []
+    values = {
+        str(key): _plain(composed, key, str(key), origins, issues) for key in composed if key != "hydra"
+    }
+    if hydra.run.dir != "." or hydra.output_subdir is not None:
+        where = f"{hydra.job.config_name}.yaml"
+        issues.append(
+            Issue(where, "the base of the runner is missing", "start its defaults list with: - runner")
+        )
+    issues += check_classes(hydra)
+    # a value that could not be resolved is missing below: said once
+    named = {issue.where for issue in issues}
+    issues += [issue for issue in check_config(values, origins) if issue.where not in named]
+    if not multirun and hydra.mode != RunMode.MULTIRUN:
+        issues += unused(values, origins, "without -m", "add -m")
+    elif not str(hydra.launcher._target_).endswith(".PackedLauncher"):
+        launcher = hydra.runtime.choices.get("hydra/launcher")
+        issues += unused(values, origins, f"with hydra/launcher={launcher}", "leave hydra/launcher out")
+    if issues:
+        raise ConfigError(issues)
+    return RunConfig.of(values)
+
+
+def to_yaml(config: RunConfig) -> str:
+    """The config of a run folder: complete, and composable again with ``--config-path``."""
+    again = "python -m runner --config-path <this folder> --config-name config"
+    header = (
+        "# Everything this run was made from. To run it again:\n"
+        f"# {' '.join([again, *map(shlex.quote, code_words(config))])}\n"
+    )
+    values = {**dataclasses.asdict(config), "output_dir": None}
+    # OmegaConf's own writer quotes what its reader would take for a number
+    return header + OmegaConf.to_yaml({"defaults": SAVED_DEFAULTS, **_escaped(values)})
+
+
+def _escaped(value: Any) -> Any:
+    """Keep ``${...}`` inside a value as text, instead of an interpolation, when it is composed again."""
+    if isinstance(value, str):
+        if "${" not in value:
+            return value
+        return re.sub(r"(\\*)\$\{", lambda found: found[1] * 2 + r"\${", value)
+    if isinstance(value, dict):
+        return {key: _escaped(item) for key, item in value.items()}
+    return [_escaped(item) for item in value] if isinstance(value, (list, tuple)) else value
+
+
+def _saved_node(command: Command) -> DictConfig:
+    """A saved config whose groups can be chosen again: an option on the command line replaces the section."""
+    assert command.saved is not None
+    node = OmegaConf.load(command.saved)
+    assert isinstance(node, DictConfig)  # parse has read it as a mapping
+    named = {re.split(r"[=@]", text.lstrip("+~"))[0]: text.partition("=")[2] for text in command.overrides}
+    chosen = [group for group in command.groups() if not named.get(group, "{").startswith("{")]
+    for group in chosen:
+        node.pop(group, None)
+    front = [{group: None} for group in chosen if group != "experiment"]
+    behind = [{group: None} for group in chosen if group == "experiment"]
+    node.defaults = [
+        *SAVED_DEFAULTS[:1],
+        *front,
+        *SAVED_DEFAULTS[1:2],
+        *behind,
+        *SAVED_DEFAULTS[2:],
+    ]
+    return node
+
+
+def _first(*values: Any) -> Any:
+    """The first value that is not null."""
+    return next((value for value in values if value is not None), None)
+
+
+def _told(command: Command, composed: DictConfig | None) -> Command:
+    """The command with what files say about a sweep: that it is one, and who chooses the values."""
+    if composed is None:
+        return command
+    typed = [text.partition("=")[2] for text in command.overrides if text.startswith("hydra/sweeper=")]
+    sweeper = [*typed, str(composed.hydra.runtime.choices.get("hydra/sweeper") or "basic")][0]
+    shown = "--cfg" in command.argv
+    multirun = command.multirun or (composed.hydra.mode == RunMode.MULTIRUN and not shown)
+    return dataclasses.replace(command, multirun=multirun, sweeper=sweeper)
+
+
+def _file_axes(
+    command: Command, overrides: list[Override], first: compose.Composed, issues: list[Issue]
+) -> list[str]:
+    """The sweep that a file holds in ``hydra.sweeper.params``, less the keys given on the command line."""
+    params = OmegaConf.select(first[0], "hydra.sweeper.params") if first[0] is not None else None
+    if not params or "--cfg" in command.argv:
+        return []
+    if not command.multirun:
+        keys = ", ".join(map(str, params))
+        issues.append(
+            Issue(
+                "hydra.sweeper.params",
+                f"a file holds a sweep over {keys}",
+                "add -m to run it, or mode: MULTIRUN beside the sweeper in the file",
+            )
+        )
+        return []
+    given = {item.key_or_group for item in overrides}
+    return [f"{key}={value}" for key, value in params.items() if key not in given]
+
+
+def _plain(node: Any, key: Any, path: str, origins: Origins, issues: list[Issue]) -> Any:
+    """A value of a config node as plain Python; interpolations that lead nowhere become issues."""
+    if OmegaConf.is_missing(node, key):
+        return "???"
+    try:
+        value = node[key]
+        if path.count(".") > 50:
+            raise RecursionError(f"{path.partition('.')[0]} contains itself through an interpolation")
+    except (OmegaConfBaseException, RecursionError) as error:
+        hint = "write \\${...} for text that is no interpolation"
+        issues.append(Issue(origins.where(path), f"{path}: {str(error).splitlines()[0]}", hint))
+        return None
+    if isinstance(value, DictConfig):
+        return {name: _plain(value, name, f"{path}.{name}", origins, issues) for name in value}
+    if isinstance(value, ListConfig):
+        return [_plain(value, i, f"{path}.{i}", origins, issues) for i in range(len(value))]
+    return value

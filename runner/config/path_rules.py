@@ -1,0 +1,87 @@
+"""Whether the things that paths of the config name are there: data, adapters, checkpoints."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+from runner.config.origins import Origins
+from runner.core.errors import Issue, nearest
+from runner.core.paths import EXAMPLES
+
+
+def check_paths(values: dict[str, Any], origins: Origins) -> Iterator[Issue]:
+    """Problems of data, adapter and checkpoint: nothing given, or nothing there."""
+    data = values.get("data") or {}
+    if not data.get("path"):
+        hint = "a file, a folder, a hub name, or embedded:orders_train"
+        yield Issue(origins.where("data.path"), "data.path must be given", hint)
+    for key in ("data.path", "data.eval_path"):
+        given = data.get(key.partition(".")[2])
+        if key == "data.path" and not given:
+            continue
+        if not isinstance(given, list):
+            yield from _check_source(key, given, origins)
+            continue
+        for number, source in enumerate(given):
+            yield from _check_source(f"{key}.{number}", source, origins)
+    for key in ("adapter", "resume"):
+        given = values.get(key)
+        for value in given if isinstance(given, list) else [given]:
+            if isinstance(value, str) and (key, value) != ("resume", "auto") and not exists(value):
+                yield Issue(origins.where(key), f"{key}: nothing is at {value!r}", nearest_file(value))
+
+
+def _check_source(key: str, source: Any, origins: Origins) -> Iterator[Issue]:
+    allowed = ("path", "weight", "format", "columns")
+    path = source.get("path") if isinstance(source, dict) else source
+    if isinstance(source, dict):
+        for name in source:
+            if name not in allowed:
+                yield Issue(origins.where(key), f"unknown key '{key}.{name}'", nearest(name, allowed))
+        weight = source.get("weight", 1)
+        if isinstance(weight, bool) or not isinstance(weight, (int, float)) or not 0 < weight < float("inf"):
+            yield Issue(
+                origins.where(key),
+                f"{key}.weight={weight!r} is not a number above 0",
+                "2 takes every row twice",
+            )
+    if path is None and not isinstance(source, dict):
+        return
+    if not isinstance(path, str) or not path:
+        hint = "text, or {path: ..., weight: 0.5}"
+        yield Issue(origins.where(key), f"{key}: {source!r} is no source of rows", hint)
+    elif path.startswith("embedded:"):
+        name, known = path.removeprefix("embedded:"), [file.stem for file in EXAMPLES.glob("*.jsonl")]
+        if name not in known:
+            yield Issue(origins.where(key), f"{key}: no embedded data set {name!r}", nearest(name, known))
+    elif looks_local(path) and not exists(path):
+        yield Issue(origins.where(key), f"{key}: nothing is at {path!r}", nearest_file(path))
+
+
+def looks_local(path: str) -> bool:
+    """Whether a path can only mean this machine: a hub name is NAME or OWNER/NAME without a file's ending."""
+    endings = (".json", ".jsonl", ".csv", ".tsv", ".parquet", ".gguf", ".txt", ".zip", ".gz")
+    several = path.count("/") > 1 and ":" not in path
+    return path.startswith((".", "/", "~")) or path.endswith(endings) or several
+
+
+def exists(path: str) -> bool:
+    """Whether a file or folder is there and can be reached."""
+    try:
+        return bool(path) and Path(path).expanduser().exists()
+    except (OSError, RuntimeError):  # a name too long, a folder that may not be entered, no such user after ~
+        return False
+
+
+def nearest_file(path: str) -> str:
+    """Say what is there instead, in the nearest folder that exists."""
+    try:
+        folder = Path(path).expanduser().parent
+        while not folder.is_dir():
+            folder = folder.parent
+        found = [entry.name for entry in folder.iterdir() if not entry.name.startswith(".")]
+    except (OSError, RuntimeError):
+        return ""
+    return f"in {folder}/: {nearest(Path(path).name, found)}" if found else f"{folder}/ is empty"

@@ -1,0 +1,273 @@
+"""Rules about values: ranges, choices, keys decided elsewhere, and what must hold between keys."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from typing import Any
+
+from runner.config import path_rules, recipe_rules
+from runner.config.origins import Origins
+from runner.config.trust import check_trust
+from runner.config.unused_keys import check_idle
+from runner.core.errors import Issue, nearest
+from runner.core.paths import ARCHITECTURES
+
+Values = dict[str, Any]
+
+# Fields of a library class that another key of the runner decides, so that no value stands in two places.
+RESERVED = {
+    "trainer.output_dir": "set output_dir",
+    "trainer.seed": "set seed",
+    "trainer.data_seed": "set seed",
+    "trainer.run_name": "it is the name of the run folder",
+    "trainer.model_init_kwargs": "set the keys of model",
+    "trainer.trust_remote_code": "set model.trust_remote_code",
+    "trainer.chat_template_path": "set template.chat_template",
+    "trainer.resume_from_checkpoint": "set resume",
+    "trainer.hub_token": "set HF_TOKEN in the environment: a config is kept and shown",
+    "trainer.push_to_hub": "set push_to",
+    "trainer.hub_model_id": "set push_to",
+    "trainer.assistant_only_loss": "set data.train_on",
+    "trainer.completion_only_loss": "set data.train_on",
+    "trainer.dataset_text_field": "set data.columns",
+    "trainer.dataset_kwargs": "the runner prepares the rows",
+    "trainer.eos_token": "set template.stop",
+    "trainer.pad_token": "the runner chooses it",
+    "trainer.do_train": "set recipe",
+    "trainer.do_eval": "set recipe",
+    "trainer.do_predict": "set recipe",
+    "lora.base_model_name_or_path": "set model.path",
+    "lora.revision": "set model.revision",
+    "lora.peft_type": "set lora._target_, or choose lora=...",
+    "lora.inference_mode": "set recipe",
+}
+
+# Two keys that say the same thing: of two sources the stronger wins, within one it is a mistake.
+EXCLUSIVE = (("trainer.max_steps", "trainer.num_train_epochs"),)
+
+# Choices that a library checks only when weights are loaded.
+CHOICES = {
+    "trainer.truncation_mode": ("keep_start",),
+    "trainer.f_divergence_type": ("reverse_kl", "forward_kl", "js_divergence", "alpha_divergence"),
+    "quantization.bnb_4bit_quant_type": ("nf4", "fp4"),
+    "quantization.bnb_4bit_compute_dtype": ("float32", "bfloat16", "float16"),
+}
+
+
+@dataclass(frozen=True)
+class Range:
+    """Allowed numbers; ``above`` leaves the lower bound out, ``off`` is a value that means "not set"."""
+
+    low: float
+    high: float | None = None
+    above: bool = False
+    off: float | None = None
+
+    def __contains__(self, value: float) -> bool:
+        high_enough = value > self.low if self.above else value >= self.low
+        return value == self.off or (
+            high_enough and (value <= self.high if self.high is not None else value < float("inf"))
+        )
+
+    def __str__(self) -> str:
+        low = f"above {self.low}" if self.above else f"at least {self.low}"
+        off = f", or {self.off} for none" if self.off is not None else ""
+        return low + (f" and at most {self.high}" if self.high is not None else "") + off
+
+
+_COUNT, _POSITIVE, _NOT_NEGATIVE, _SHARE = Range(1), Range(0, above=True), Range(0), Range(0, 1)
+RANGES = {
+    "seed": Range(0, 2**32 - 1),
+    "lora.r": _COUNT,
+    "lora.lora_alpha": _POSITIVE,
+    "lora.lora_dropout": Range(0, 0.999),
+    "lora.num_virtual_tokens": _COUNT,
+    "data.eval_split": Range(0, 0.999),
+    "data.max_rows": _COUNT,
+    "data.eval_max_rows": _COUNT,
+    "data.max_tokens": _COUNT,
+    "data.min_chars": _NOT_NEGATIVE,
+    "generation.samples": _NOT_NEGATIVE,
+    "generation.rows": _NOT_NEGATIVE,
+    "generation.batch_size": _COUNT,
+    "generation.max_new_tokens": _COUNT,
+    "merge.svd_rank": _COUNT,
+    "merge.density": Range(0, 1, above=True),
+    "merge.prompts": _COUNT,
+    "merge.max_kl": _POSITIVE,
+    "evaluate.confidence": Range(0.5, 0.999),
+    "evaluate.resamples": Range(100),
+    "chat.max_new_tokens": _COUNT,
+    "chat.temperature": _POSITIVE,
+    "chat.top_p": Range(0, 1, above=True),
+    "chat.top_k": _NOT_NEGATIVE,
+    "chat.repetition_penalty": _POSITIVE,
+    "trainer.learning_rate": _NOT_NEGATIVE,
+    "trainer.weight_decay": _NOT_NEGATIVE,
+    "trainer.warmup_steps": _NOT_NEGATIVE,
+    "trainer.adam_beta1": _SHARE,
+    "trainer.adam_beta2": _SHARE,
+    "trainer.adam_epsilon": _NOT_NEGATIVE,
+    "trainer.label_smoothing_factor": _SHARE,
+    "trainer.max_steps": Range(1, off=-1),
+    "trainer.num_train_epochs": _POSITIVE,
+    "trainer.per_device_train_batch_size": _COUNT,
+    "trainer.per_device_eval_batch_size": _COUNT,
+    "trainer.gradient_accumulation_steps": _COUNT,
+    "trainer.eval_accumulation_steps": _COUNT,
+    "trainer.logging_steps": _POSITIVE,
+    "trainer.eval_steps": _POSITIVE,
+    "trainer.save_steps": _POSITIVE,
+    "trainer.save_total_limit": _COUNT,
+    "trainer.dataloader_num_workers": _NOT_NEGATIVE,
+    "trainer.max_length": _COUNT,
+    "trainer.beta": _NOT_NEGATIVE,
+}
+
+
+def get(values: Values, key: str) -> Any:
+    """The value of a key such as ``seed`` or ``lora.r``, None when it is not there."""
+    section, _, name = key.rpartition(".")
+    inside = values.get(section) if section else values
+    return inside.get(name) if isinstance(inside, dict) else None
+
+
+def cross_check(values: Values, origins: Origins) -> Iterator[Issue]:
+    """Problems of values and between keys; every section is a dictionary or None here."""
+    for check in _CHECKS:
+        yield from check(values, origins)
+
+
+def _check_values(values: Values, origins: Origins) -> Iterator[Issue]:
+    for key, bounds in RANGES.items():
+        value = get(values, key)
+        if isinstance(value, (int, float)) and not isinstance(value, bool) and value not in bounds:
+            yield Issue(origins.where(key), f"{key}={value} is out of range", f"allowed: {bounds}")
+    for key, choices in CHOICES.items():
+        value = get(values, key)
+        if isinstance(value, str) and value not in choices:
+            yield Issue(origins.where(key), f"{key}: {value!r} is not allowed", nearest(value, choices))
+
+
+def _check_model(values: Values, origins: Origins) -> Iterator[Issue]:
+    model = values.get("model") or {}
+    path, architecture = model.get("path"), model.get("architecture")
+    known = [file.stem for file in ARCHITECTURES.glob("*.json")]
+    if model.get("weights") == "random":
+        if architecture not in known:
+            message = f"model.weights=random needs model.architecture, got {architecture!r}"
+            yield Issue(origins.where("model.architecture"), message, nearest(architecture, known))
+    elif not path:
+        hint = "a hub name, a folder or a .gguf file; or choose one: model=..."
+        yield Issue(origins.where("model.path"), "model.path must be given", hint)
+    elif isinstance(path, str) and path_rules.looks_local(path) and not path_rules.exists(path):
+        yield Issue(
+            origins.where("model.path"), f"model.path: nothing is at {path!r}", path_rules.nearest_file(path)
+        )
+
+
+def _check_quantization(values: Values, origins: Origins) -> Iterator[Issue]:
+    quantization, lora = values.get("quantization") or {}, values.get("lora") or {}
+    init, init_key = lora.get("init_lora_weights"), "lora.init_lora_weights"
+    if init == "loftq" and not quantization.get("load_in_4bit"):
+        message = f"{init_key}=loftq makes up for the error of a 4-bit base, and this base is not 4-bit"
+        yield Issue(origins.where(init_key), message, "quantization=nf4, or another lora=...")
+    if not quantization:
+        return
+    key = "quantization._target_"
+    if not lora:
+        yield Issue(
+            origins.where(key),
+            "a quantised base cannot be fully fine-tuned",
+            "lora=r16, or quantization=none",
+        )
+    if quantization.get("load_in_4bit") and quantization.get("load_in_8bit"):
+        yield Issue(
+            origins.where(key), "load_in_4bit and load_in_8bit contradict each other", "keep one of them"
+        )
+    if isinstance(init, str) and init.split("_")[0] in ("pissa", "olora", "corda"):
+        message = f"{init_key}={init} changes the base weights, which a quantised base does not allow"
+        yield Issue(origins.where(init_key), message, "quantization=none, or init_lora_weights=true")
+
+
+def _check_precision(values: Values, origins: Origins) -> Iterator[Issue]:
+    trainer = values.get("trainer") or {}
+    precision = trainer.get("precision", "auto")
+    given = [name for name in ("bf16", "fp16") if trainer.get(name)]
+    if len(given) == 2:
+        message = "trainer.fp16 and trainer.bf16 contradict each other"
+        yield Issue(origins.where("trainer.fp16"), message, "keep one of them")
+    for name in given:
+        if precision not in ("auto", name):
+            message = f"trainer.{name}=true contradicts trainer.precision={precision}"
+            yield Issue(origins.where(f"trainer.{name}"), message, "keep one of them")
+
+
+def _check_evaluation(values: Values, origins: Origins) -> Iterator[Issue]:
+    trainer, data = values.get("trainer") or {}, values.get("data") or {}
+    evaluates, saves = trainer.get("eval_strategy", "no"), trainer.get("save_strategy", "steps")
+    best, held_out = trainer.get("load_best_model_at_end"), data.get("eval_path") or data.get("eval_split")
+    wants = {
+        "trainer.eval_strategy": evaluates not in ("no", False, None),
+        "trainer.load_best_model_at_end": best,
+    }
+    wants["data.metric"] = data.get("metric")
+    for key in (key for key, wanted in wants.items() if wanted and not held_out):
+        message = f"{key}={get(values, key)} needs held-out rows"
+        yield Issue(origins.where(key), message, "set data.eval_path or data.eval_split")
+    if data.get("eval_path") and data.get("eval_split"):
+        message = "data.eval_path and data.eval_split contradict each other"
+        yield Issue(origins.where("data.eval_split"), message, "keep one of them")
+    key = "trainer.load_best_model_at_end"
+    if best and evaluates == "no":
+        yield Issue(
+            origins.where(key), "trainer.load_best_model_at_end needs trainer.eval_strategy", "epoch or steps"
+        )
+    elif best and saves not in (evaluates, "best"):
+        message = f"trainer.load_best_model_at_end with eval_strategy={evaluates} and save_strategy={saves}"
+        yield Issue(origins.where(key), message, f"set trainer.save_strategy={evaluates}, or best")
+    elif best and evaluates == saves == "steps":
+        every, kept = trainer.get("eval_steps"), trainer.get("save_steps", 500)
+        if isinstance(every, int) and isinstance(kept, int) and every > 0 and kept % every:
+            message = f"trainer.save_steps={kept} is no multiple of trainer.eval_steps={every}"
+            hint = "load_best_model_at_end needs an evaluation of every checkpoint"
+            yield Issue(origins.where("trainer.save_steps"), message, hint)
+
+
+def _check_trainer(values: Values, origins: Origins) -> Iterator[Issue]:
+    trainer = values.get("trainer") or {}
+    if trainer.get("packing") and trainer.get("max_length", 1024) is None:
+        message = "trainer.packing needs trainer.max_length"
+        yield Issue(origins.where("trainer.max_length"), message, "set trainer.max_length")
+    for name, (what, hint) in _INEXACT.items():
+        if trainer.get(name):
+            yield Issue(origins.where(f"trainer.{name}"), f"trainer.{name} {what}", hint)
+
+
+# Fields of the library that would quietly change what is trained.
+_INEXACT = {
+    "auto_find_batch_size": (
+        "would leave gradient_accumulation_steps, so that a step has fewer rows",
+        "on_oom=shrink keeps the rows of a step",
+    ),
+    "enable_jit_checkpoint": (
+        "does not resume exactly",
+        "a run that gets SIGTERM leaves a checkpoint anyway",
+    ),
+    "ignore_data_skip": ("would train on the first rows again after a resume", "leave it out"),
+}
+
+
+_CHECKS: tuple[Callable[[Values, Origins], Iterator[Issue]], ...] = (
+    _check_values,
+    recipe_rules.check_recipe,
+    _check_model,
+    _check_quantization,
+    _check_precision,
+    _check_evaluation,
+    _check_trainer,
+    check_idle,
+    path_rules.check_paths,
+    check_trust,
+)

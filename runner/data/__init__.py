@@ -1,0 +1,1 @@
+"""From files to labelled token rows: read, clean, split, render, mask, store."""

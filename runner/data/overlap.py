@@ -1,0 +1,84 @@
+"""Held-out rows that are trained on too: a score on them says nothing about new rows."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterable
+from dataclasses import dataclass
+
+import xxhash
+
+from runner.core.errors import Issue
+from runner.data.formats import Example
+from runner.data.messages import Message
+
+_SHOWN = 3  # rows named in a note
+
+
+@dataclass(frozen=True)
+class Overlap:
+    """How many held-out rows are training rows too, what to say of it, and the mistake if none is new."""
+
+    rows: int
+    notes: list[str]
+    issue: Issue | None
+
+
+def overlap(train: Iterable[Example], held_out: Iterable[Example]) -> Overlap:
+    """Compare held-out with training rows, of which only what held-out rows share is kept in memory.
+
+    Rows are the same when they say the same, in whatever format and with whatever white space. Held-out rows
+    of which only the prompt is in training are said too.
+    """
+    said, asked = set(map(_said, held_out)), {_asked(example) for example in held_out if example.messages}
+    rows: dict[bytes, str] = {}
+    prompts: set[bytes] = set()
+    for example in train:
+        if (digest := _said(example)) in said:
+            rows.setdefault(digest, example.where)
+        if example.messages and (digest := _asked(example)) in asked:
+            prompts.add(digest)
+    count = shared = 0
+    named: list[str] = []
+    near: list[str] = []
+    for example in held_out:
+        count += 1
+        if where := rows.get(_said(example)):
+            shared += 1
+            named += [f"{example.where} is {where}"] if shared <= _SHOWN + 1 else []
+        elif example.messages and _asked(example) in prompts:
+            near.append(example.where)
+    pairs = "; ".join([*named[:_SHOWN], *(["..."] if len(named) > _SHOWN else [])])
+    notes, issue = [], None
+    if shared:
+        notes.append(f"{shared} of {count} held-out rows are training rows too: {pairs}")
+    if near:
+        notes.append(
+            f"{len(near)} of {count} held-out rows have the prompt of a training row, {near[0]} first"
+        )
+    if shared and shared == count:
+        message = f"all {count} held-out rows are training rows too: {pairs}"
+        hint = "rows that are not trained on; data.eval_split=0.1 holds some of the training rows out"
+        issue = Issue("data.eval_path", message, hint)
+    return Overlap(shared, notes, issue)
+
+
+def _said(example: Example) -> bytes:
+    """Digest of what a row says, up to white space."""
+    if example.text is not None:
+        return _digest(" ".join(example.text.split()))
+    return _digest(_plain(example.messages) + _plain(example.rejected))
+
+
+def _asked(example: Example) -> bytes:
+    """Digest of what comes before its last answer."""
+    return _digest(_plain(example.messages[:-1]))
+
+
+def _digest(text: str) -> bytes:
+    return xxhash.xxh3_128_digest(text.encode(errors="surrogatepass"))
+
+
+def _plain(messages: Iterable[Message]) -> str:
+    parts = [(m["role"], " ".join(m["content"].split()), m.get("tool_calls")) for m in messages]
+    return json.dumps(parts, sort_keys=True, default=str)

@@ -1,0 +1,46 @@
+"""Whether the tokenizer knows the marks that the template puts around turns, and a model stops after its."""
+
+from __future__ import annotations
+
+import re
+
+from runner.core.errors import ConfigError, Issue
+from runner.data.messages import BadRow
+from runner.data.template import Renderer
+from runner.models.model import Base
+
+_MARK = re.compile(r"<[^<>\s]+>")
+
+
+def check_turns(base: Base, renderer: Renderer, answers: bool) -> list[str]:
+    """Remarks on the marks of the template; ``answers`` says that the model learns to write them.
+
+    Raises ``ConfigError`` if answers end with a token at which generation would go on.
+    """
+    try:
+        text, ends = renderer.sample_turn()
+    except BadRow:
+        return []  # the template wants other messages than these; the rows will tell
+    vocabulary = base.tokenizer.get_vocab()
+    stops = {base.tokenizer.eos_token, *base.tokenizer.convert_ids_to_tokens(_stop_ids(base))}
+    if answers and not stops & set(ends):
+        shown = ", ".join(map(repr, sorted(stops)))
+        message = f"the template ends an answer with {ends[0]!r}, but generation stops at {shown} only"
+        hint = f"template.stop='{ends[0]}' makes it stop there; data.format=text is for plain text"
+        raise ConfigError(Issue("template.stop", message, hint))
+    pieces = [mark for mark in dict.fromkeys(_MARK.findall(text)) if mark not in vocabulary]
+    if not pieces:
+        return []
+    marks = f"the template's marks {', '.join(pieces)} are no tokens of this tokenizer"
+    return [f"{marks}: they are read and written in pieces, and an answer ends with {ends[0]}"]
+
+
+def _stop_ids(base: Base) -> list[int]:
+    """The tokens at which the model was made to stop, as transformers will load them."""
+    from transformers import GenerationConfig
+
+    settings = GenerationConfig.from_model_config(base.config)
+    if base.folder is not None and (base.folder / "generation_config.json").is_file():
+        settings = GenerationConfig.from_pretrained(base.folder)
+    own = settings.eos_token_id
+    return own if isinstance(own, list) else [own] if own is not None else []

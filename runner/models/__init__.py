@@ -1,0 +1,1 @@
+"""Base models and adapters: found, fetched, built, quantised and known by digest."""

@@ -1,0 +1,120 @@
+"""Put an adapter on the base, save it so that plain PEFT loads it, and start from an earlier one."""
+
+from __future__ import annotations
+
+import json
+import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager, nullcontext
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from runner.core.errors import ConfigError, Issue
+from runner.models.locate import tensors_only
+
+if TYPE_CHECKING:
+    from peft import PeftConfig, PeftModel
+    from transformers import PreTrainedModel
+
+    from runner.config.adapters import Adapter
+
+# Initialisations that change the base weights; PEFT converts such an adapter to one for the original base.
+_CONVERTED = ("pissa", "olora", "corda")
+
+
+def changes_base(config: PeftConfig | None) -> bool:
+    """Whether the adapter's initialisation rewrites the base weights, so that the two belong together."""
+    init = getattr(config, "init_lora_weights", None)
+    return isinstance(init, str) and init.startswith(_CONVERTED)
+
+
+def add_adapter(model: PreTrainedModel, config: Any, seed: int, base_folder: Path | None) -> PeftModel:
+    """Wrap the base in a fresh adapter; ``seed`` is set first, so that it decides the initialisation.
+
+    LoftQ compares the quantised weights with those in ``base_folder``.
+    """
+    from peft import get_peft_model, replace_lora_weights_loftq
+    from transformers import set_seed
+
+    set_seed(seed)
+    loftq = getattr(config, "init_lora_weights", None) == "loftq"
+    if loftq:
+        config.init_lora_weights, config.loftq_config = True, {}
+    try:
+        wrapped: Any = get_peft_model(model, config)
+    except ValueError as error:
+        raise ConfigError(Issue("lora", str(error).splitlines()[0])) from error
+    if loftq:
+        replace_lora_weights_loftq(wrapped, str(base_folder))
+    return wrapped
+
+
+def continue_adapter(model: PreTrainedModel, folder: Path) -> PeftModel:
+    """Load an earlier adapter from its PEFT folder, to train it further."""
+    from peft import PeftModel
+
+    with tensors_only(folder):
+        return PeftModel.from_pretrained(model, folder, is_trainable=True)
+
+
+def attach(model: PreTrainedModel, found: list[Adapter]) -> Any:
+    """The base with all these adapters, none of them trained; the base itself when there are none."""
+    from peft import PeftModel
+
+    if not found:
+        return model
+    with tensors_only(found[0].folder):
+        wrapped: Any = PeftModel.from_pretrained(model, found[0].folder, adapter_name=found[0].name)
+    for adapter in found[1:]:
+        with tensors_only(adapter.folder):
+            wrapped.load_adapter(adapter.folder, adapter_name=adapter.name)
+    return wrapped.eval()
+
+
+@contextmanager
+def using(model: Any, name: str | None) -> Iterator[None]:
+    """Make one adapter of an ``attach``-ed model the active one, or with None the base alone."""
+    if name is not None:
+        model.set_adapter(name)
+    alone = model.disable_adapter() if name is None and hasattr(model, "peft_config") else nullcontext()
+    with alone:
+        yield
+
+
+class AdapterSaver:
+    """Saves the trained adapter; remembers the initial one where its initialisation changed the base."""
+
+    def __init__(self, model: PeftModel) -> None:
+        self._model = model
+        self._initial: tempfile.TemporaryDirectory[str] | None = None
+        init = getattr(model.peft_config["default"], "init_lora_weights", None)
+        if isinstance(init, str) and init.startswith(_CONVERTED):
+            self._initial = tempfile.TemporaryDirectory()
+            self._save_as_plain(model, self._initial.name)
+
+    def save(self, folder: Path) -> None:
+        """Write ``adapter_config.json`` and ``adapter_model.safetensors`` for the original base."""
+        if self._initial is None:  # the frozen copy that a preference loss compares with is left out
+            self._model.save_pretrained(str(folder), selected_adapters=["default"])
+        else:
+            self._model.save_pretrained(
+                str(folder), path_initial_model_for_weight_conversion=self._initial.name
+            )
+
+    @staticmethod
+    def _save_as_plain(model: PeftModel, folder: str) -> None:
+        """PEFT's conversion wants the initial adapter marked as one that leaves the base alone."""
+        config: Any = model.peft_config["default"]
+        kept, config.init_lora_weights = config.init_lora_weights, True
+        model.save_pretrained(folder)
+        config.init_lora_weights = kept
+
+
+def set_base(folder: Path, base: str) -> None:
+    """Record in ``adapter_config.json`` the base that a user can name, not a path inside a cache."""
+    file = folder / "adapter_config.json"
+    values = json.loads(file.read_text(encoding="utf-8"))
+    values["base_model_name_or_path"] = base
+    if isinstance(values.get("target_modules"), list):
+        values["target_modules"] = sorted(values["target_modules"])  # PEFT writes a set, in any order
+    file.write_text(json.dumps(values, indent=2, sort_keys=True) + "\n", encoding="utf-8")

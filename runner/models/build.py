@@ -1,0 +1,199 @@
+"""Turn the library sections of the config into the objects they name: PEFT, bitsandbytes and TRL configs."""
+
+from __future__ import annotations
+
+import importlib
+import re
+from collections.abc import Iterator
+from importlib.util import find_spec
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from runner.config.settings import RunConfig, TrainerExtras
+from runner.config.targets import target_fields
+from runner.core.errors import ConfigError, Issue
+from runner.models.model import Base, Precision
+from runner.training.objectives import OBJECTIVES
+
+if TYPE_CHECKING:
+    from peft import PeftConfig
+    from transformers import TrainingArguments
+
+_OWN_TRAINER_KEYS = set(TrainerExtras.__dataclass_fields__)
+
+# Optimisers of bitsandbytes need CUDA; elsewhere the same update rule without paging and 8-bit states.
+_PLAIN_OPTIMIZERS = {
+    "adamw": "adamw_torch",
+    "ademamix": "adamw_torch",
+    "lion": "adamw_torch",
+    "rmsprop": "rmsprop",
+}
+
+_HIGH_RATE = 0.5  # above it no optimizer that takes steps of about the learning rate trains anything
+
+# The packages behind the values of report_to that need one.
+_REPORTERS = {"tensorboard": "tensorboard", "wandb": "wandb", "mlflow": "mlflow", "trackio": "trackio"}
+
+
+def quantization_config(config: RunConfig, precision: Precision) -> Any | None:
+    """The transformers quantization config, by default with the run's compute dtype. Raises
+    ``ConfigError``."""
+    if not config.quantization:
+        return None
+    fields = dict(config.quantization)
+    if task_type(config) == "SEQ_CLS":
+        fields.setdefault("llm_int8_skip_modules", ["score"])  # the new head is trained
+    if fields.get("load_in_4bit"):
+        fields.setdefault("bnb_4bit_compute_dtype", str(precision.dtype).removeprefix("torch."))
+    return _build("quantization", fields)
+
+
+def task_type(config: RunConfig) -> str:
+    """PEFT's task type of the recipe: which head the model has."""
+    return OBJECTIVES[config.recipe].task_type if config.recipe in OBJECTIVES else "CAUSAL_LM"
+
+
+def peft_config(config: RunConfig, total_steps: int | None = None) -> PeftConfig | None:
+    """The PEFT config, or None for full fine-tuning. Raises ``ConfigError``.
+
+    ``target_modules: attention`` stands for the query and value projections under each architecture's own
+    names. AdaLoRA's ``total_step`` follows the run when ``total_steps`` is given.
+    """
+    if not config.lora:
+        return None
+    fields = {"task_type": task_type(config), **config.lora}
+    if fields.get("target_modules") == "attention":
+        fields["target_modules"] = (
+            None  # PEFT's own table, by model type: q_proj and v_proj and their equivalents
+        )
+    if fields["_target_"] == "peft.AdaLoraConfig":
+        steps = total_steps or 100
+        fields.setdefault("total_step", steps)
+        fields.setdefault("tinit", steps // 10)
+        fields.setdefault("tfinal", steps // 5)
+    return _build("lora", fields)
+
+
+def training_arguments(
+    config: RunConfig, precision: Precision, folder: Path, has_cuda: bool
+) -> tuple[TrainingArguments, list[str]]:
+    """The arguments of the trainer and remarks on what was replaced. Raises ``ConfigError``."""
+    notes: list[str] = []
+    taken = target_fields("trainer", str(config.trainer["_target_"]))
+    own = _OWN_TRAINER_KEYS - set(taken)
+    fields = {key: value for key, value in config.trainer.items() if key not in own}
+    for key, value in fields.items():
+        if isinstance(value, str) and key in taken and taken[key].types & {"list", "str"} == {"list"}:
+            fields[key] = [value]
+    optimizer = str(fields.get("optim", ""))
+    if not has_cuda and (replacement := _plain_optimizer(optimizer)):
+        notes.append(f"trainer.optim={optimizer} needs CUDA; {replacement} is used instead")
+        fields["optim"] = replacement
+    rate = fields.get("learning_rate")
+    if isinstance(rate, float) and rate > _HIGH_RATE and not _finds_its_rate(optimizer):
+        notes.append(f"trainer.learning_rate={rate:g} is far above what trains a model (1e-6 to 1e-2)")
+    fields |= {
+        "output_dir": str(folder / "checkpoints"),
+        "seed": config.seed,
+        "data_seed": config.seed,
+        "bf16": str(precision.autocast) == "torch.bfloat16",
+        "fp16": str(precision.autocast) == "torch.float16",
+        "use_cpu": not has_cuda,
+        "disable_tqdm": True,
+        "dataloader_pin_memory": has_cuda,
+        "run_name": folder.name,
+    }
+    arguments = _build("trainer", fields)
+    missing = [
+        name for name in arguments.report_to if name in _REPORTERS and find_spec(_REPORTERS[name]) is None
+    ]
+    if missing:
+        message = f"trainer.report_to={missing[0]} needs the package {_REPORTERS[missing[0]]}"
+        raise ConfigError(Issue("trainer.report_to", message, f"pip install {_REPORTERS[missing[0]]}"))
+    return arguments, notes
+
+
+def _finds_its_rate(optimizer: str) -> bool:
+    """Whether an optimizer takes the learning rate as a factor of the one that it finds (1 by default)."""
+    return any(name in optimizer.lower() for name in ("prodigy", "dadapt", "adafactor", "sgd"))
+
+
+def check_packing(config: RunConfig) -> None:
+    """Refuse to put rows side by side where the model's attention would look across them.
+
+    The attention of transformers' own models (SDPA, eager, flash) keeps to a document by its position ids.
+    """
+    side_by_side = [key for key in ("packing", "padding_free") if config.trainer.get(key)]
+    if side_by_side and config.model.trust_remote_code and config.model.weights == "pretrained":
+        message = (
+            f"trainer.{side_by_side[0]}: the modelling code that comes with {config.model.path} does not "
+        )
+        issue = Issue(
+            "trainer", message + "separate rows by position ids", f"trainer.{side_by_side[0]}=false"
+        )
+        raise ConfigError(issue)
+
+
+def check_adapter(config: RunConfig, base: Base, modules: dict[str, bool], has_cuda: bool) -> None:
+    """Refuse names of modules that the model lacks, and LoftQ where PEFT cannot run it.
+
+    ``modules`` are the model's, each with whether it is linear; PEFT passes over most names that it misses.
+    """
+    if config.lora.get("init_lora_weights") == "loftq" and not (has_cuda and base.folder):
+        lacks = "there is no CUDA device" if base.folder else "random weights have none"
+        message = f"LoftQ is computed on CUDA from a checkpoint's weights, and {lacks}"
+        raise ConfigError(Issue("lora.init_lora_weights", message, "lora=r16 quantization=nf4"))
+    if issues := list(_missing_modules(config, base, modules)) if modules else []:
+        raise ConfigError(issues)
+
+
+# The keys that name modules, and whether they mean linear ones only, as regular expressions.
+_NAMING = {
+    "target_modules": (True, False),
+    "exclude_modules": (True, False),
+    "modules_to_save": (False, False),
+    "rank_pattern": (True, True),
+    "alpha_pattern": (True, True),
+}
+
+
+def _missing_modules(config: RunConfig, base: Base, modules: dict[str, bool]) -> Iterator[Issue]:
+    heads = {"score", "classifier"} if task_type(config) == "SEQ_CLS" else set()
+    for key, (linear, regular) in _NAMING.items():
+        given = config.lora.get(key)
+        names = [name for name in modules if modules[name] or not linear]
+        missing = [
+            repr(name)
+            for name in (given if isinstance(given, (list, dict)) else ())
+            if name not in heads
+            and not any(
+                re.match(rf"(.*\.)?({name if regular else re.escape(name)})$", known) for known in names
+            )
+        ]
+        if missing:
+            short = sorted({name.rpartition(".")[2] for name in names} - set("0123456789"))
+            message = f"{type(base.config).__name__} has no modules {', '.join(missing)}"
+            every = "; or all-linear" if key == "target_modules" else ""
+            yield Issue(f"lora.{key}", message, f"it has: {', '.join(short)}{every}")
+    layers = getattr(base.config.get_text_config(), "num_hidden_layers", None)
+    chosen = config.lora.get("layers_to_transform")
+    chosen = chosen if isinstance(chosen, list) else [chosen] if chosen is not None else []
+    if layers and (beyond := [number for number in chosen if not 0 <= number < layers]):
+        message = f"{type(base.config).__name__} has no layer {beyond[0]}"
+        yield Issue("lora.layers_to_transform", message, f"allowed: 0 to {layers - 1}")
+
+
+def _plain_optimizer(name: str) -> str | None:
+    if not name.startswith("paged_") and not name.endswith(("8bit", "32bit")):
+        return None
+    return next((plain for family, plain in _PLAIN_OPTIMIZERS.items() if family in name), None)
+
+
+def _build(section: str, fields: dict[str, Any]) -> Any:
+    """Instantiate an allow-listed class; its own complaints become issues of that section."""
+    package, _, name = str(fields["_target_"]).rpartition(".")
+    kind = getattr(importlib.import_module(package), name)
+    try:
+        return kind(**{key: value for key, value in fields.items() if key != "_target_"})
+    except (ValueError, TypeError, ImportError) as error:
+        raise ConfigError(Issue(section, f"{name}: {error}")) from error

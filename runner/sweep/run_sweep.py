@@ -1,0 +1,284 @@
+"""Run a sweep: plan it, start a child process a job, collect what they leave, and say what came of it."""
+
+from __future__ import annotations
+
+import contextlib
+import re
+import shlex
+import signal
+import threading
+from collections import deque
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from rich.markup import escape
+
+from runner.config.settings import SweepSettings
+from runner.core import console
+from runner.core.errors import ConfigError, ExitCode
+from runner.core.secrets import masked
+from runner.sweep.cells import Cell, check_cells
+from runner.sweep.jobs import Job, make_jobs, record_jobs, write_job
+from runner.sweep.ledger import DONE, INTERRUPTED, Ledger, check_folder, lock
+from runner.sweep.processes import Child, Children, devices
+
+_SHOWN = 10  # lines of a kind in the plan
+
+
+class Sweep:
+    """A sweep in one folder, run in one batch or several; ``typed`` are the words of its command.
+
+    Going on with a sweep is the same as starting it: cells that are done are left alone.
+    """
+
+    def __init__(self, folder: Path, typed: Sequence[str], settings: SweepSettings) -> None:
+        self.folder, self.settings = folder, settings
+        self._typed = list(typed)
+        self._lock: Any = None
+        self._ledger: Ledger | None = None
+        self._stopped = False
+        self.ran = False  # whether a batch was not refused
+
+    @property
+    def command(self) -> str:
+        """The command as typed, without secrets."""
+        return masked(shlex.join(["python", "-m", "runner", *self._typed]))
+
+    @property
+    def ledger(self) -> Ledger:
+        """The record of the sweep, once it has begun."""
+        assert self._ledger is not None
+        return self._ledger
+
+    def run(self, cells: Sequence[Cell], axes: Mapping[str, Sequence[str]]) -> None:
+        """Run the cells that have no result yet. Raises ``ConfigError`` before anything is started."""
+        if issues := list(check_cells(cells)):
+            raise ConfigError(issues)
+        self._open()
+        if issues := self.ledger.stale(cells):
+            self.close()
+            raise ConfigError(issues)
+        self.ran = True
+        self.ledger.add(cells, axes)
+        jobs = self._plan(cells)
+        record_jobs(self.ledger.jobs, jobs)
+        self.ledger.write()
+        files = [write_job(job, self.folder, self.command, self.settings) for job in jobs]
+        try:
+            with _terminate_as_interrupt():
+                self._work(deque(zip(jobs, files, strict=True)))
+        finally:
+            self.ledger.write()
+
+    def outcome(self, cells: Sequence[Cell]) -> tuple[float | None, str | None]:
+        """The mean of the deciding metric over cells (of one combination), or why there is none."""
+        values, metric = [], self.settings.metric
+        for cell in cells:
+            status, reason = self.ledger.status(cell.name), self.ledger.cells[cell.name]["reason"]
+            if status not in DONE:
+                return None, f"{cell.name} {status}" + (f": {reason}" if reason else "")
+            values.append(self.ledger.figure(cell.name, metric))
+        found = [value for value in values if value is not None]
+        return (sum(found) / len(found), None) if len(found) == len(values) else (None, None)
+
+    def finish(self) -> int:
+        """Write the record, the leaderboard and the report, print what came of it, return the exit code."""
+        if not self.ran:
+            return ExitCode.CONFIG_ERROR
+        code = self.ledger.finish()
+        try:
+            self._conclude()
+        except Exception as error:  # the cells are what counts, and they are there
+            console.warn(f"the leaderboard or the report could not be made: {type(error).__name__}: {error}")
+        self._say_end(code)
+        self.close()
+        return code
+
+    def close(self) -> None:
+        """Let another process have the folder."""
+        if self._lock is not None:
+            self._lock.release()
+            self._lock = None
+
+    def _open(self) -> None:
+        if self._lock is None:
+            if issue := check_folder(self.folder):
+                raise ConfigError(issue)
+            self._lock = lock(self.folder)
+        if self._ledger is None:
+            self._ledger = Ledger(self.folder, self.command, self.settings)
+
+    def _plan(self, cells: Sequence[Cell]) -> list[Job]:
+        """The jobs that are still to be run, after saying so."""
+        ledger = self.ledger
+        done = [cell for cell in cells if ledger.status(cell.name) in DONE]
+        over = {cell.name: why for cell in cells if (why := ledger.given_up(cell.name))}
+        todo = [cell for cell in cells if cell not in done and cell.name not in over]
+        ledger.mark((cell.name for cell in todo), "waiting")
+        self._devices = [] if any(cell.config.model.device_map for cell in todo) else devices()
+        jobs = make_jobs(todo, self.settings, max(1, len(self._devices)), ledger)
+        _say_plan(self.folder, cells, jobs, len(done), over)
+        return jobs
+
+    def _work(self, waiting: deque[tuple[Job, Path]]) -> None:
+        """Keep every device busy until no job is left."""
+        several = len(self._devices) > 1
+        free: deque[str | None] = deque(self._devices if several else [None])
+        running: dict[str, Job] = {}
+        children, every = Children(), len(waiting)
+        try:
+            with _status(several) as show:
+                while waiting or children.running:
+                    while waiting and free:
+                        job, file = waiting.popleft()
+                        self._start(children, job, file, free.popleft(), several)
+                        running[job.name] = job
+                    show(
+                        f"{every - len(waiting) - len(running)} of {every} jobs ended, {len(running)} running"
+                    )
+                    if child := children.wait(0.5):
+                        free.append(child.device)
+                        self._end(child, running.pop(child.name), several)
+        except KeyboardInterrupt as interrupt:
+            self._stopped = True
+            asked = signal.SIGTERM if isinstance(interrupt, Terminated) else signal.SIGINT
+            self._stop(children, running, asked)
+            raise
+
+    def _start(self, children: Children, job: Job, file: Path, device: str | None, several: bool) -> None:
+        self.ledger.mark(job.names, "running")
+        self.ledger.write()
+        log = file.with_suffix(".log")
+        where = f" on device {device}, its output is in {log}" if several else ""
+        console.heading(f"{job.name}: {_count(len(job.cells))}{where}")
+        children.start(file, log, device, echo=not several)
+
+    def _end(self, child: Child, job: Job, several: bool) -> None:
+        preempted = self._stopped or child.code == ExitCode.PREEMPTED
+        reason = INTERRUPTED if self._stopped else child.reason()
+        self.ledger.end_job(job.names, reason, alone=job.alone is not None, preempted=preempted)
+        self.ledger.write()
+        found = [self.ledger.status(name) for name in job.names]
+        if several or any(status not in DONE for status in found):
+            counts = ", ".join(f"{found.count(status)} {status}" for status in dict.fromkeys(found))
+            console.out.print(f"[bold]{job.name}[/] ended: {counts}")
+        for reason in dict.fromkeys(
+            str(self.ledger.cells[name]["reason"])
+            for name in job.names
+            if self.ledger.status(name) == "failed"
+        ):
+            console.err.print(f"[bold red]failed[/] {escape(reason)}")
+
+    def _stop(self, children: Children, running: dict[str, Job], asked: int) -> None:
+        """Let the children end in their own way; asked a second time, end them at once."""
+        console.warn(f"ending {_count(len(children.running), 'job')}; once more ends without waiting")
+        children.send(asked)
+        while children.running:
+            try:
+                if child := children.wait(0.5):
+                    self._end(child, running.pop(child.name), several=True)
+            except KeyboardInterrupt:
+                children.send(signal.SIGKILL)
+
+    def _conclude(self) -> None:
+        from runner.reports.leaderboard import leaderboard
+        from runner.reports.sweep_report import write_sweep_report
+
+        board = leaderboard(self.folder)
+        self.ledger.record |= {"best": board.best, "notes": board.sweep.notes}
+        self.ledger.write()
+        board.write(self.folder)
+        console.out.print()
+        board.print()
+        for note in board.sweep.notes:
+            console.warn(note)
+        write_sweep_report(self.folder)
+
+    def _say_end(self, code: int) -> None:
+        statuses = [entry["status"] for entry in self.ledger.cells.values()]
+        counts = ", ".join(f"{statuses.count(status)} {status}" for status in dict.fromkeys(statuses))
+        colour = "green" if code == ExitCode.COMPLETED else "red"
+        console.out.print(
+            f"\n[bold {colour}]sweep {self.ledger.record['status']}[/]  {len(statuses)} cells: {counts}"
+        )
+        console.out.print(f"[bold]report[/] {escape(str(self.folder / 'report.html'))}")
+        if best := self.ledger.record["best"]:
+            console.out.print(f"[bold]best[/]   {escape(str(self.folder / best))}")
+            chat = ["python", "-m", "runner", "recipe=chat", f"adapter={hydra_value(str(self.folder))}"]
+            console.out.print(f"[bold]use it[/] {escape(shlex.join(chat))}")
+        if code != ExitCode.COMPLETED:
+            console.out.print(f"[bold]go on[/]  {escape(self.go_on())}")
+
+    def go_on(self) -> str:
+        """The command that runs what is not done yet."""
+        kept = [word for word in self._typed if not word.startswith("output_dir=")]
+        return shlex.join(["python", "-m", "runner", *kept, f"output_dir={hydra_value(str(self.folder))}"])
+
+
+class Terminated(KeyboardInterrupt):
+    """SIGTERM, as a scheduler sends it."""
+
+
+@contextlib.contextmanager
+def _terminate_as_interrupt() -> Iterator[None]:
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+
+    def stop(*_: Any) -> None:
+        raise Terminated
+
+    before = signal.signal(signal.SIGTERM, stop)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, before)
+
+
+@contextlib.contextmanager
+def _status(live: bool) -> Iterator[Any]:
+    """A line that is replaced, where the output is a terminal that no child writes to."""
+    if not (live and console.out.is_terminal):
+        yield lambda text: None
+        return
+    with console.out.status("") as status:
+        yield status.update
+
+
+def _say_plan(
+    folder: Path, cells: Sequence[Cell], jobs: Sequence[Job], done: int, over: Mapping[str, str]
+) -> None:
+    """Print what is about to be run, what runs alone and why, and what is done."""
+    axes = dict.fromkeys(key for cell in cells for key in cell.values)
+    named = f" over {', '.join(axes)}" if axes else ""
+    console.out.print(f"[bold]sweep[/]  {_count(len(cells))}{escape(named)}")
+    console.out.print(f"[bold]folder[/] {escape(str(folder))}")
+    if done:
+        console.out.print(f"[bold]done[/]   {_count(done)} already")
+    for job in jobs:
+        if job.alone is None:
+            again = ", from its checkpoint" if job.resumed else ""
+            console.out.print(f"[bold]{job.name}[/] {_count(len(job.cells))} together{again}")
+    reasons: dict[str, list[str]] = {}
+    for job in jobs:
+        if job.alone:
+            reasons.setdefault(job.alone, []).extend(job.names)
+    for reason, names in reasons.items():
+        shown = ", ".join(names[:_SHOWN]) + (", ..." if len(names) > _SHOWN else "")
+        console.out.print(f"[bold]alone[/]  {_count(len(names))}, as {escape(reason)}: {escape(shown)}")
+    for name, why in list(over.items())[:_SHOWN]:
+        console.warn(f"{name} is not run again: {why}")
+    if not jobs:
+        console.out.print("nothing is left to run")
+
+
+def hydra_value(text: str) -> str:
+    """A text as Hydra reads it in an override: quoted where it holds more than plain characters."""
+    if re.fullmatch(r"[\w./+-]+", text, flags=re.ASCII):
+        return text
+    return "'" + text.replace("\\", "\\\\").replace("'", "\\'") + "'"
+
+
+def _count(number: int, what: str = "cell") -> str:
+    return f"{number} {what}{'s' * (number != 1)}"

@@ -1,0 +1,1 @@
+"""TRL's trainers on rows that are rendered and masked already."""

@@ -1,0 +1,147 @@
+"""TRL's preference trainers on rows that are rendered and masked already."""
+
+from __future__ import annotations
+
+import copy
+from typing import Any
+
+import torch
+from datasets import Dataset
+from torch.nn.utils.rnn import pad_sequence
+from trl.trainer.dpo_trainer import DPOTrainer
+from trl.trainer.kto_trainer import KTOTrainer
+
+from runner.data.labels import IGNORE
+from runner.training.dpo_loss import use_chunked_loss
+from runner.training.trainer import GuardedTrainer
+
+Rows = list[dict[str, Any]]
+
+
+class PaddedRows:
+    """Collates rows under the names that TRL's losses read.
+
+    Each prefix in ``groups`` names the columns ``{prefix}input_ids`` and ``{prefix}labels`` of a sequence; a
+    group of several is one batch, the sequences of the first prefix before those of the second. ``kept`` are
+    columns that become a tensor of one value a row.
+    """
+
+    def __init__(self, pad_token_id: int, groups: dict[str, tuple[str, ...]], kept: tuple[str, ...]) -> None:
+        self._pad, self._groups, self._kept = pad_token_id, groups, kept
+
+    def __call__(self, rows: Rows) -> dict[str, torch.Tensor]:
+        """``input_ids``, ``attention_mask`` and ``completion_mask`` of each group, padded on the right."""
+        batch: dict[str, torch.Tensor] = {}
+        for name, prefixes in self._groups.items():
+            if f"{prefixes[0]}input_ids" not in rows[0]:
+                continue
+            ids, labels = (
+                [torch.as_tensor(row[f"{prefix}{column}"]) for prefix in prefixes for row in rows]
+                for column in ("input_ids", "labels")
+            )
+            batch[f"{name}input_ids"] = pad_sequence(ids, batch_first=True, padding_value=self._pad)
+            batch[f"{name}attention_mask"] = _padded([torch.ones_like(row) for row in ids])
+            batch[f"{name}completion_mask"] = _padded([(row != IGNORE).long() for row in labels])
+        return batch | {key: torch.tensor([row[key] for row in rows]) for key in self._kept if key in rows[0]}
+
+
+class PreferenceTrainer(GuardedTrainer):
+    """What the trainers with a reference policy share.
+
+    The reference is the model as it is when training starts: the base under a fresh adapter, a frozen copy of
+    an adapter that is trained further, or a copy of the whole model.
+    """
+
+    groups: dict[str, tuple[str, ...]]
+    kept: tuple[str, ...]
+    _metrics: dict[str, dict[str, list[float]]]
+
+    def __init__(
+        self, model: Any, args: Any, tokenizer: Any, train: Dataset, held_out: Any, on_log: Any, fresh: bool
+    ) -> None:
+        whole = not hasattr(model, "peft_config")
+        super().__init__(
+            model,
+            args,
+            tokenizer,
+            train,
+            held_out,
+            on_log,
+            data_collator=PaddedRows(tokenizer.pad_token_id, self.groups, self.kept),
+            ref_model=copy.deepcopy(model) if whole and not args.precompute_ref_log_probs else None,
+        )
+        # TRL copies any adapter; a fresh one changes nothing, and without it the reference pass is cheaper
+        if fresh and "ref" in getattr(model, "peft_config", {}):
+            model.delete_adapter("ref")
+        self._eval_sizes: list[int] = []
+
+    def _prepare_dataset(self, dataset: Dataset, *_: Any) -> Dataset:
+        """Nothing but a format that is read fast: the rows are prepared."""
+        return dataset.with_format("numpy")
+
+    def _set_signature_columns_if_needed(self) -> None:
+        prefixes = [prefix for group in self.groups.values() for prefix in group]
+        columns = [f"{prefix}{name}" for prefix in prefixes for name in ("input_ids", "labels")]
+        self._signature_columns = [*columns, *self.kept]
+
+    def prediction_step(self, model: Any, inputs: Any, *args: Any, **kwargs: Any) -> Any:
+        """One evaluation batch, whose size is remembered."""
+        self._eval_sizes.append(len(inputs["input_ids"]))
+        return super().prediction_step(model, inputs, *args, **kwargs)
+
+    def log(self, logs: dict[str, float], *args: Any, **kwargs: Any) -> None:
+        """TRL averages over batches; a last batch that is smaller must count for less."""
+        sizes, self._eval_sizes = self._eval_sizes, []
+        if sizes and self.model is not None and not self.model.training:
+            for values in self._metrics["eval"].values():
+                if len(values) == len(sizes):
+                    pairs = zip(values, sizes, strict=True)
+                    values[:] = [sum(value * size for value, size in pairs) / sum(sizes)]
+        super().log(logs, *args, **kwargs)
+
+
+class DirectPreferenceTrainer(PreferenceTrainer, DPOTrainer):
+    """``DPOTrainer`` on ``chosen_`` and ``rejected_`` rows of ``input_ids`` and ``labels``."""
+
+    groups = {"": ("chosen_", "rejected_")}  # noqa: RUF012
+    kept = ("ref_chosen_logps", "ref_rejected_logps")
+
+    def __init__(self, model: Any, args: Any, *rows: Any, **more: Any) -> None:
+        super().__init__(model, args, *rows, **more)
+        use_chunked_loss(model, args)
+
+
+class FeedbackTrainer(PreferenceTrainer, KTOTrainer):
+    """``KTOTrainer`` on rows of ``input_ids``, ``labels`` and ``label``: liked or not."""
+
+    groups = {"": ("",), "KL_": ("KL_",)}  # noqa: RUF012
+    kept = ("label", "ref_logps", "ref_KL_logps")
+
+    def _prepare_dataset(self, dataset: Dataset, tokenizer: Any, args: Any, name: str) -> Dataset:
+        """Add the mismatched rows of the KL estimate: each prompt with the answer of the row before it in its
+        batch (KTO, arXiv:2402.01306, section 4.1); TRL keeps the order of the rows for that reason."""
+        rows = dataset.map(_mismatched, batched=True, batch_size=args.per_device_train_batch_size)
+        return rows.with_format("numpy")
+
+
+def _mismatched(batch: dict[str, list[Any]]) -> dict[str, list[Any]]:
+    starts = [_first_trained(labels) for labels in batch["labels"]]
+    answers = [(ids[at:], labels[at:]) for ids, labels, at in zip(*_columns(batch), starts, strict=True)]
+    others = [answers[-1], *answers[:-1]]
+    rows = list(zip(*_columns(batch), starts, others, strict=True))
+    return {
+        "KL_input_ids": [ids[:at] + other[0] for ids, _, at, other in rows],
+        "KL_labels": [labels[:at] + other[1] for _, labels, at, other in rows],
+    }
+
+
+def _columns(batch: dict[str, list[Any]]) -> tuple[list[Any], list[Any]]:
+    return batch["input_ids"], batch["labels"]
+
+
+def _first_trained(labels: list[int]) -> int:
+    return next((index for index, label in enumerate(labels) if label != IGNORE), len(labels))
+
+
+def _padded(rows: list[torch.Tensor]) -> torch.Tensor:
+    return pad_sequence(rows, batch_first=True)

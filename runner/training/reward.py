@@ -1,0 +1,18 @@
+"""TRL's reward model trainer on rows that are rendered already."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from datasets import Dataset
+from trl.trainer.reward_trainer import RewardTrainer
+
+from runner.training.trainer import GuardedTrainer
+
+
+class RewardModelTrainer(GuardedTrainer, RewardTrainer):
+    """``RewardTrainer`` on ``chosen_`` and ``rejected_`` rows: the better answer shall score higher."""
+
+    def _prepare_dataset(self, dataset: Dataset, *_: Any) -> Dataset:
+        columns = {f"{side}_input_ids": f"{side}_ids" for side in ("chosen", "rejected")}
+        return dataset.rename_columns(columns) if "chosen_input_ids" in dataset.column_names else dataset
