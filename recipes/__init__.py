@@ -15,6 +15,7 @@ from runner.config import adapters
 from runner.config.settings import RunConfig
 from runner.core import console, environment, signals
 from runner.core.errors import ConfigError, ExitCode, Issue, RunnerError
+from runner.reports import terminal
 from runner.runs import run_folder
 from runner.runs.resume import find_start
 from runner.training.out_of_memory import explained
@@ -55,7 +56,7 @@ def run_recipe(
         return ExitCode.CONFIG_ERROR
     except Exception as raised:
         return _end(run, folder, raised)
-    console.closing(folder.record, path)
+    terminal.closing(folder.record, path)
     return ExitCode.COMPLETED
 
 

@@ -15,6 +15,7 @@ from runner.cli import run_config
 from runner.config.settings import RunConfig
 from runner.core import console, signals
 from runner.core.errors import ConfigError, ExitCode, Issue, RunnerError
+from runner.reports import terminal
 from runner.runs.run_folder import RunFolder
 
 # Overrides of the whole that mean nothing to a stage.
@@ -59,7 +60,7 @@ def run(config: RunConfig, folder: RunFolder) -> None:
         record = json.loads((path / "run.json").read_text(encoding="utf-8"))
         done[name] = {"folder": name, **{key: record[key] for key in ("recipe", "seconds", "metrics")}}
         folder.write()
-    console.stages(done)
+    terminal.stages(done)
 
 
 def _check(stages: dict[str, list[str]], common: list[str]) -> None:

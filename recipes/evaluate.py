@@ -13,6 +13,7 @@ from typing import Any
 from runner.config.adapters import adapters, check_base, head_issues
 from runner.config.settings import RunConfig
 from runner.core import console
+from runner.core.atomic import write_atomically
 from runner.core.errors import ConfigError, Issue, nearest
 from runner.core.progress import Progress
 from runner.data.max_length import row_limit
@@ -24,7 +25,8 @@ from runner.models.adapter import attach, using
 from runner.models.base_digest import base_identity
 from runner.models.build import quantization_config
 from runner.models.model import Precision, choose_precision, find_base, load_model
-from runner.runs.run_folder import RunFolder, write_atomically
+from runner.reports import terminal
+from runner.runs.run_folder import RunFolder
 
 
 def run(config: RunConfig, folder: RunFolder) -> None:
@@ -73,7 +75,7 @@ def run(config: RunConfig, folder: RunFolder) -> None:
     folder.write_lines("samples.jsonl", _samples(config, answered, answers))
     last = evaluation["models"][list(columns)[-1]]
     folder.metrics |= {name: score["value"] for name, score in last.items()}
-    console.evaluation(evaluation)
+    terminal.evaluation(evaluation)
 
 
 def _chosen(config: RunConfig) -> tuple[list[str] | None, dict[str, Callable[[str, str], float]]]:

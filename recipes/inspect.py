@@ -15,6 +15,7 @@ from runner.data.prepare import prepare
 from runner.data.stop_tokens import check_turns
 from runner.data.template import Renderer, apply_template
 from runner.models.model import find_base
+from runner.reports import terminal
 from runner.runs.run_folder import RunFolder
 from runner.training.objectives import OBJECTIVES
 
@@ -46,13 +47,13 @@ def run(config: RunConfig, folder: RunFolder) -> None:
     rows = data.train.rows
     folder.write_lines("inspect.jsonl", (_described(base.tokenizer, renderer, row) for row in rows))
     for row in rows[:_SHOWN_ROWS]:
-        console.marked_row(row.source, _pieces(base.tokenizer, row))
+        terminal.marked_row(row.source, _pieces(base.tokenizer, row))
         if row.rejected is not None:
-            console.marked_row(row.source, _pieces(base.tokenizer, row.rejected), "rejected")
-    console.histogram("tokens a row", [len(row.input_ids) for row in rows], max_length)
+            terminal.marked_row(row.source, _pieces(base.tokenizer, row.rejected), "rejected")
+    terminal.histogram("tokens a row", [len(row.input_ids) for row in rows], max_length)
     for split in (data.train, data.eval):
         if split is not None:
-            console.counts(split)
+            terminal.counts(split)
     for note in folder.notes:
         console.warn(note)
 

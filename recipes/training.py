@@ -28,6 +28,7 @@ from runner.models.build import (
     training_arguments,
 )
 from runner.models.model import Base, Precision, choose_precision, device, find_base, load_model, module_names
+from runner.reports import terminal
 from runner.runs.checkpoint import step_of
 from runner.runs.model_card import model_card
 from runner.runs.resume import Start, check_same, find_start
@@ -80,7 +81,7 @@ def train(config: RunConfig, folder: RunFolder) -> None:
     steps = total_steps(setup.arguments, len(data.train.rows))
     folder.notes += [*setup.base.notes, *setup.notes, *data.notes]
     describe(folder, setup, data)
-    console.opening(config, data, setup.precision, steps, folder)
+    terminal.opening(config, data, setup.precision, steps, folder.path, folder.notes)
 
     with folder.timed("load"):
         model, saver = _load(config, setup, steps, classes)
@@ -106,7 +107,7 @@ def train(config: RunConfig, folder: RunFolder) -> None:
             setup.base.tokenizer.save_pretrained(target)
     with folder.timed("score_after"):
         after = generator.answer(model, "after training")
-    console.samples(conclude(config, folder, target, generator, before, after))
+    terminal.samples(conclude(config, folder, target, generator, before, after))
     if config.push_to:
         from runner.runs.push_to_hub import publish
 

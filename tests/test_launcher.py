@@ -17,10 +17,11 @@ from runner.__main__ import main
 from runner.cli import command, run_config
 from runner.config.settings import RunConfig, SweepSettings
 from runner.core.errors import ConfigError, ExitCode
+from runner.core.folder_names import name_of
 from runner.core.paths import PACKAGE
 from runner.sweep import cells as cells_module
 from runner.sweep import ledger, processes, run_sweep
-from runner.sweep.cells import Cell, check_cells, expand, key_of, name_of
+from runner.sweep.cells import Cell, check_cells, expand, key_of
 from runner.sweep.jobs import make_jobs
 from runner.sweep.ledger import Ledger
 

@@ -12,6 +12,7 @@ import yaml
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
+from runner.config.path_rules import check_sweep_folder
 from runner.config.settings import SweepSettings
 from runner.core.errors import Issue
 
@@ -73,18 +74,17 @@ def check_direction(sweeper: DictConfig, settings: Any) -> Iterator[Issue]:
         yield Issue(f"hydra.sweeper.direction={given}", message, hint)
 
 
-def check_sweep_folder(composed: DictConfig) -> Iterator[Issue]:
+def check_sweep_dir(composed: DictConfig) -> Iterator[Issue]:
     """A folder that holds something else is refused before Hydra's sweeper writes a file of its own there."""
     try:
         _ = composed.hydra.sweep.dir  # where Hydra writes, long after everything else was read
     except OmegaConfBaseException as error:
         yield Issue("hydra.sweep.dir", str(error).splitlines()[0], "set output_dir")
         return
-    if composed.get("output_dir") and str(composed.hydra.launcher._target_).endswith(".PackedLauncher"):
-        from runner.sweep.ledger import check_folder
-
-        if issue := check_folder(Path(str(composed.output_dir)).expanduser()):
-            yield issue
+    packed = str(composed.hydra.launcher._target_).endswith(".PackedLauncher")
+    folder = Path(str(composed.output_dir)).expanduser() if composed.get("output_dir") and packed else None
+    if folder and (issue := check_sweep_folder(folder)):
+        yield issue
 
 
 def _leaves(value: Any, path: str) -> Iterator[tuple[str, Any]]:

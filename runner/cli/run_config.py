@@ -31,15 +31,15 @@ from runner.cli.command import (
     config_issues,
     parse,
 )
-from runner.cli.hydra_rules import SUBDIR, check_classes, check_direction, check_sweep_folder
+from runner.cli.hydra_rules import SUBDIR, check_classes, check_direction, check_sweep_dir
 from runner.config.checks import check_config
 from runner.config.origins import Origins
 from runner.config.settings import LIBRARY_SECTIONS, OWN_SECTIONS, RunConfig
 from runner.config.sweep_rules import unused
 from runner.config.trust import code_words
 from runner.core.errors import ConfigError, Issue
+from runner.core.folder_names import folder_name
 from runner.core.paths import CONFIG_DIR
-from runner.sweep.cells import folder_name
 
 __all__ = ["Command", "check", "freeze", "parse", "register", "to_yaml"]
 
@@ -130,7 +130,7 @@ def _check_cells(command: Command, issues: list[Issue]) -> list[RunConfig]:
         lists = zip_lists(settings.get("zip")) if isinstance(settings, dict) else []
         issues += check_axes(axes_of(overrides), settings, command.sweeper)
         issues += check_direction(first[0].hydra.sweeper, settings)
-        issues += check_sweep_folder(first[0])
+        issues += check_sweep_dir(first[0])
     configs: list[RunConfig] = []
     names: list[str] = []
     left_out: set[str] = set()

@@ -15,6 +15,7 @@ import yaml
 
 from runner.config.settings import RunConfig
 from runner.core.errors import ConfigError, Issue
+from runner.core.paths import SWEEP_FILE
 
 BASE_FILE = "base.json"  # beside adapter_config.json: the base's settings and identity
 
@@ -98,7 +99,7 @@ def find_adapter(path: str) -> Adapter:
 def _best_cell(folder: Path, where: str) -> str | None:
     """The folder of a sweep's best cell, None for what is no sweep. Raises ``ConfigError`` for one
     without."""
-    file = folder / "sweep.json"
+    file = folder / SWEEP_FILE
     if not file.is_file():
         return None
     try:

@@ -8,7 +8,7 @@ from typing import Any
 
 from runner.config.origins import Origins
 from runner.core.errors import Issue, nearest
-from runner.core.paths import EXAMPLES
+from runner.core.paths import EXAMPLES, SWEEP_FILE
 
 
 def check_paths(values: dict[str, Any], origins: Origins) -> Iterator[Issue]:
@@ -85,3 +85,13 @@ def nearest_file(path: str) -> str:
     except (OSError, RuntimeError):
         return ""
     return f"in {folder}/: {nearest(Path(path).name, found)}" if found else f"{folder}/ is empty"
+
+
+def check_sweep_folder(folder: Path) -> Issue | None:
+    """An issue when a folder holds something that is no sweep."""
+    if not folder.exists() or (folder / SWEEP_FILE).is_file():
+        return None
+    if folder.is_dir() and all(entry.name == "jobs" for entry in folder.iterdir()):
+        return None  # a sweep that was refused before its first job
+    message = f"{folder} already holds something that is no sweep"
+    return Issue(f"output_dir={folder}", message, "name a new folder, or leave output_dir out")

@@ -8,8 +8,8 @@ from typing import Any
 
 from runner.config.origins import Origins
 from runner.config.settings import SweepSettings
-from runner.core.console import RESULTS
 from runner.core.errors import Issue, nearest
+from runner.core.metric_names import RESULTS
 
 Values = dict[str, Any]
 _DEFAULTS = dataclasses.asdict(SweepSettings())

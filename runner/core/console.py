@@ -1,23 +1,17 @@
-"""What a person sees in the terminal: colours and live lines there, plain text when it is not a terminal."""
+"""The terminal: colours and live lines there, plain text elsewhere, and how a command ends badly."""
 
 from __future__ import annotations
 
 import shlex
 from collections.abc import Iterable
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from rich.console import Console
 from rich.markup import escape
-from rich.table import Table
 
 from runner.core.errors import Issue
 from runner.core.secrets import masked
-
-if TYPE_CHECKING:
-    from runner.data.prepare import Data, Split
-    from runner.models.model import Precision
-    from runner.runs.run_folder import RunFolder
 
 
 class _Terminal(Console):
@@ -30,34 +24,6 @@ class _Terminal(Console):
 
 out = _Terminal(highlight=False, soft_wrap=True)
 err = _Terminal(stderr=True, highlight=False, soft_wrap=True)
-
-# Results of a run and how they are called, in the order in which they are shown.
-RESULTS = {
-    "train_loss": "training loss",
-    "eval_loss": "held-out loss",
-    "eval_rewards_accuracies": "reward accuracy",
-    "eval_rewards_margins": "reward margin",
-    "eval_accuracy": "accuracy",
-    "eval_f1": "macro F1",
-    "exact_match_after": "exact match",
-    "exact_match": "exact match",
-    "merge_kl": "KL, merged from adapter model",
-    "merge_max_logit_difference": "largest logit difference",
-    "merge_greedy_agreement": "same next token",
-    "gguf_kl": "KL, GGUF from merged model",
-    "gguf_greedy_agreement": "same next token, GGUF",
-    "int4_kl": "KL, NF4 from merged model",
-    "int4_greedy_agreement": "same next token, NF4",
-}
-SHARES = (
-    "exact_match",
-    "json_valid",
-    "eval_rewards_accuracies",
-    "eval_accuracy",
-    "merge_greedy_agreement",
-    "gguf_greedy_agreement",
-    "int4_greedy_agreement",
-)
 
 
 def config_errors(issues: Iterable[Issue]) -> None:
@@ -82,185 +48,11 @@ def preempted(message: str, folder: Path) -> None:
     err.print(f"  go on with the same command and output_dir={escape(shlex.quote(str(folder)))} resume=auto")
 
 
-def opening(config: Any, data: Data, precision: Precision, steps: int, folder: RunFolder) -> None:
-    """Say what is about to be trained, on what, and every remark."""
-    method = str(config.lora.get("_target_", "full fine-tuning")).removeprefix("peft.").removesuffix("Config")
-    model = config.model.path or f"{config.model.architecture} (random weights)"
-    out.print(f"[bold]{config.recipe}[/]  {escape(str(model).partition('#')[0])}, {method}, {precision.name}")
-    _data(data)
-    out.print(f"[bold]run[/]  {escape(str(folder.path))}, about {steps:,} steps")
-    for remark in folder.notes:
-        warn(remark)
-
-
-def pack_opening(
-    data: Data, precision: Precision, cells: tuple[int, int], steps: int, size: int, notes: Iterable[str]
-) -> None:
-    """Say what a pack trains on, how many of its cells share a pass, and the bytes it is expected to take."""
-    _data(data)
-    count, cells_per_pass = cells
-    passes = "in one pass" if cells_per_pass >= count else f"{cells_per_pass} in a pass, for memory"
-    out.print(
-        f"[bold]pack[/] {count} cells, {passes}, about {size / 2**30:.1f} GiB, "
-        f"{precision.name}, {steps:,} steps"
-    )
-    for remark in notes:
-        warn(remark)
-
-
-def _data(data: Data) -> None:
-    train = data.train
-    share = train.trained_tokens / max(train.tokens, 1)
-    formats = ", ".join(sorted({source.row_format for source in train.sources}))
-    held_out = f", {len(data.eval.rows):,} held out" if data.eval else ""
-    out.print(
-        f"[bold]data[/] {len(train.rows):,} rows ({formats}){held_out}, "
-        f"{train.tokens:,} tokens, {share:.0%} trained on"
-    )
-
-
-def closing(record: dict[str, Any], folder: Path) -> None:
-    """The closing table of a run: results first, then time, speed, memory and where everything is."""
-    metrics = record["metrics"]
-    table = Table(show_header=False, box=None, padding=(0, 2, 0, 0))
-    names = [name.removesuffix("_after") for name in metrics if name.endswith("_after")]
-    for name in names:
-        kind = ".1%" if name in SHARES else ".4g"
-        before, after = (format(metrics[f"{name}_{when}"], kind) for when in ("before", "after"))
-        table.add_row(name.replace("_", " "), f"{before} before, [bold green]{after} after[/]")
-    for key, label in RESULTS.items():
-        if metrics.get(key) is not None and not key.endswith("_after"):
-            table.add_row(label, f"{metrics[key]:.1%}" if key in SHARES else f"{metrics[key]:.4g}")
-    if "trainable_parameters" in metrics:
-        trained, total = metrics["trainable_parameters"], metrics["total_parameters"]
-        table.add_row("trained", f"{trained:,} of {total:,} parameters ({trained / total:.2%})")
-    table.add_row("time", f"{record['seconds']:.0f} s")
-    phases = [
-        (name.replace("_", " "), seconds) for name, seconds in record["times"].items() if seconds >= 0.5
-    ]
-    table.add_row("", ", ".join(f"{name} {seconds:.0f} s" for name, seconds in phases))
-    if "tokens_per_second" in metrics:
-        table.add_row("speed", f"{metrics['tokens_per_second']:,.0f} tokens/s")
-    if "peak_memory_bytes" in metrics:
-        table.add_row("peak memory", f"{metrics['peak_memory_bytes'] / 2**30:.2f} GiB")
-    table.add_row("device", escape(f"{record['device']['name']} ({record['device']['kind']})"))
-    results = ("adapter", "model", "model-*", "report.html", "inspect.jsonl", "answers.jsonl")
-    for file in (file for pattern in results for file in sorted(folder.glob(pattern))):
-        table.add_row(file.stem.partition("-")[0], escape(str(file)))
-    out.print()
-    out.print(table)
-
-
-def samples(rows: list[dict[str, Any]]) -> None:
-    """Print held-out prompts with the answers before and after."""
-    for row in rows:
-        mark = {True: "[green]right[/]", False: "[red]wrong[/]"}.get(row["after_match"], "")
-        out.print(f"\n[bold]{escape(row['prompt'])}[/]")
-        out.print(f"  [dim]before[/] {escape(_short(row['before']))}")
-        out.print(f"  [dim]after [/] {escape(_short(row['after']))} {mark}")
-
-
-def _short(text: str) -> str:
-    line = " ".join(text.split())
-    return line if len(line) <= 200 else line[:197] + "..."
-
-
 def heading(text: str) -> None:
     """Begin a part of a longer command."""
     out.print(f"\n[bold]── {escape(text)}[/]")
 
 
-def stages(done: dict[str, Any]) -> None:
-    """Print what each stage of a chain came to."""
-    table = Table(box=None, padding=(0, 2, 0, 0))
-    for name in ("stage", "recipe", "seconds", "result"):
-        table.add_column(name, overflow="fold")
-    for name, stage in done.items():
-        scores = {key: value for key, value in stage["metrics"].items() if isinstance(value, float)}
-        shown = ", ".join(f"{key} {value:.4g}" for key, value in scores.items() if key in RESULTS)
-        table.add_row(escape(name), stage["recipe"], f"{stage['seconds']:.0f}", shown)
-    out.print()
-    out.print(table)
-
-
-def evaluation(found: dict[str, Any]) -> None:
-    """Print each score of each model, and whether its difference from the first is more than noise."""
-    first, *others = found["models"]
-    for column in others or [first]:
-        table = Table(box=None, padding=(0, 2, 0, 0))
-        table.add_column("score")
-        for name in dict.fromkeys((first, column)):
-            table.add_column(escape(name), justify="right", overflow="fold")
-        if others:
-            table.add_column("difference", justify="right")
-        table.add_column(f"{found['confidence']:.0%} interval", overflow="fold")
-        table.add_column("")
-        for name, score in found["models"][column].items():
-            row = [escape(name), _number(score["value"], name)]
-            shown, verdict = score, ""
-            if others:
-                shown = found["differences"][column][name]
-                row.insert(1, _number(found["models"][first][name]["value"], name))
-                row.append(_number(shown["value"], name, "+"))
-                verdict = _verdict(shown, score["higher"])
-            sign = "+" if others else ""
-            low, high = (_number(shown[bound], name, sign) for bound in ("low", "high"))
-            table.add_row(*row, f"{low} to {high}", verdict)
-        for name in found["tasks"].get(column, {}):
-            scores = [found["tasks"][model].get(name) for model in dict.fromkeys((first, column))]
-            table.add_row(escape(name), *("-" if score is None else f"{score:.4g}" for score in scores))
-        out.print()
-        out.print(table)
-
-
-def _verdict(gap: dict[str, Any], higher: bool) -> str:
-    if not gap["significant"]:
-        return "[dim]within noise[/]"
-    return "[green]better[/]" if (gap["value"] > 0) == higher else "[red]worse[/]"
-
-
-def _number(value: float, name: str, sign: str = "") -> str:
-    """Shares as percentages, everything else with four digits."""
-    return format(value, f"{sign}.1%" if name in SHARES else f"{sign}.4g")
-
-
 def warn(text: str) -> None:
     """Say something that a user should know and that is no mistake."""
     out.print(f"[yellow]note[/] {escape(text)}")
-
-
-def marked_row(source: int, pieces: list[tuple[str, bool]], side: str = "") -> None:
-    """Print one row; what is trained on is green, and between brackets where there are no colours."""
-    out.print(f"\n[bold]row {source} {side}[/]  [green]trained on[/], [dim]only read[/]")
-    for text, trained in pieces:
-        style, left, right = ("green", "[[", "]]") if trained else ("dim", "", "")
-        shown = text if out.is_terminal else f"{left}{text}{right}"
-        out.print(f"[{style}]{escape(shown)}[/]", end="")
-    out.print()
-
-
-def histogram(label: str, values: list[int], limit: int | None) -> None:
-    """Print a histogram of whole numbers in up to ten bins; ``limit`` is named below it."""
-    low, high = min(values), max(values)
-    width = max(1, -(-(high - low + 1) // 10))
-    bins = [0] * (-(-(high - low + 1) // width))
-    for value in values:
-        bins[(value - low) // width] += 1
-    out.print(f"\n[bold]{label}[/]")
-    for number, count in enumerate(bins):
-        first = low + number * width
-        out.print(f"  {first:>6}-{first + width - 1:<6} {'█' * round(40 * count / max(bins)):<40} {count:,}")
-    middle = sorted(values)[len(values) // 2]
-    out.print(f"  median {middle:,}, longest {high:,}, max_length {limit or 'none'}")
-
-
-def counts(split: Split) -> None:
-    """Print what was read, removed and kept of a split, by reason."""
-    out.print(f"\n[bold]{split.name} rows[/]")
-    table = Table(show_header=False, box=None, padding=(0, 2))
-    for reason, count in split.counts.items():
-        table.add_row(reason, f"{count:,}")
-    table.add_row("[bold]kept[/]", f"[bold]{len(split.rows):,}[/]")
-    share = split.trained_tokens / max(split.tokens, 1)
-    table.add_row("tokens", f"{split.tokens:,}, of which labelled {split.trained_tokens:,} ({share:.0%})")
-    out.print(table)

@@ -8,3 +8,4 @@ CONFIG_DIR = PACKAGE / "conf" if (PACKAGE / "conf").is_dir() else PACKAGE.parent
 ARCHITECTURES = PACKAGE / "models" / "architectures"
 EXAMPLES = PACKAGE / "data" / "examples"
 PLUGINS = PACKAGE / "plugins"
+SWEEP_FILE = "sweep.json"  # in a sweep folder: its record

@@ -9,8 +9,8 @@ from typing import TYPE_CHECKING, Any
 
 import xxhash
 
+from runner.core.atomic import sha256_of, write_atomically, xxh3_of_file
 from runner.models.locate import cache_dir
-from runner.runs.run_folder import write_atomically
 
 if TYPE_CHECKING:
     import torch
@@ -19,7 +19,6 @@ if TYPE_CHECKING:
 
 # Parts of a config that say where and by what it was written, not what the model is.
 _PASSING = ("transformers_version", "_name_or_path", "torch_dtype", "dtype", "use_cache")
-_CHUNK = 16 * 2**20
 
 
 def base_identity(base: Base, seed: int, dtype: torch.dtype) -> dict[str, Any]:
@@ -32,7 +31,7 @@ def base_identity(base: Base, seed: int, dtype: torch.dtype) -> dict[str, Any]:
     facts = {key: value for key, value in base.config.to_dict().items() if key not in _PASSING}
     text = json.dumps(facts, sort_keys=True, default=str)
     identity: dict[str, Any] = {
-        "config": f"sha256:{hashlib.sha256(text.encode()).hexdigest()}",
+        "config": sha256_of(text),
         "vocabulary": int(base.config.get_text_config().vocab_size),
     }
     if base.folder is None:
@@ -61,13 +60,10 @@ def _file_digest(file: Path) -> str:
     memory = cache_dir() / "digests" / f"{hashlib.sha256(key.encode()).hexdigest()[:32]}.txt"
     if memory.is_file():
         return memory.read_text(encoding="utf-8")
-    digest = xxhash.xxh3_128()
-    with file.open("rb") as stream:
-        while chunk := stream.read(_CHUNK):
-            digest.update(chunk)
+    digest = xxh3_of_file(file)
     try:
         memory.parent.mkdir(parents=True, exist_ok=True)
-        write_atomically(memory, digest.hexdigest())
+        write_atomically(memory, digest)
     except OSError:
         pass  # a cache that cannot be written costs time only
-    return digest.hexdigest()
+    return digest

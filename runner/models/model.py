@@ -13,10 +13,10 @@ import yaml
 
 from runner.config.settings import ModelSettings, RunConfig
 from runner.core import environment
+from runner.core.atomic import sha256_of_files
 from runner.core.errors import ConfigError, Issue
 from runner.core.paths import ARCHITECTURES, CONFIG_DIR
 from runner.models.locate import find_model, tensors_only
-from runner.runs.run_folder import files_digest
 
 if TYPE_CHECKING:
     import torch
@@ -60,7 +60,7 @@ class Base:
         files = {"tokenizer": _TOKENIZER, "code": ("*.py",) if self.settings.trust_remote_code else ()}
         for name, patterns in files.items():
             if paths := sorted({path for pattern in patterns for path in self.folder.glob(pattern)}):
-                found[name] = files_digest(paths)
+                found[name] = sha256_of_files(paths)
         return found
 
 

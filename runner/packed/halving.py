@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from runner.config.settings import SweepSettings
-from runner.runs.run_folder import write_atomically
+from runner.core.atomic import write_atomically
 
 if TYPE_CHECKING:
     from runner.packed.trainer import PackedTrainer

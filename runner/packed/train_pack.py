@@ -27,6 +27,7 @@ from runner.data.prepare import prepare
 from runner.data.splits import Data
 from runner.models.build import peft_config, training_arguments
 from runner.models.model import device, load_model
+from runner.reports import terminal
 from runner.runs.checkpoint import step_of
 from runner.runs.run_folder import RunFolder
 from runner.training.objectives import OBJECTIVES
@@ -175,7 +176,7 @@ def _load(
     longest = max(split.longest for split in (data.train, data.eval) if split)
     checkpointing = setup.arguments.gradient_checkpointing
     cells_per_pass, size = estimate_cells_per_pass(packed, rows, longest, checkpointing, settings.max_cells)
-    console.pack_opening(
+    terminal.pack_opening(
         data, setup.precision, (len(cells), cells_per_pass), steps, size, cells[0].folder.notes
     )
     trainer = PackedTrainer(

@@ -14,9 +14,9 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
+from runner.core.atomic import write_atomically
 from runner.reports.results import STATUSES, CellResult, Sweep, read_sweep
 from runner.reports.significance import CONFIDENCE, Verdict, by_repeats, by_rows, pool, row_losses
-from runner.runs.run_folder import write_atomically
 
 _LOWER = re.compile(r"(^|_)(loss|perplexity|kl|error|difference|seconds|bytes|norm|wer|cer)(_|$)")
 _LOSSES = ("eval_loss", "loss")  # of which held_out.jsonl has every row

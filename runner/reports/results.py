@@ -12,6 +12,7 @@ from typing import Any
 
 import yaml
 
+from runner.core.paths import SWEEP_FILE
 from runner.reports.figures import format_value, to_number
 from runner.reports.same import same_results
 
@@ -145,7 +146,7 @@ def read_sweep(folder: Path) -> Sweep:
     is an axis.
     """
     notes: list[str] = []
-    record = _read_json(folder / "sweep.json", notes)
+    record = _read_json(folder / SWEEP_FILE, notes)
     told = record.get("cells")
     entries = [mapping(entry) for entry in told] if isinstance(told, list) else []
     if not entries:

@@ -12,6 +12,7 @@ from urllib.parse import quote
 
 from markupsafe import Markup
 
+from runner.core.atomic import write_atomically
 from runner.reports.curves import curves_context
 from runner.reports.figures import flatten, format_value
 from runner.reports.leaderboard import Leaderboard, Row, leaderboard
@@ -19,7 +20,6 @@ from runner.reports.results import CellResult, Sweep, cell_label, label, mapping
 from runner.reports.run_report import MAX_SAMPLES, OPEN_SAMPLES, OUTCOMES, page_environment
 from runner.reports.table import score_label, score_text
 from runner.reports.views import TONES, board_view, heatmaps_view, importance_view, parallel_view
-from runner.runs.run_folder import write_atomically
 
 _HEADLESS = ("classify", "reward")  # recipes whose models answer with a class or a score
 # Hydra reads these unquoted in a value; anything else is put between quotes.

@@ -7,8 +7,6 @@ written last, and the folder is renamed. Whoever goes on from one verifies it fi
 from __future__ import annotations
 
 import json
-import mmap
-import os
 import shutil
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -16,8 +14,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-import xxhash
-
+from runner.core.atomic import flush_to_disk, xxh3_of_file
 from runner.core.errors import RunnerError
 
 MANIFEST = "manifest.json"
@@ -73,7 +70,9 @@ def verify(checkpoint: Path) -> str | None:
         if size != facts["bytes"]:
             return f"{name} has {size:,} of {facts['bytes']:,} bytes"
     with ThreadPoolExecutor() as pool:
-        for name, digest in zip(expected, pool.map(_digest, (found[name] for name in expected)), strict=True):
+        for name, digest in zip(
+            expected, pool.map(xxh3_of_file, (found[name] for name in expected)), strict=True
+        ):
             if digest != expected[name]["xxh3_128"]:
                 return f"{name} is damaged, its digest differs from the manifest's"
     return None
@@ -112,8 +111,8 @@ def _seal(folder: Path, facts: dict[str, Any]) -> None:
         (folder / name).unlink(missing_ok=True)
     files = _files(folder)
     with ThreadPoolExecutor() as pool:
-        digests = pool.map(_digest, files.values())
-        flushed = pool.map(_flush, files.values())
+        digests = pool.map(xxh3_of_file, files.values())
+        flushed = pool.map(flush_to_disk, files.values())
         listed = {
             name: {"bytes": path.stat().st_size, "xxh3_128": digest}
             for (name, path), digest in zip(files.items(), digests, strict=True)
@@ -121,8 +120,8 @@ def _seal(folder: Path, facts: dict[str, Any]) -> None:
         list(flushed)
     manifest = folder / MANIFEST
     manifest.write_text(json.dumps({"facts": facts, "files": listed}, indent=1) + "\n", encoding="utf-8")
-    _flush(manifest)
-    _flush(folder)
+    flush_to_disk(manifest)
+    flush_to_disk(folder)
 
 
 def _replace(new: Path, final: Path) -> None:
@@ -131,31 +130,13 @@ def _replace(new: Path, final: Path) -> None:
     if final.exists():
         final.rename(old)
     new.rename(final)
-    _flush(final.parent)
+    flush_to_disk(final.parent)
 
 
 def _files(folder: Path) -> dict[str, Path]:
     paths = (path for path in sorted(folder.rglob("*")) if path.is_file() or path.is_symlink())
     named = {path.relative_to(folder).as_posix(): path for path in paths}
     return {name: path for name, path in named.items() if name != MANIFEST}
-
-
-def _digest(file: Path) -> str:
-    """XXH3 with 128 bits of a file: finds damage at the speed of memory, and is no seal against forgery."""
-    with file.open("rb") as stream:
-        if not os.fstat(stream.fileno()).st_size:
-            return xxhash.xxh3_128_hexdigest(b"")
-        with mmap.mmap(stream.fileno(), 0, access=mmap.ACCESS_READ) as mapped, memoryview(mapped) as view:
-            return xxhash.xxh3_128_hexdigest(view)
-
-
-def _flush(path: Path) -> None:
-    """Wait until a file, or the names in a folder, are on the disk."""
-    number = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(number)
-    finally:
-        os.close(number)
 
 
 def _space(folder: Path) -> str:

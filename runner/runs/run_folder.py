@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-import hashlib
 import json
 import math
-import os
 import shutil
 import time
 import traceback
@@ -16,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from runner.core import environment
+from runner.core.atomic import sha256_of_file, write_atomically
 from runner.core.errors import ConfigError, Issue
 from runner.core.secrets import masked
 from runner.runs.git_state import PATCH, code_digest, source
@@ -112,7 +111,9 @@ class RunFolder:
         self.record |= {"status": status, "ended": _now(), "error": _error(error)}
         adapter = self.path / "adapter" / "adapter_model.safetensors"
         results = {"adapter": adapter, "config": self.path / "config.yaml"}
-        self.record["digests"] = {name: file_digest(file) for name, file in results.items() if file.is_file()}
+        self.record["digests"] = {
+            name: sha256_of_file(file) for name, file in results.items() if file.is_file()
+        }
         self.write()
         from runner.reports.run_report import write_report
 
@@ -152,31 +153,9 @@ def create(output_dir: str | None, name: str, go_on: bool = False) -> Path:
     raise FileExistsError(f"no free name for a run in {parent}")
 
 
-def write_atomically(file: Path, text: str | Iterable[str]) -> None:
-    """Write a file aside and rename it over the old one; ``text`` is all of it, or its parts."""
-    aside = file.with_name(f".{file.name}.{os.getpid()}")
-    with aside.open("w", encoding="utf-8") as stream:
-        stream.writelines([text] if isinstance(text, str) else text)
-    aside.replace(file)
-
-
 def _records(path: Path) -> list[Path]:
     """The files of an earlier run in this folder that a new start writes over."""
     return [file for file in (path / "config.yaml", path / "run.json", path / PATCH) if file.is_file()]
-
-
-def file_digest(file: Path) -> str:
-    """``sha256:HEX`` of a file."""
-    with file.open("rb") as stream:
-        return f"sha256:{hashlib.file_digest(stream, 'sha256').hexdigest()}"
-
-
-def files_digest(files: Iterable[Path]) -> str:
-    """``sha256:HEX`` over files, by name and content."""
-    digest = hashlib.sha256()
-    for file in files:
-        digest.update(f"{file.name}\0{file_digest(file)}\0".encode())
-    return f"sha256:{digest.hexdigest()}"
 
 
 def _error(error: BaseException | None) -> dict[str, str] | None:

@@ -14,12 +14,10 @@ from typing import Any
 from runner.config.settings import RunConfig, SweepSettings
 from runner.core import environment
 from runner.core.errors import ConfigError, Issue
+from runner.core.folder_names import name_of
 from runner.data.files import local_files
 from runner.runs.git_state import code_digest
 
-_PLAIN = "-._+[]"  # of what is no letter and no digit, what may stand in a folder name
-_LONGEST = 120  # characters of a name; file systems end at 255 bytes, and some letters are four
-_NAMELESS = "run"  # the only cell of a sweep without axes
 # What does not decide a result: where it is written, how it was begun, and with which other cells.
 _FREE = ("output_dir", "resume", "sweep")
 _DECIDING = ("torch", "transformers", "peft", "trl")
@@ -77,30 +75,6 @@ def check_cells(cells: Iterable[Cell]) -> Iterator[Issue]:
             message = f"is the same run as {other}" if other != cell.name else "is in the sweep twice"
             yield Issue(cell.name, message, "leave a value out, or let sweep.zip walk axes together")
         names.setdefault(cell.key, cell.name)
-
-
-def name_of(overrides: Sequence[str]) -> str:
-    """A folder name that says what the overrides are, and is another one for others.
-
-    Whatever a file system or a shell could stumble over is written as ``%XX`` (as in an address), and a long
-    name ends with its digest.
-    """
-    parts = (text.lstrip("+~").partition("=") for text in overrides)
-    name = ",".join(f"{_safe(key)}={_safe(_unquoted(value))}" for key, _, value in parts) or _NAMELESS
-    return _short(name)
-
-
-def folder_name(text: str) -> str:
-    """A folder name of the same kind from overrides that are joined already."""
-    return _short("".join(letter if letter in "=," else _safe(letter) for letter in text) or _NAMELESS)
-
-
-def _short(name: str) -> str:
-    if len(name.encode()) <= _LONGEST:
-        return name
-    digest = hashlib.sha256(name.encode()).hexdigest()[:10]
-    kept = name.encode()[: _LONGEST - len(digest) - 1].decode(errors="ignore")
-    return f"{kept}~{digest}"
 
 
 def key_of(config: RunConfig) -> str:
@@ -170,19 +144,3 @@ def _sorted(value: Any) -> Any:
     if isinstance(value, (list, tuple)):
         return [_sorted(item) for item in value]
     return value if isinstance(value, (str, int, float, bool, type(None))) else str(value)
-
-
-def _unquoted(value: str) -> str:
-    """A value without the quotes that it needs on the command line."""
-    if len(value) > 1 and value[0] == value[-1] and value[0] in "'\"":
-        return value[1:-1]
-    return value
-
-
-def _safe(text: str) -> str:
-    return "".join(
-        letter
-        if letter.isalnum() or letter in _PLAIN
-        else "".join(f"%{byte:02X}" for byte in letter.encode(errors="surrogatepass"))
-        for letter in text
-    )

@@ -19,8 +19,9 @@ from runner.cli.axes import Grid, axes_of, zip_lists
 from runner.cli.compose import blame
 from runner.config.settings import RunConfig
 from runner.core.errors import ConfigError, Issue, RunnerError
+from runner.core.folder_names import name_of
 from runner.sweep import Handle
-from runner.sweep.cells import Cell, expand, name_of
+from runner.sweep.cells import Cell, expand
 from runner.sweep.run_sweep import Sweep
 
 _BASIC = ".BasicSweeper"

@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from runner.config.settings import SweepSettings
-from runner.runs.run_folder import write_atomically
+from runner.core.atomic import write_atomically
 from runner.sweep.cells import Cell
 from runner.sweep.ledger import Ledger
 

@@ -13,13 +13,13 @@ from typing import Any
 from filelock import FileLock, Timeout
 
 from runner.config.settings import SweepSettings
+from runner.core.atomic import write_atomically
 from runner.core.errors import ConfigError, ExitCode, Issue
-from runner.runs.run_folder import write_atomically
+from runner.core.paths import SWEEP_FILE
 from runner.sweep.cells import Cell
 
 DONE = ("completed", "dropped")
 ENDED = (*DONE, "diverged", "failed", "preempted")
-FILE = "sweep.json"
 INTERRUPTED = "the sweep was interrupted"
 MOST_FAILURES = 2  # of a cell that runs alone; after these it is not started again by itself
 
@@ -47,16 +47,6 @@ def lock(folder: Path) -> FileLock:
     return held
 
 
-def check_folder(folder: Path) -> Issue | None:
-    """An issue when a folder holds something that is no sweep."""
-    if not folder.exists() or (folder / FILE).is_file():
-        return None
-    if folder.is_dir() and all(entry.name == "jobs" for entry in folder.iterdir()):
-        return None  # a sweep that was refused before its first job
-    message = f"{folder} already holds something that is no sweep"
-    return Issue(f"output_dir={folder}", message, "name a new folder, or leave output_dir out")
-
-
 class Ledger:
     """The record of a sweep, which is written whole after every change.
 
@@ -68,7 +58,7 @@ class Ledger:
     def __init__(self, folder: Path, command: str, settings: SweepSettings) -> None:
         self.folder = folder
         self._began = time.monotonic()
-        old = _read(folder / FILE)
+        old = _read(folder / SWEEP_FILE)
         self._seconds = float(old.get("seconds") or 0.0)
         self.changed: set[str] = set()
         self.cells: dict[str, dict[str, Any]] = {entry["name"]: entry for entry in old.get("cells", [])}
@@ -165,7 +155,9 @@ class Ledger:
         """Write sweep.json."""
         self.record["seconds"] = round(self._seconds + time.monotonic() - self._began, 3)
         self.record["cells"] = list(self.cells.values())
-        write_atomically(self.folder / FILE, json.dumps(self.record, indent=2, ensure_ascii=False) + "\n")
+        write_atomically(
+            self.folder / SWEEP_FILE, json.dumps(self.record, indent=2, ensure_ascii=False) + "\n"
+        )
 
     def finish(self) -> ExitCode:
         """Write the final status and return the exit code: that of the worst cell."""

@@ -14,13 +14,14 @@ from typing import Any
 
 from rich.markup import escape
 
+from runner.config.path_rules import check_sweep_folder
 from runner.config.settings import SweepSettings
 from runner.core import console
 from runner.core.errors import ConfigError, ExitCode
 from runner.core.secrets import masked
 from runner.sweep.cells import Cell, check_cells
 from runner.sweep.jobs import Job, make_jobs, record_jobs, write_job
-from runner.sweep.ledger import DONE, INTERRUPTED, Ledger, check_folder, lock
+from runner.sweep.ledger import DONE, INTERRUPTED, Ledger, lock
 from runner.sweep.processes import Child, Children, devices
 
 _SHOWN = 10  # lines of a kind in the plan
@@ -103,7 +104,7 @@ class Sweep:
 
     def _open(self) -> None:
         if self._lock is None:
-            if issue := check_folder(self.folder):
+            if issue := check_sweep_folder(self.folder):
                 raise ConfigError(issue)
             self._lock = lock(self.folder)
         if self._ledger is None:

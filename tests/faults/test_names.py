@@ -11,8 +11,8 @@ from conftest import TINY, Run
 
 from runner.config.adapters import find_adapter
 from runner.core.errors import ConfigError, ExitCode
+from runner.core.folder_names import name_of
 from runner.runs.run_folder import create
-from runner.sweep.cells import name_of
 
 ESCAPES = ["../../x", "/tmp/x", "..", ".", "a/b", "a\\b", "~/x", "x\0y", "x\ny", "$(touch x)", "\u202e/../x"]
 
