@@ -55,8 +55,8 @@ def run(config: RunConfig, folder: RunFolder) -> None:
         model = attach(model, adapters(config))
     named = [adapter.name for adapter in adapters(config)]
     columns: dict[str, str | None] = {"base" if named else "model": None, **{name: name for name in named}}
-    asked = (example for example in rows.examples if example.messages)
-    answered = list(islice(asked, config.generation.rows))
+    prompted = (example for example in rows.examples if example.messages)
+    answered = list(islice(prompted, config.generation.rows))
     measured: dict[str, Any] = {}
     answers: dict[str, list[str]] = {}
     tasks: dict[str, dict[str, float]] = {}

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import gc
 import math
 import shutil
 from pathlib import Path
@@ -30,6 +29,7 @@ from runner.models.adapter import attach, set_base
 from runner.models.model import load_model
 from runner.runs.model_card import merged_card
 from runner.runs.run_folder import RunFolder
+from runner.training.out_of_memory import free_memory
 
 
 def run(config: RunConfig, folder: RunFolder) -> None:
@@ -109,7 +109,7 @@ def _adapter_logits(setup: Setup, adapter: Adapter, texts: list[list[int]]) -> l
         model = model.to(setup.compared.dtype)
     logits = read_texts(attach(model, [adapter]), texts, setup.compared)
     del model
-    _free()
+    free_memory()
     return logits
 
 
@@ -126,7 +126,7 @@ def _merge(config: RunConfig, setup: Setup, adapter: Adapter, name: str, target:
         tensors = ModelTensors(load_model(base, quantization, dtype, setup.trained.seed, setup.classes))
     write_model(target, base, skeleton, tensors, config.merge.max_shard_size, setup.streamed)
     del skeleton, tensors
-    _free()
+    free_memory()
 
 
 def _merged_logits(setup: Setup, folder: Path, texts: list[list[int]]) -> list[torch.Tensor]:
@@ -135,7 +135,7 @@ def _merged_logits(setup: Setup, folder: Path, texts: list[list[int]]) -> list[t
     model = load_model(merged, None, setup.compared.dtype, setup.trained.seed, setup.classes)
     logits = read_texts(model, texts, setup.compared)
     del model
-    _free()
+    free_memory()
     return logits
 
 
@@ -180,10 +180,3 @@ def _hand_over(config: RunConfig, folder: RunFolder, model: Path) -> None:
         from runner.runs.push_to_hub import publish
 
         publish(config, folder, model)
-
-
-def _free() -> None:
-    """Give back the memory of a model that is no longer needed."""
-    gc.collect()
-    if torch.cuda.is_available():
-        torch.cuda.empty_cache()

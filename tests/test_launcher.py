@@ -379,7 +379,7 @@ def test_a_checkpoint_is_no_start_of_a_sweep(sweep, place):
 
 def test_the_basic_launcher_still_runs_cells_in_this_process(place, monkeypatch):
     seen = []
-    monkeypatch.setattr("recipes.run_recipe", lambda run, *rest: seen.append(run) or 0)
+    monkeypatch.setattr("recipes.run.run_recipe", lambda run, *rest: seen.append(run) or 0)
     assert main(["-m", "lora.r=4,8", "hydra/launcher=basic", "output_dir=s"]) == 0
     assert [run.output_dir for run in seen] == ["s/lora.r=4,output_dir=s", "s/lora.r=8,output_dir=s"]
 

@@ -20,7 +20,8 @@ import traceback
 from pathlib import Path
 from typing import Any
 
-from recipes import OBJECTIVES, quiet_libraries, run_recipe
+from recipes import OBJECTIVES
+from recipes.run import quiet_libraries, run_recipe
 from runner.cli import run_config
 from runner.config.settings import RunConfig, SweepSettings
 from runner.core import console, signals
