@@ -7,10 +7,10 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
-from conftest import TINY, Run
-from sweep_folder import cell, make_sweep
-from test_report import dump_dom, needs_chromium
 
+from helpers.command import TINY, Run
+from helpers.pages import dump_dom, needs_chromium
+from helpers.sweep_folder import cell, make_sweep
 from runner.reports.sweep_report import write_sweep_report
 
 # Each would rename the page, which a browser that runs it shows in the DOM.

@@ -11,10 +11,10 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from conftest import TINY, Run
-from starts import kill_while_saving, start
-from test_packed_equality import run_pack
 
+from helpers.command import TINY, Run
+from helpers.packs import run_pack
+from helpers.starts import kill_while_saving, start
 from runner.__main__ import main
 from runner.core.signals import Preempted
 from runner.packed.trainer import PackedTrainer

@@ -17,8 +17,8 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
-from conftest import TINY
 
+from helpers.command import TINY
 from runner.config.settings import DataSettings, TemplateSettings
 from runner.core.errors import ConfigError
 from runner.data import prepare as prepare_module

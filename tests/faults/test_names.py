@@ -7,8 +7,8 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
-from conftest import TINY, Run
 
+from helpers.command import TINY, Run
 from runner.config.adapters import find_adapter
 from runner.core.errors import ConfigError, ExitCode
 from runner.core.folder_names import name_of

@@ -10,9 +10,9 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from conftest import TINY, Run
-from tiny_model import using, write_model
 
+from helpers.command import TINY, Run
+from helpers.tiny_model import using, write_model
 from runner.__main__ import main
 from runner.core.errors import ExitCode
 

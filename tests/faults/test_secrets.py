@@ -8,8 +8,8 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
-from conftest import TINY, Run
 
+from helpers.command import TINY, Run
 from runner.core.errors import ExitCode
 from runner.core.secrets import HIDDEN, found_in, masked
 

@@ -8,8 +8,8 @@ from pathlib import Path
 
 import pytest
 import torch
-from conftest import TINY
 
+from helpers.command import TINY
 from runner.runs import checkpoint
 from runner.runs.checkpoint import newest, verify
 from runner.training.trainer import SupervisedTrainer

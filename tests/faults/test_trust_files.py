@@ -12,10 +12,10 @@ from typing import Any
 
 import pytest
 import torch
-from conftest import TINY, Run
-from tiny_model import copy, using, write_model
 from transformers import LlamaConfig
 
+from helpers.command import TINY, Run
+from helpers.tiny_model import copy, using, write_model
 from runner.__main__ import main
 from runner.core.errors import ExitCode
 from runner.runs import checkpoint
