@@ -66,6 +66,12 @@ def parent(cli: Callable[..., Run], trained: Callable[..., Path], tmp_path: Path
     return copy
 
 
+@pytest.fixture
+def no_report(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Draw no figures, where a test compares numbers."""
+    monkeypatch.setattr("runner.reports.run_report.write_report", lambda folder: folder / "report.html")
+
+
 @pytest.fixture(scope="session")
 def tiny_model(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The tiny model as a checkpoint, so that the seed draws the adapter and the order but not the base."""

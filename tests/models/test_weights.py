@@ -197,7 +197,7 @@ def test_a_text_file_called_gguf_is_refused(tmp_path):
 SLOW_CONVERSION = """
     import sys, time
     from pathlib import Path
-    from runner import gguf
+    from runner.models import gguf_import
 
     def convert(file, folder):
         folder.mkdir()

@@ -14,6 +14,7 @@ from safetensors.torch import load_file
 from helpers.command import TINY, Run
 from helpers.packs import assert_equal as assert_equal_answers
 from helpers.packs import run_pack
+from helpers.rows import PAIRS
 from runner.cli import run_config
 from runner.config.recipe_rules import LOSSES
 from runner.packed.layers import PackedLinear
@@ -22,6 +23,8 @@ from runner.sweep.cells import Cell
 from runner.sweep.packable import group
 from runner.training.dpo_loss import FIGURES
 from runner.training.token_loss import token_logprobs
+
+pytestmark = pytest.mark.usefixtures("no_report")
 
 # Uneven in every way: 11 pairs in batches of 2 and windows of 2 batches, two epochs, 3 held out.
 BASE = (
@@ -33,10 +36,8 @@ BASE = (
     "trainer.per_device_eval_batch_size=2",
     "trainer.gradient_accumulation_steps=2",
     "trainer.learning_rate=3e-3",
-    "data.max_rows=11",
-    "data.eval_max_rows=3",
-    "generation.samples=2",
-    "generation.max_new_tokens=4",
+    *PAIRS,
+    "generation.samples=0",
 )
 DOUBLE = (*BASE, "model.dtype=float64")
 PADDING = 258  # of byte_tokenizer
@@ -126,11 +127,11 @@ def of_file(folder: Path, rows: list[dict[str, str]]) -> tuple[str, ...]:
     """Write a file of pairs; returns the words of the command that choose it."""
     file = folder / "pairs.jsonl"
     file.write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
-    return ("data=file", f"data.path={file}", "data.max_rows=null", "data.eval_max_rows=null")
+    return (f"data.path={file}", "data.eval_path=null")
 
 
 def test_every_loss_in_float64(cli, tmp_path):
-    base = (*DOUBLE, "trainer.num_train_epochs=1", "trainer.warmup_steps=0", "generation.samples=0")
+    base = (*DOUBLE, "trainer.num_train_epochs=1", "trainer.warmup_steps=0")
     compare(cli, tmp_path, base, EACH_LOSS, 1e-8, 1e-8, 1e-8)
 
 
@@ -149,11 +150,11 @@ def test_gradient_checkpointing_in_float64(cli, tmp_path):
 
 
 @pytest.mark.parametrize("recipe", ["dpo", "sft"])
-def test_a_start_from_an_adapter_in_float64(cli, tmp_path, recipe):
+def test_a_start_from_an_adapter_in_float64(cli, parent, tmp_path, recipe):
     """Every cell goes on from the same adapter, which is the reference as well."""
     start = (*TINY, "lora.r=4", "trainer.learning_rate=1e-2", "model.dtype=float64")
-    assert cli(*start, folder="start").code == 0
-    base = (*(DOUBLE if recipe == "dpo" else start), "adapter=start")
+    parent(*start)
+    base = (*(DOUBLE if recipe == "dpo" else start), "adapter=start", "generation.samples=2")
     more = "trainer.beta=0.5" if recipe == "dpo" else "trainer.weight_decay=0.1"
     grid = [("trainer.learning_rate=1e-3",), ("trainer.learning_rate=3e-3", more, "trainer.max_grad_norm=0")]
     packed = run_pack(tmp_path / "pack", base, grid)
@@ -233,8 +234,8 @@ def test_what_may_differ_and_what_runs_alone():
         assert alone.partition("=")[0] in str(reason)
 
 
-def test_cells_of_one_adapter_keep_its_shape(cli):
-    assert cli(*TINY, "trainer.max_steps=1", folder="start").code == 0
+def test_cells_of_one_adapter_keep_its_shape(parent):
+    parent(*TINY)
     start = ("adapter=start", "seed=0")
     assert grouped(start, (*start, "trainer.beta=0.5")) == [(2, None)]
     assert grouped(start, ("seed=0",))[0][0] == 1

@@ -9,19 +9,22 @@ import pytest
 
 from helpers.command import TINY
 from helpers.packs import assert_equal, run_pack
+from helpers.rows import ANSWERS
 
-# Uneven in every way: 23 rows in batches of 3 and windows of 2 batches, two epochs, one cell shorter in rank.
+pytestmark = pytest.mark.usefixtures("no_report")
+
+# Uneven in every way: 23 rows, each longer or shorter than the next, in batches of 3 and windows of 2 batches,
+# two epochs, one cell shorter in rank.
 BASE = (
     *TINY,
-    "data.max_rows=23",
+    *ANSWERS,
     "trainer.max_steps=-1",
     "trainer.num_train_epochs=2",
     "trainer.per_device_train_batch_size=3",
     "trainer.per_device_eval_batch_size=3",
     "trainer.gradient_accumulation_steps=2",
     "trainer.learning_rate=1e-3",
-    "generation.samples=2",
-    "data.metric=null",
+    "generation.samples=0",
 )
 
 
@@ -57,7 +60,7 @@ def test_seeds_in_float64(cli, tmp_path, tiny_model, split):
     if split != "data.eval_split=0":
         rows = tmp_path / "rows.jsonl"
         rows.write_text("".join(ROW % (number, number * number) for number in range(23)), encoding="utf-8")
-        base = (*base, "data=file", f"data.path={rows}", "data.max_rows=null")
+        base = (*base, "data=file", f"data.path={rows}", "data.eval_path=null")
     grid = [
         (f"seed={seed}", "lora.lora_dropout=0.1", f"lora.r={rank}") for seed, rank in ((0, 4), (1, 8), (7, 4))
     ]

@@ -573,7 +573,7 @@ def test_an_exit_code_in_words():
 
 SCRIPT = """
 import sys
-from runner.sweep import children, orchestrate
+from runner.sweep import processes, run_sweep
 processes.WORKER = [sys.argv.pop(1)]
 run_sweep.devices = list
 from runner.__main__ import main
