@@ -13,7 +13,7 @@ from runner.config.settings import DataSettings
 from runner.data.reader import read_sources
 
 # enough steps for the adapter to answer otherwise than its base
-TRAIN = (*TINY, "trainer.learning_rate=0.05", "trainer.save_strategy=no")
+TRAIN = (*TINY, "trainer.learning_rate=0.05", "trainer.save_strategy=no", "data.metric=null")
 CHAT = ("recipe=chat", "chat.max_new_tokens=6")
 ALWAYS = {"config.yaml", "run.json", "report.html"}
 
@@ -30,8 +30,8 @@ def conversation(folder: Path) -> list[dict]:
     return [json.loads(line) for line in (folder / "conversation.jsonl").read_text().splitlines()]
 
 
-def test_one_prompt_prints_the_answer_and_nothing_else(cli, capsys):
-    cli(*TRAIN, folder="start")
+def test_one_prompt_prints_the_answer_and_nothing_else(cli, parent, capsys):
+    parent(*TRAIN)
     capsys.readouterr()
     run = cli(*CHAT, "adapter=start", "prompt=hello")
     printed = capsys.readouterr()
@@ -83,9 +83,9 @@ def test_a_conversation_is_kept_and_can_be_trained_on(cli, typed):
     assert len(source.examples) == 2
 
 
-def test_adapters_are_switched_in_the_middle(cli, typed):
-    cli(*TRAIN, folder="one")
-    cli(*TRAIN, "trainer.learning_rate=0.1", folder="two")
+def test_adapters_are_switched_in_the_middle(cli, parent, typed):
+    parent(*TRAIN, folder="one")
+    parent(*TRAIN, "trainer.learning_rate=0.1", folder="two")
     lines = [
         "hi",
         "/reset",
@@ -105,8 +105,8 @@ def test_adapters_are_switched_in_the_middle(cli, typed):
     assert len({one, two, base}) > 1  # not three: a tiny model may say the same thing twice
 
 
-def test_commands_answer_for_themselves(cli, typed, capsys):
-    cli(*TRAIN, folder="one")
+def test_commands_answer_for_themselves(cli, parent, typed, capsys):
+    parent(*TRAIN, folder="one")
     capsys.readouterr()
     typed(
         "/save",
@@ -164,7 +164,7 @@ def test_the_oldest_turns_are_forgotten_when_there_is_no_room(cli, typed, capsys
     assert len(row["messages"]) < 19
 
 
-def test_an_adapter_of_another_base_does_not_chat(cli, capsys):
-    cli(*TRAIN, folder="one")
+def test_an_adapter_of_another_base_does_not_chat(cli, parent, capsys):
+    parent(*TRAIN, folder="one")
     assert cli(*CHAT, "adapter=one", "seed=1", "prompt=hi").code == 2
     assert "belongs to another base" in capsys.readouterr().err

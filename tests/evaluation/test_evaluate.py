@@ -40,8 +40,8 @@ def answers(monkeypatch):
     return say
 
 
-def test_base_and_adapter_are_scored_side_by_side(cli, capsys):
-    start = cli(*TRAIN, folder="start")
+def test_base_and_adapter_are_scored_side_by_side(cli, parent, capsys):
+    start = parent(*TRAIN)
     run = cli(*EVALUATE, "adapter=start")
     assert run.code == 0
     assert run.files() == FILES
@@ -65,9 +65,9 @@ def test_base_and_adapter_are_scored_side_by_side(cli, capsys):
     assert "Evaluation" in (run.folder / "report.html").read_text()
 
 
-def test_several_adapters_are_each_compared_with_the_base(cli):
-    cli(*TRAIN, folder="one")
-    cli(*TRAIN, "lora.r=4", "trainer.max_steps=2", folder="two")
+def test_several_adapters_are_each_compared_with_the_base(cli, parent):
+    parent(*TRAIN, folder="one")
+    parent(*TRAIN, "lora.r=4", "trainer.max_steps=2", folder="two")
     run = cli(*EVALUATE, "adapter=[one,two]")
     evaluation = found(run)
     assert list(evaluation["models"]) == ["base", "one", "two"]
@@ -80,10 +80,9 @@ def test_several_adapters_are_each_compared_with_the_base(cli):
 
 
 @pytest.mark.parametrize("name", ["base", "train", "lora.r=8,lr=0.1"])
-def test_an_adapter_may_have_any_name(cli, name):
+def test_an_adapter_may_have_any_name(cli, parent, name):
     """One that stands for the base, one that is a method of PyTorch's modules, and a cell of a sweep."""
-    cli(*TRAIN, folder="one")
-    Path("one").rename(name)
+    parent(*TRAIN, folder=name)
     run = cli(*EVALUATE, f"adapter='{name}'", "evaluate.metrics=[]")
     assert run.code == 0
     base, tuned = found(run)["models"].values()
@@ -126,8 +125,8 @@ def test_answers_are_scored_by_the_chosen_metrics(cli, answers):
     assert scores["chrf"]["value"] == pytest.approx(chrf)
 
 
-def test_answers_that_became_right_are_more_than_noise_and_those_of_few_rows_are_not(cli, answers):
-    cli(*TRAIN, folder="start")
+def test_answers_that_became_right_are_more_than_noise_and_those_of_few_rows_are_not(cli, parent, answers):
+    parent(*TRAIN)
     rows = [{"prompt": f"Say {number}.", "completion": str(number)} for number in range(20)]
     write("rows.jsonl", rows)
     chosen = ("evaluate.metrics=[exact_match]", "data=file", "data.path=rows.jsonl")
@@ -195,8 +194,8 @@ def test_fewer_rows_can_be_answered_than_are_in_the_loss(cli):
     assert len(run.lines("samples.jsonl")) == 1
 
 
-def test_a_function_of_the_users_own_is_a_score_like_the_others(cli, answers):
-    cli(*TRAIN, folder="start")
+def test_a_function_of_the_users_own_is_a_score_like_the_others(cli, parent, answers):
+    parent(*TRAIN)
     write("rows.jsonl", ROWS)
     Path("own.py").write_text(
         "print('loaded')\ndef same_length(answer, expected):\n    return len(answer) == len(expected)\n"
@@ -247,8 +246,8 @@ def test_mistakes_are_refused_before_anything_is_loaded(cli, capsys, monkeypatch
     assert [part for part in said if part not in printed] == []
 
 
-def test_an_adapter_of_another_base_and_a_missing_one_are_refused(cli, capsys):
-    cli(*TRAIN, folder="start")
+def test_an_adapter_of_another_base_and_a_missing_one_are_refused(cli, parent, capsys):
+    parent(*TRAIN)
     assert cli(*EVALUATE, "adapter=start", "seed=1").code == 2
     assert "belongs to another base" in capsys.readouterr().err
     assert cli(*EVALUATE, "adapter=[start,gone,lost]").code == 2

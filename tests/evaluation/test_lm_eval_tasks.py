@@ -36,8 +36,8 @@ def lm_eval(monkeypatch):
     return calls
 
 
-def test_tasks_are_handed_to_lm_eval_for_every_model(cli, capsys, lm_eval):
-    cli(*TINY, "trainer.save_strategy=no", "data.metric=null", folder="start")
+def test_tasks_are_handed_to_lm_eval_for_every_model(cli, parent, capsys, lm_eval):
+    parent(*TINY)
     words = ("adapter=start", "evaluate.tasks=[arc]", "evaluate.metrics=[]")
     run = cli("recipe=evaluate", "generation.max_new_tokens=4", *words)
     assert json.loads((run.folder / "evaluation.json").read_text())["tasks"] == {

@@ -15,9 +15,8 @@ from tokenizers import Regex, Tokenizer, decoders, models, pre_tokenizers, train
 from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, PreTrainedTokenizerFast
 
 import runner.export.gguf.architecture
-from helpers.command import TINY, Run
+from helpers.command import LEARNS, TINY, Run
 from helpers.paths import ROOT
-from runner.__main__ import main
 from runner.evaluation.logit_kl import compare, read_texts
 from runner.export.gguf.kinds import WRITTEN
 from runner.export.gguf.tokenizer import obstacles, splitter
@@ -26,7 +25,6 @@ from runner.export.gguf.writer import write_gguf
 from runner.models.model import Precision, byte_tokenizer
 
 EXACT = Precision("fp32", torch.float32, None)
-LEARNS = (*TINY, "trainer.learning_rate=2e-2", "trainer.save_strategy=no", "data.metric=null")
 MERGED = {"config.yaml", "run.json", "report.html"} | {
     f"model/{name}"
     for name in (
@@ -61,11 +59,9 @@ LLAMA3 = {
 }
 
 
-@pytest.fixture(scope="module")
-def trained(tmp_path_factory) -> Path:
-    folder = tmp_path_factory.mktemp("trained") / "run"
-    assert main([*LEARNS, f"output_dir={folder}"]) == 0
-    return folder
+@pytest.fixture(scope="session")
+def trained(trained) -> Path:
+    return trained(*LEARNS)
 
 
 def merge(cli, adapter: Path, *words: str) -> Run:

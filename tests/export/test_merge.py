@@ -12,8 +12,7 @@ from peft import LoHaConfig, LoKrConfig, LoraConfig, OFTConfig, VeraConfig, get_
 from safetensors import safe_open
 from safetensors.torch import load_file
 
-from helpers.command import ADAPTER, TINY, Run
-from runner.__main__ import main
+from helpers.command import ADAPTER, LEARNS, TINY, Run
 from runner.config.settings import ModelSettings
 from runner.models.model import byte_tokenizer, find_base, load_model
 
@@ -30,8 +29,6 @@ MODEL = {
     )
 }
 ONE_FILE = {"model/model.safetensors"}
-# Enough learning in three steps that an adapter which got lost would be noticed.
-LEARNS = (*TINY, "trainer.learning_rate=2e-2", "trainer.save_strategy=no", "data.metric=null")
 
 
 def tiny_base(seed: int = 0) -> torch.nn.Module:
@@ -57,19 +54,10 @@ def loaded(folder: Path) -> torch.nn.Module:
     return AutoModelForCausalLM.from_pretrained(folder / "model", dtype=torch.float32)
 
 
-@pytest.fixture(scope="module")
-def trained(tmp_path_factory):
-    """A tiny run by its overrides, trained once for all tests."""
-    runs: dict[tuple[str, ...], Path] = {}
-
-    def train(*words: str) -> Path:
-        if words not in runs:
-            folder = tmp_path_factory.mktemp("trained") / f"run{len(runs)}"
-            assert main([*LEARNS, *words, f"output_dir={folder}"]) == 0
-            runs[words] = folder
-        return runs[words]
-
-    return train
+@pytest.fixture(scope="session")
+def trained(trained):
+    """A run that has learnt something, by its overrides, trained once for all tests."""
+    return lambda *words: trained(*LEARNS, *words)
 
 
 @pytest.fixture

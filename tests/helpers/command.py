@@ -17,7 +17,9 @@ TINY = (
     "data.eval_max_rows=4",
     "generation.max_new_tokens=4",
 )
-# Nothing is answered, drawn from or kept beside the adapter, where a test does not look at it.
+# Enough learning in three steps that an adapter which got lost would be noticed.
+LEARNS = (*TINY, "trainer.learning_rate=2e-2", "trainer.save_strategy=no", "data.metric=null")
+# Nothing is answered, and nothing kept beside the adapter, where a test does not look at it.
 QUIET = ("generation.samples=0", "data.metric=null", "trainer.save_strategy=no")
 
 # What a training run leaves.

@@ -35,14 +35,14 @@ def test_a_recipe_leaves_exactly_these_files(cli, recipe):
     assert run.record["data"]["train"]["rows"] == (8 if recipe == "kto" else 4)
 
 
-def test_the_reference_is_the_adapter_that_training_starts_from(cli):
+def test_the_reference_is_the_adapter_that_training_starts_from(cli, parent):
     """Steps on one batch: every one of them tells the reference's log-probability, which never moves."""
     from peft import PeftModel
 
     from runner.config.settings import ModelSettings
     from runner.models.model import find_base, load_model
 
-    start = cli(*TINY, "trainer.learning_rate=0.1", folder="start")
+    start = parent(*TINY, "trainer.learning_rate=0.1")
     run = cli("recipe=dpo", "adapter=start", *PAIRS, *FAST, "trainer.per_device_train_batch_size=4")
     assert (start.code, run.code) == (0, 0)
     steps = [line for line in run.lines("metrics.jsonl") if "rewards/chosen" in line]
@@ -92,9 +92,9 @@ def test_reference_log_probabilities_computed_before_give_the_same_result(cli):
 
 
 @pytest.mark.skipif(torch.cuda.is_available(), reason="sums on CUDA have no fixed order")
-def test_a_cut_run_goes_on_to_the_same_bytes(cli):
+def test_a_cut_run_goes_on_to_the_same_bytes(cli, parent):
     words = ("recipe=dpo", *PAIRS, "trainer.max_steps=4", *SAVES)
-    cli(*TINY, folder="start")
+    parent(*TINY)
     cli(*words, "adapter=start", folder="whole")
     cli(*words, "adapter=start", "resume=whole/checkpoints/checkpoint-2", folder="cut")
     weights = [(Path(name) / "adapter/adapter_model.safetensors").read_bytes() for name in ("whole", "cut")]
@@ -203,17 +203,17 @@ def test_contradictions_are_refused(cli, capsys, words, said):
     assert said in capsys.readouterr().err
 
 
-def test_an_adapter_of_another_base_is_refused(cli, capsys):
+def test_an_adapter_of_another_base_is_refused(cli, parent, capsys):
     """The same architecture and shapes, but other weights: the seed draws them."""
-    cli(*TINY, folder="start")
+    parent(*TINY)
     run = cli("recipe=dpo", "adapter=start", "seed=1", *PAIRS)
     assert run.code == 2
     assert not run.folder.exists()
     assert "belongs to another base (weights random:tiny, seed 0" in capsys.readouterr().err
 
 
-def test_an_adapter_keeps_its_shape(cli, capsys):
-    cli(*TINY, folder="start")
+def test_an_adapter_keeps_its_shape(cli, parent, capsys):
+    parent(*TINY)
     assert cli("recipe=dpo", "adapter=start", "lora.r=4", *PAIRS).code == 2
     assert "has r=16, and keeps it" in capsys.readouterr().err
 

@@ -49,8 +49,8 @@ def test_a_run_leaves_exactly_the_files_of_the_contract(cli):
 
 
 @pytest.mark.skipif(torch.cuda.is_available(), reason="random weights drawn on CUDA are other weights")
-def test_the_loss_trajectory_is_the_golden_one(cli):
-    losses = [line["loss"] for line in cli(*TINY).lines("metrics.jsonl") if "loss" in line]
+def test_the_loss_trajectory_is_the_golden_one(parent):
+    losses = [line["loss"] for line in parent(*TINY).lines("metrics.jsonl") if "loss" in line]
     assert losses == pytest.approx(GOLDEN, abs=2e-4)
 
 
@@ -159,8 +159,8 @@ def test_a_failure_in_training_leaves_a_complete_record(cli, monkeypatch):
     assert {"config.yaml", "run.json", "report.html"} <= run.files()
 
 
-def test_a_used_folder_is_refused(cli):
-    assert cli(*TINY).code == 0
+def test_a_used_folder_is_refused(cli, parent):
+    parent(*TINY, folder="run")
     before = (Path("run") / "run.json").read_bytes()
     assert cli(*TINY).code == 2
     assert (Path("run") / "run.json").read_bytes() == before
@@ -211,8 +211,8 @@ def test_the_best_checkpoint_is_kept_and_every_checkpoint_is_complete(cli):
         }
 
 
-def test_a_new_run_starts_from_an_earlier_adapter(cli):
-    first = cli(*TINY)
+def test_a_new_run_starts_from_an_earlier_adapter(cli, parent):
+    first = parent(*TINY)
     second = cli(*TINY, f"adapter={first.folder}", "trainer.learning_rate=1e-6", folder="second")
     assert second.code == 0
     starts = [run.lines("metrics.jsonl")[0]["loss"] for run in (first, second)]
@@ -279,8 +279,8 @@ def test_a_resumed_run_ends_with_the_bytes_of_an_undisturbed_one(cli, monkeypatc
     assert whole.code == 0
 
 
-def test_resuming_with_another_learning_rate_is_refused(cli, capsys):
-    first = cli(*TINY)
+def test_resuming_with_another_learning_rate_is_refused(cli, parent, capsys):
+    first = parent(*TINY)
     assert cli(*TINY, f"resume={first.folder}", "trainer.learning_rate=5e-5", folder="second").code == 2
     assert "trainer.learning_rate" in capsys.readouterr().err
 
@@ -312,8 +312,8 @@ def test_ranks_of_a_launcher_are_refused(cli, capsys, monkeypatch):
     assert not run.folder.exists()
 
 
-def test_a_refused_resume_leaves_the_earlier_run_as_it_was(cli, capsys):
-    assert cli(*TINY).code == 0
+def test_a_refused_resume_leaves_the_earlier_run_as_it_was(cli, parent, capsys):
+    parent(*TINY, folder="run")
     before = {path: path.read_bytes() for path in Path("run").rglob("*") if path.is_file()}
     assert cli(*TINY, "resume=auto", "trainer.learning_rate=5e-5").code == 2
     assert "trainer.learning_rate" in capsys.readouterr().err
