@@ -30,6 +30,7 @@ def conversation(folder: Path) -> list[dict]:
     return [json.loads(line) for line in (folder / "conversation.jsonl").read_text().splitlines()]
 
 
+@pytest.mark.report
 def test_one_prompt_prints_the_answer_and_nothing_else(cli, parent, capsys):
     parent(*TRAIN)
     capsys.readouterr()

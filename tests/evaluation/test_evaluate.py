@@ -40,6 +40,7 @@ def answers(monkeypatch):
     return say
 
 
+@pytest.mark.report
 def test_base_and_adapter_are_scored_side_by_side(cli, parent, capsys):
     start = parent(*TRAIN)
     run = cli(*EVALUATE, "adapter=start")

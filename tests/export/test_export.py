@@ -16,7 +16,7 @@ from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, PreTra
 
 import runner.export.gguf.architecture
 from helpers.command import LEARNS, TINY, Run
-from helpers.paths import ROOT
+from runner.__main__ import main
 from runner.evaluation.logit_kl import compare, read_texts
 from runner.export.gguf.kinds import WRITTEN
 from runner.export.gguf.tokenizer import obstacles, splitter
@@ -92,6 +92,7 @@ def logits(source: Path, texts: list[list[int]]) -> list[torch.Tensor]:
     return read_texts(AutoModelForCausalLM.from_pretrained(source, dtype=torch.float32), texts, EXACT)
 
 
+@pytest.mark.report
 def test_the_file_of_a_merged_model_is_read_back_and_measured(cli, trained):
     run = merge(cli, trained, "export=gguf")
     assert run.code == 0
@@ -321,18 +322,24 @@ def test_a_model_with_classes_is_not_exported(cli, capsys):
         assert "only models that write text are exported" in capsys.readouterr().err
 
 
-def llama_cpp(folder: Path, quantize: str) -> Path:
-    """A stand-in for a checkout: its converter writes float32, its quantiser runs a line of Python."""
+@pytest.fixture(scope="session")
+def float32_file(trained, tmp_path_factory) -> Path:
+    """What a converter makes of the merged model; the import of its libraries takes seconds."""
+    folder = tmp_path_factory.mktemp("float32") / "merged"
+    words = ("recipe=merge", f"adapter={trained}", "export=gguf", "gguf.kind=f32")
+    assert main([*words, f"output_dir={folder}"]) == 0
+    return folder / "model-F32.gguf"
+
+
+def llama_cpp(folder: Path, converted: Path, quantize: str) -> Path:
+    """A stand-in for a checkout: its converter gives a file there is, its quantiser runs a line of Python."""
     (folder / "build/bin").mkdir(parents=True)
     (folder / "convert_hf_to_gguf.py").write_text(
-        f"import json, pathlib, sys\nsys.path.insert(0, {str(ROOT)!r})\n"
-        "from transformers import AutoConfig, AutoTokenizer\n"
-        "from runner.export.gguf.writer import write_gguf\n"
+        "import json, pathlib, shutil, sys\n"
         "source, _, outfile, _, outtype = sys.argv[1:]\n"
         "pathlib.Path('converted.json').write_text(json.dumps(sys.argv[1:]))\n"
-        "source = pathlib.Path(source)\n"
-        "parts = AutoConfig.from_pretrained(source), AutoTokenizer.from_pretrained(source)\n"
-        "write_gguf(pathlib.Path(outfile), source, *parts, 'f32', 'stand-in')\n"
+        "assert (pathlib.Path(source) / 'model.safetensors').is_file()\n"
+        f"shutil.copy({str(converted)!r}, outfile)\n"
     )
     program = folder / "build/bin/llama-quantize"
     program.write_text(f"#!{sys.executable}\nimport pathlib, shutil, sys\n{quantize}\n")
@@ -340,9 +347,10 @@ def llama_cpp(folder: Path, quantize: str) -> Path:
     return folder
 
 
-def test_other_kinds_are_made_by_the_checkout_that_the_user_names(cli, trained, tmp_path):
+def test_other_kinds_are_made_by_the_checkout_that_the_user_names(cli, trained, float32_file, tmp_path):
     checkout = llama_cpp(
         tmp_path / "llama cpp",
+        float32_file,
         "shutil.copy(*sys.argv[1:3]); pathlib.Path('quantised.txt').write_text(sys.argv[3])",
     )
     run = merge(cli, trained, "export=gguf", "gguf.kind=Q4_K_M", f"gguf.llama_cpp='{checkout}'")
@@ -355,8 +363,8 @@ def test_other_kinds_are_made_by_the_checkout_that_the_user_names(cli, trained, 
     assert run.record["metrics"]["gguf_kl"] < 1e-6
 
 
-def test_what_a_failing_checkout_said_is_told(cli, trained, tmp_path, capsys):
-    checkout = llama_cpp(tmp_path / "llama.cpp", "sys.exit('this model needs an imatrix')")
+def test_what_a_failing_checkout_said_is_told(cli, trained, float32_file, tmp_path, capsys):
+    checkout = llama_cpp(tmp_path / "llama.cpp", float32_file, "sys.exit('this model needs an imatrix')")
     run = merge(cli, trained, "export=gguf", "gguf.kind=iq2_xxs", f"gguf.llama_cpp={checkout}")
     assert run.code == 1
     assert "this model needs an imatrix" in capsys.readouterr().err

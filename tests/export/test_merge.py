@@ -85,6 +85,7 @@ def merge(cli, adapter: Path | str, *words: str, folder: str = "merged") -> Run:
     return cli("recipe=merge", f"adapter={adapter}", *words, folder=folder)
 
 
+@pytest.mark.report
 def test_a_merge_leaves_a_model_that_plain_transformers_loads(cli, trained):
     start = trained()
     run = merge(cli, start)

@@ -35,7 +35,7 @@ def test_name_of_a_run_is_one_plain_folder(tmp_path: Path, monkeypatch, name: st
 
 @pytest.mark.parametrize("launcher", ["packed", "basic"])
 def test_values_of_a_sweep_stay_in_its_folder(cli: Callable[..., Run], tmp_path: Path, launcher: str) -> None:
-    """``data.path`` is an axis whose values climb out of the sweep's folder."""
+    """``data.path`` is an axis whose values climb out of the sweep's folder, or begin at the root."""
     rows = tmp_path / "a" / "b" / "rows.jsonl"
     rows.parent.mkdir(parents=True)
     text = "".join(json.dumps({"prompt": f"Say {n}.", "completion": str(n)}) + "\n" for n in range(4))
@@ -43,7 +43,7 @@ def test_values_of_a_sweep_stay_in_its_folder(cli: Callable[..., Run], tmp_path:
         file.write_text(text, encoding="utf-8")
     before = set(tmp_path.iterdir())
     # the folder of a value such as ../../../rows.jsonl would be beside the sweep
-    axis = f"data.path=a/b/../../rows.jsonl,{rows}"
+    axis = "data.path=a/b/../../rows.jsonl" + (f",{rows}" if launcher == "basic" else "")
     words = ("trainer.max_steps=1", "data=file", axis, "data.eval_path=null", f"hydra/launcher={launcher}")
     run = cli("-m", *TINY, *words, folder="sweep")
     assert run.code == 0

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import subprocess
 import sys
 from collections.abc import Callable
@@ -12,6 +13,7 @@ from typing import Any
 import pytest
 
 from helpers.command import TINY, Run
+from helpers.paths import ROOT
 from helpers.tiny_model import using, write_model
 from runner.__main__ import main
 from runner.core.errors import ExitCode
@@ -73,14 +75,15 @@ def test_changed_weights_are_another_base(cli: Callable[..., Run], capsys, train
     assert "belongs to another base (weights" in capsys.readouterr().err
 
 
-def run_twice(folder: Path, *words: str) -> list[Path]:
-    """The same command in two processes, each in a folder of its own."""
-    runs = [folder / "first", folder / "second"]
-    for run in runs:
-        command = [sys.executable, "-m", "runner", *words, f"output_dir={run}"]
-        done = subprocess.run(command, capture_output=True, text=True, cwd=folder, check=False)
-        assert done.returncode == 0, done.stderr
-    return runs
+def run_twice(cli: Callable[..., Run], folder: Path, *words: str) -> list[Path]:
+    """The same command in this process and in one of its own, where the order of sets is another."""
+    command = [sys.executable, "-m", "runner", *words, f"output_dir={folder / 'second'}"]
+    environment = os.environ | {"PYTHONPATH": str(ROOT), "PYTHONHASHSEED": "1"}
+    done = subprocess.run(command, capture_output=True, text=True, cwd=folder, env=environment, check=False)
+    assert done.returncode == 0, done.stderr
+    first = cli(*words, folder="first")
+    assert first.code == 0
+    return [first.folder, folder / "second"]
 
 
 def without_times(file: Path) -> list[dict[str, Any]]:
@@ -105,14 +108,14 @@ def same(first: Path, second: Path) -> set[str]:
     return {path.name for path in compared}
 
 
-def test_same_run_has_the_same_bytes(tmp_path: Path) -> None:
-    compared = same(*run_twice(tmp_path, *RANDOM))
+def test_same_run_has_the_same_bytes(cli: Callable[..., Run], tmp_path: Path) -> None:
+    compared = same(*run_twice(cli, tmp_path, *RANDOM))
     assert {"adapter_model.safetensors", "adapter_config.json", "samples.jsonl"} <= compared
 
 
-def test_same_pack_has_the_same_bytes(tmp_path: Path) -> None:
+def test_same_pack_has_the_same_bytes(cli: Callable[..., Run], tmp_path: Path) -> None:
     axes = ("lora.r=2,4", "trainer.learning_rate=1e-3,1e-2")
-    first, second = run_twice(tmp_path, "-m", *RANDOM, *axes)
+    first, second = run_twice(cli, tmp_path, "-m", *RANDOM, *axes)
     cells = [entry["name"] for entry in json.loads((first / "sweep.json").read_text())["cells"]]
     assert len(cells) == 4
     for cell in cells:

@@ -13,6 +13,7 @@ from safetensors.torch import load_file
 
 from helpers.command import ADAPTER, RECORD, TINY
 from helpers.packs import run_pack
+from helpers.rows import ANSWERS
 from runner.models.model import _architecture
 from runner.packed import memory
 from runner.packed.adapters import pack_adapters
@@ -20,7 +21,13 @@ from runner.packed.trainer import PackedTrainer
 from runner.sweep.cells import Cell
 from runner.sweep.packable import group
 
-BASE = (*TINY, "trainer.max_steps=6", "trainer.per_device_train_batch_size=2", "generation.samples=1")
+BASE = (
+    *TINY,
+    *ANSWERS,
+    "trainer.max_steps=6",
+    "trainer.per_device_train_batch_size=2",
+    "generation.samples=1",
+)
 CELLS = [
     ("lora.r=4", "trainer.learning_rate=1e-3"),
     ("lora.r=8", "trainer.learning_rate=3e-3", "lora.lora_dropout=0.1"),
@@ -45,6 +52,7 @@ def calm(tmp_path_factory):
     return run_pack(tmp_path_factory.mktemp("calm"), BASE, CELLS)
 
 
+@pytest.mark.report
 def test_every_cell_has_a_complete_run_folder(calm):
     for run in calm:
         assert run.files() == FILES

@@ -24,8 +24,6 @@ from runner.sweep.packable import group
 from runner.training.dpo_loss import FIGURES
 from runner.training.token_loss import token_logprobs
 
-pytestmark = pytest.mark.usefixtures("no_report")
-
 # Uneven in every way: 11 pairs in batches of 2 and windows of 2 batches, two epochs, 3 held out.
 BASE = (
     "recipe=dpo",

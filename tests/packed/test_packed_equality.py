@@ -11,10 +11,8 @@ from helpers.command import TINY
 from helpers.packs import assert_equal, run_pack
 from helpers.rows import ANSWERS
 
-pytestmark = pytest.mark.usefixtures("no_report")
-
-# Uneven in every way: 23 rows, each longer or shorter than the next, in batches of 3 and windows of 2 batches,
-# two epochs, one cell shorter in rank.
+# Uneven in every way: 23 rows of any length in batches of 3 and windows of 2 batches, two epochs, one cell
+# shorter in rank.
 BASE = (
     *TINY,
     *ANSWERS,

@@ -24,6 +24,7 @@ def own(text: str) -> list[str]:
     return ["--config-dir", "mine", "experiment=steps"]
 
 
+@pytest.mark.report
 @pytest.mark.slow
 def test_each_stage_is_a_run_that_names_the_one_before(cli):
     run = cli(*own(STAGES), *TINY)

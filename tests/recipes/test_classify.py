@@ -19,6 +19,7 @@ def write(path: str, rows: list[dict]) -> None:
     Path(path).write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
 
 
+@pytest.mark.report
 def test_classes_are_learnt_and_saved(cli):
     write("train.jsonl", ROWS[:24])
     write("test.jsonl", ROWS[24:])

@@ -26,6 +26,7 @@ def pair(prompt: str = "2+2?", chosen: str = "4", rejected: str = "5", **more: o
     return {"prompt": prompt, "chosen": chosen, "rejected": rejected, **more}
 
 
+@pytest.mark.report
 @pytest.mark.parametrize("recipe", ["dpo", "kto", "orpo", "reward"])
 def test_a_recipe_leaves_exactly_these_files(cli, recipe):
     run = cli(f"recipe={recipe}", *PAIRS, "trainer.save_strategy=no")

@@ -30,6 +30,7 @@ def _tiny_base() -> torch.nn.Module:
     return load_model(base, None, torch.float32, seed=0)
 
 
+@pytest.mark.report
 def test_a_run_leaves_exactly_the_files_of_the_contract(cli):
     run = cli(*TINY)
     assert run.code == 0
@@ -90,6 +91,7 @@ def test_every_adapter_trains_and_loads_in_plain_peft(cli, option, monkeypatch):
     torch.testing.assert_close(_prompt_logits(loaded), trained["logits"], atol=2e-4, rtol=1e-3)
 
 
+@pytest.mark.report
 def test_full_finetuning_saves_a_model(cli):
     from transformers import AutoModelForCausalLM
 
@@ -130,6 +132,7 @@ def test_packing_trains_on_the_same_tokens_with_the_same_loss(cli):
     assert first[1]["num_tokens"] == first[0]["num_tokens"]
 
 
+@pytest.mark.report
 def test_a_loss_that_is_not_finite_stops_the_run(cli):
     run = cli(
         *TINY,
@@ -145,6 +148,7 @@ def test_a_loss_that_is_not_finite_stops_the_run(cli):
     assert (run.folder / "report.html").exists()
 
 
+@pytest.mark.report
 def test_a_failure_in_training_leaves_a_complete_record(cli, monkeypatch):
     from runner.training.trainer import SupervisedTrainer
 

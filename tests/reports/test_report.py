@@ -14,6 +14,8 @@ from helpers.pages import HOSTILE, dump_dom, needs_chromium, words_of
 from runner.reports.figures import Series, format_value, line_figure
 from runner.reports.run_report import page_environment, write_report
 
+pytestmark = pytest.mark.report
+
 
 def run_record(**changes: Any) -> dict[str, Any]:
     """Return the run.json of a completed run, with some keys replaced."""
