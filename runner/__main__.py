@@ -6,8 +6,9 @@ import os
 import shlex
 import sys
 import traceback
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from typing import Any
 
 # Read when the libraries are imported: no usage statistics leave the machine, and the runner prints its own.
 os.environ.setdefault("HF_HUB_DISABLE_TELEMETRY", "1")
@@ -22,6 +23,7 @@ from hydra.errors import HydraException
 from hydra.types import RunMode
 from omegaconf import DictConfig, open_dict
 
+from recipes import OBJECTIVES, run_recipe
 from runner.cli import run_config
 from runner.core import console
 from runner.core.errors import ConfigError, ExitCode, Issue, RunnerError
@@ -33,7 +35,7 @@ from runner.sweep import Handle
 def main(argv: list[str] | None = None) -> int:
     """Run one command line and return its exit code (see ``ExitCode``)."""
     typed = sys.argv[1:] if argv is None else argv
-    command = run_config.parse(typed)
+    command = run_config.parse(typed, OBJECTIVES)
     try:
         run_config.check_shown(command) if command.informational else run_config.check(command)
     except ConfigError as error:
@@ -44,21 +46,38 @@ def main(argv: list[str] | None = None) -> int:
     handle = Handle(typed, command)
 
     def task(composed: DictConfig) -> None:
-        if ExitCode.PREEMPTED not in codes:  # with hydra/launcher=basic: the cells after it do not begin
-            codes.append(_run(composed, typed))
+        if ExitCode.PREEMPTED in codes:
+            return  # with hydra/launcher=basic: the cells after it do not begin
+        overrides = HydraConfig.get().overrides.task
+        try:
+            frozen = run_config.freeze(_placed(composed), OBJECTIVES)
+        except ConfigError as error:  # a cell of a sweep that is wrong only in combination
+            console.config_errors(error.issues)
+            codes.append(ExitCode.CONFIG_ERROR)
+        else:
+            words = masked(shlex.join(["python", "-m", "runner", *typed]))
+            codes.append(run_recipe(frozen, words, [masked(text) for text in overrides]))
 
     task.sweep = handle  # by which the packed launcher knows the runner's own task
     start = hydra.main(version_base="1.3", config_path=str(CONFIG_DIR), config_name="config")(task)
+    codes += _started(start, command, handle)
+    if handle.sweep is not None and handle.sweep.ran:
+        codes.append(handle.sweep.finish())
+    return max(codes, default=ExitCode.COMPLETED)
+
+
+def _started(start: Callable[[], Any], command: run_config.Command, handle: Handle) -> list[int]:
+    """Let Hydra start the task, or the cells of a sweep; returns exit codes beside those of the runs."""
     before, sys.argv = sys.argv, [sys.argv[0], *command.argv]
     try:
         with _own_errors():
             start()
     except ConfigError as error:  # cells of a sweep that are wrong only in combination
         console.config_errors(error.issues)
-        codes.append(ExitCode.CONFIG_ERROR)
+        return [ExitCode.CONFIG_ERROR]
     except HydraException as error:
         console.config_errors([Issue("hydra", str(error))])
-        return ExitCode.CONFIG_ERROR
+        return [ExitCode.CONFIG_ERROR]
     except KeyboardInterrupt:
         if handle.sweep is None:
             raise
@@ -68,12 +87,21 @@ def main(argv: list[str] | None = None) -> int:
         if not isinstance(error, RunnerError):  # that is a cell that failed, which has been reported
             console.err.print("".join(traceback.format_exception(error)), markup=False)
         console.warn(f"the sweeper stops: {error}")
-        codes.append(ExitCode.FAILED)
+        return [ExitCode.FAILED]
     finally:
         sys.argv = before
-    if handle.sweep is not None and handle.sweep.ran:
-        codes.append(handle.sweep.finish())
-    return max(codes, default=ExitCode.COMPLETED)
+    return []
+
+
+def _placed(composed: DictConfig) -> DictConfig:
+    """A composed config with its ``hydra`` node; the folder of a sweep's cell is in the sweep's."""
+    hydra_config = HydraConfig.get()
+    with open_dict(composed):
+        composed.hydra = hydra_config
+        if hydra_config.mode == RunMode.MULTIRUN:
+            sweep = composed.hydra.sweep
+            composed.output_dir = os.path.join(sweep.dir, sweep.subdir)
+    return composed
 
 
 @contextmanager
@@ -87,25 +115,6 @@ def _own_errors() -> Iterator[None]:
         del os.environ["HYDRA_FULL_ERROR"]
         if before is not None:
             os.environ["HYDRA_FULL_ERROR"] = before
-
-
-def _run(composed: DictConfig, typed: list[str]) -> int:
-    hydra_config = HydraConfig.get()
-    with open_dict(composed):
-        composed.hydra = hydra_config
-        if hydra_config.mode == RunMode.MULTIRUN:
-            sweep = composed.hydra.sweep
-            composed.output_dir = os.path.join(sweep.dir, sweep.subdir)
-    try:
-        frozen = run_config.freeze(composed)
-    except ConfigError as error:  # a cell of a sweep that is wrong only in combination
-        console.config_errors(error.issues)
-        return ExitCode.CONFIG_ERROR
-    # the recipe's libraries are imported only once the config is known to be right
-    from recipes import run_recipe
-
-    command = masked(shlex.join(["python", "-m", "runner", *typed]))
-    return run_recipe(frozen, command, [masked(text) for text in hydra_config.overrides.task])
 
 
 if __name__ == "__main__":

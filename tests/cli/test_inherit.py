@@ -1,11 +1,12 @@
 """What a command with an adapter takes over from the run that made it."""
 
 from helpers.command import TINY
+from recipes import OBJECTIVES
 from runner.cli import run_config
 
 
 def composed(*words: str):
-    (run,) = run_config.check(run_config.parse(list(words)))
+    (run,) = run_config.check(run_config.parse(list(words), OBJECTIVES))
     return run
 
 

@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 
 from helpers.paths import ROOT
+from recipes import OBJECTIVES
 from runner.__main__ import main
 from runner.cli import run_config
 from runner.config.settings import RunConfig
@@ -16,7 +17,7 @@ from runner.core.errors import ConfigError, ExitCode
 
 
 def check(*words: str) -> list[RunConfig]:
-    return run_config.check(run_config.parse(list(words)))
+    return run_config.check(run_config.parse(list(words), OBJECTIVES))
 
 
 def one(*words: str) -> RunConfig:
