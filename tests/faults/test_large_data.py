@@ -381,12 +381,12 @@ def test_tokens_are_not_held_in_memory(tmp_path: Path, monkeypatch: pytest.Monke
     peaks = {}
     for module in (prepare_module, token_rows):
         monkeypatch.setattr(module, "_BATCH", 100)
-    for count in (150, 600):
+    for count in (300, 1_200):
         file = jsonl(tmp_path / f"{count}.jsonl", (row(number, 40) for number in range(count)))
         peaks[count], data = _traced(file)
         assert len(data.train.rows) == count
     # a row's 256 token ids and labels are four kilobytes in lists
-    assert (peaks[600] - peaks[150]) / 450 < 300
+    assert (peaks[1_200] - peaks[300]) / 900 < 300
 
 
 def _traced(file: Path, **options: Any) -> tuple[int, Data]:
