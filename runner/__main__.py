@@ -6,9 +6,8 @@ import os
 import shlex
 import sys
 import traceback
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
-from typing import Any
 
 # Read when the libraries are imported: no usage statistics leave the machine, and the runner prints its own.
 os.environ.setdefault("HF_HUB_DISABLE_TELEMETRY", "1")
@@ -60,24 +59,24 @@ def main(argv: list[str] | None = None) -> int:
 
     task.sweep = handle  # by which the packed launcher knows the runner's own task
     start = hydra.main(version_base="1.3", config_path=str(CONFIG_DIR), config_name="config")(task)
-    codes += _started(start, command, handle)
+    with _hydra_argv(command.argv), _errors_recorded(codes, handle):
+        start()
     if handle.sweep is not None and handle.sweep.ran:
         codes.append(handle.sweep.finish())
     return max(codes, default=ExitCode.COMPLETED)
 
 
-def _started(start: Callable[[], Any], command: run_config.Command, handle: Handle) -> list[int]:
-    """Let Hydra start the task, or the cells of a sweep; returns exit codes beside those of the runs."""
-    before, sys.argv = sys.argv, [sys.argv[0], *command.argv]
+@contextmanager
+def _errors_recorded(codes: list[int], handle: Handle) -> Iterator[None]:
+    """Say what Hydra or a sweep raises, and add its exit code to those of the runs."""
     try:
-        with _own_errors():
-            start()
+        yield
     except ConfigError as error:  # cells of a sweep that are wrong only in combination
         console.config_errors(error.issues)
-        return [ExitCode.CONFIG_ERROR]
+        codes.append(ExitCode.CONFIG_ERROR)
     except HydraException as error:
         console.config_errors([Issue("hydra", str(error))])
-        return [ExitCode.CONFIG_ERROR]
+        codes.append(ExitCode.CONFIG_ERROR)
     except KeyboardInterrupt:
         if handle.sweep is None:
             raise
@@ -87,10 +86,7 @@ def _started(start: Callable[[], Any], command: run_config.Command, handle: Hand
         if not isinstance(error, RunnerError):  # that is a cell that failed, which has been reported
             console.err.print("".join(traceback.format_exception(error)), markup=False)
         console.warn(f"the sweeper stops: {error}")
-        return [ExitCode.FAILED]
-    finally:
-        sys.argv = before
-    return []
+        codes.append(ExitCode.FAILED)
 
 
 def _placed(composed: DictConfig) -> DictConfig:
@@ -105,16 +101,17 @@ def _placed(composed: DictConfig) -> DictConfig:
 
 
 @contextmanager
-def _own_errors() -> Iterator[None]:
-    """Errors come out of Hydra as they are, instead of printed by it."""
-    before = os.environ.get("HYDRA_FULL_ERROR")
-    os.environ["HYDRA_FULL_ERROR"] = "1"
+def _hydra_argv(argv: list[str]) -> Iterator[None]:
+    """Hydra reads these words instead of the typed ones, and raises errors instead of printing them itself."""
+    words, full = sys.argv, os.environ.get("HYDRA_FULL_ERROR")
+    sys.argv, os.environ["HYDRA_FULL_ERROR"] = [sys.argv[0], *argv], "1"
     try:
         yield
     finally:
+        sys.argv = words
         del os.environ["HYDRA_FULL_ERROR"]
-        if before is not None:
-            os.environ["HYDRA_FULL_ERROR"] = before
+        if full is not None:
+            os.environ["HYDRA_FULL_ERROR"] = full
 
 
 if __name__ == "__main__":
