@@ -177,7 +177,7 @@ def test_the_reference_is_computed_once_for_all_cells(tmp_path, monkeypatch, tin
             seen.update("".join(map(chr, row)).rstrip(chr(PADDING)) for row in ids.tolist())
         return token_logprobs(model, ids, *args)
 
-    monkeypatch.setattr("runner.packed.trainer.token_logprobs", watched)
+    monkeypatch.setattr("runner.packed.passes.token_logprobs", watched)
     again = {"prompt": "3 squared?", "chosen": "9", "rejected": "nine"}
     base = (*BASE, *of_file(tmp_path, [*pairs(13), again]), "data.eval_split=0.2")
     base = (*base, "model.weights=pretrained", f"model.path={tiny_model}")

@@ -42,6 +42,10 @@ def _record(folder: Path) -> dict[str, Any]:
     return json.loads((folder / "run.json").read_text())
 
 
+# The tests of one chain of runs stay in one process (pytest -m slow --dist loadgroup).
+chain = pytest.mark.xdist_group("default job")
+
+
 @pytest.fixture(scope="module")
 def trained(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The default job's run folder, beside which the next steps of the README leave theirs."""
@@ -53,6 +57,7 @@ def trained(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.mark.slow
+@chain
 def test_the_default_job_learns_to_answer_unseen_orders(trained):
     metrics = _record(trained)["metrics"]
     assert metrics["exact_match_before"] <= 0.05
@@ -69,6 +74,7 @@ def preferring(trained: Path) -> Path:
 
 
 @pytest.mark.slow
+@chain
 def test_the_default_preference_job_prefers_the_right_answers(preferring):
     metrics = _record(preferring)["metrics"]
     assert metrics["eval_rewards_accuracies"] > 0.9
@@ -76,6 +82,7 @@ def test_the_default_preference_job_prefers_the_right_answers(preferring):
 
 
 @pytest.mark.slow
+@chain
 def test_the_merged_model_scores_like_its_adapter(preferring):
     folder = preferring.parent
     done = _command(folder, "recipe=merge", "adapter=dpo", "export=gguf", "output_dir=merged")
