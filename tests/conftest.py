@@ -1,47 +1,41 @@
-"""Shared fixtures: the command line in this process, in an empty folder."""
+"""Shared fixtures: the command line in this process, in an empty folder, and runs that are trained once."""
 
 from __future__ import annotations
 
-import json
+import os
+
+# One thread, before anything imports torch, here and in processes that tests start: a tiny run takes 2.1 s of
+# CPU with one thread and 12 s with two, which wait for each other.
+os.environ.update(OMP_NUM_THREADS="1", MKL_NUM_THREADS="1")
+
+import gc
+import shutil
 from collections.abc import Callable
-from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import pytest
 
+from helpers.command import Run
 from runner.__main__ import main
 
-# A run of seconds on any machine: random weights, bytes as tokens, float32 so that figures carry over.
-TINY = (
-    "model=tiny",
-    "trainer.precision=fp32",
-    "trainer.max_steps=3",
-    "trainer.max_length=512",
-    "data.max_rows=24",
-    "data.eval_max_rows=4",
-    "generation.max_new_tokens=4",
-)
+
+def pytest_runtest_teardown(item: pytest.Item, nextitem: pytest.Item | None) -> None:
+    """Take what is imported and cached by now out of the garbage collector's sight after each file.
+
+    A trainer collects garbage when it ends, which takes 0.36 s with all the libraries' objects in sight, a
+    third of a tiny run.
+    """
+    if nextitem is not None and nextitem.path != item.path:
+        gc.collect()
+        gc.freeze()
 
 
-@dataclass
-class Run:
-    """How a command ended: exit code, and what is in its run folder."""
-
-    code: int
-    folder: Path
-
-    @property
-    def record(self) -> dict[str, Any]:
-        return json.loads((self.folder / "run.json").read_text(encoding="utf-8"))
-
-    def lines(self, name: str) -> list[dict[str, Any]]:
-        return [json.loads(line) for line in (self.folder / name).read_text(encoding="utf-8").splitlines()]
-
-    def files(self) -> set[str]:
-        """All files it left, but for the patch that is there when the project's checkout is not clean."""
-        files = {str(path.relative_to(self.folder)) for path in self.folder.rglob("*") if path.is_file()}
-        return files - {"uncommitted.diff"}
+@pytest.fixture(autouse=True)
+def _blank_reports(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Leave the report of a run empty, but where a test is marked ``report``: it is a third of a tiny run."""
+    if "report" not in request.keywords:
+        page = "runner.reports.run_report.write_report"
+        monkeypatch.setattr(page, lambda folder: (folder / "report.html").touch())
 
 
 @pytest.fixture
@@ -53,3 +47,36 @@ def cli(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[..., Run]:
         return Run(main([*words, f"output_dir={folder}"]), tmp_path / folder)
 
     return run
+
+
+@pytest.fixture(scope="session")
+def trained(tmp_path_factory: pytest.TempPathFactory) -> Callable[..., Path]:
+    """The folder of a run by its overrides, which is trained once a session; tests must not write to it."""
+    runs: dict[tuple[str, ...], Path] = {}
+
+    def train(*words: str) -> Path:
+        if words not in runs:
+            folder = tmp_path_factory.mktemp("trained") / "run"
+            assert main([*words, f"output_dir={folder}"]) == 0
+            runs[words] = folder
+        return runs[words]
+
+    return train
+
+
+@pytest.fixture
+def parent(cli: Callable[..., Run], trained: Callable[..., Path], tmp_path: Path) -> Callable[..., Run]:
+    """As ``cli``, for a run that a test starts from: a copy of one that was trained once a session."""
+
+    def copy(*words: str, folder: str = "start") -> Run:
+        return Run(0, Path(shutil.copytree(trained(*words), tmp_path / folder)))
+
+    return copy
+
+
+@pytest.fixture(scope="session")
+def tiny_model(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The tiny model as a checkpoint, so that the seed draws the adapter and the order but not the base."""
+    from helpers.tiny_model import write_model
+
+    return write_model(tmp_path_factory.mktemp("tiny"))

@@ -5,9 +5,9 @@ from __future__ import annotations
 from pathlib import Path
 
 import pytest
-from conftest import TINY
-from sweep_folder import cell, make_sweep
 
+from helpers.command import TINY
+from helpers.sweep_folder import cell, make_sweep
 from runner.reports.results import read_sweep
 
 

@@ -12,8 +12,8 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 import torch
-from conftest import TINY
 
+from helpers.command import TINY
 from runner.config.settings import ModelSettings
 from runner.models.model import find_base, load_model
 

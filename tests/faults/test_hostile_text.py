@@ -7,11 +7,13 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
-from conftest import TINY, Run
-from sweep_folder import cell, make_sweep
-from test_report import dump_dom, needs_chromium
 
+from helpers.command import TINY, Run
+from helpers.pages import dump_dom, needs_chromium
+from helpers.sweep_folder import cell, make_sweep
 from runner.reports.sweep_report import write_sweep_report
+
+pytestmark = pytest.mark.report
 
 # Each would rename the page, which a browser that runs it shows in the DOM.
 MARKUP = "<script>document.title='owned'</script><img src=x onerror=\"document.title='owned'\"></pre></td>"

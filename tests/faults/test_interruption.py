@@ -11,10 +11,11 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from conftest import TINY, Run
-from starts import kill_while_saving, start
-from test_packed_equality import run_pack
 
+from helpers.command import TINY, Run
+from helpers.packs import run_pack
+from helpers.rows import ANSWERS
+from helpers.starts import kill_while_saving, start
 from runner.__main__ import main
 from runner.core.signals import Preempted
 from runner.packed.trainer import PackedTrainer
@@ -24,6 +25,7 @@ from runner.training.trainer import SupervisedTrainer
 # Uneven windows (5 batches in windows of 2), epochs, dropout, lines of three steps, saves between them.
 WORDS = (
     *TINY,
+    *ANSWERS,
     "trainer.max_steps=-1",
     "data.max_rows=10",
     "trainer.per_device_train_batch_size=2",
@@ -252,7 +254,7 @@ def test_30_a_changed_config_or_file_is_refused_with_the_difference(
     rows = tmp_path / "rows.jsonl"
     text = "".join(json.dumps({"prompt": f"{n}?", "completion": f"It is {n}."}) + "\n" for n in range(12))
     rows.write_text(text)
-    words = (*WORDS, "data=file", f"data.path={rows}")
+    words = (*WORDS, f"data.path={rows}")
     with monkeypatch.context() as patch:
         signalled(patch, SupervisedTrainer, signal.SIGTERM, 1)
         assert cli(*words).code == 75

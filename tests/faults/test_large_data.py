@@ -17,8 +17,8 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
-from conftest import TINY
 
+from helpers.command import TINY
 from runner.config.settings import DataSettings, TemplateSettings
 from runner.core.errors import ConfigError
 from runner.data import prepare as prepare_module
@@ -368,13 +368,13 @@ WRITERS = {
 @pytest.mark.parametrize("kind", WRITERS)
 def test_rows_are_not_held_in_memory(tmp_path: Path, kind: str) -> None:
     peaks, few = {}, {"eval_max_rows": 5, "max_rows": 50}
-    for count in (2_000, 8_000):
+    for count in (1_000, 4_000):
         file = tmp_path / f"{count}.{kind}"
         WRITERS[kind](file, (row(number, 40) for number in range(count)))
         peaks[count], data = _traced(file, clean=True, deduplicate=True, eval_split=0.05, **few)
         assert data.train.counts["read"] == count
     # a row held as objects is more than a kilobyte; its numbers and digests are a tenth of that
-    assert (peaks[8_000] - peaks[2_000]) / 6_000 < 300
+    assert (peaks[4_000] - peaks[1_000]) / 3_000 < 300
 
 
 def test_tokens_are_not_held_in_memory(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -7,8 +7,9 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
-from conftest import TINY, Run
 
+from helpers.command import TINY, Run
+from helpers.jobs import sweep_here
 from runner.config.adapters import find_adapter
 from runner.core.errors import ConfigError, ExitCode
 from runner.core.folder_names import name_of
@@ -34,8 +35,10 @@ def test_name_of_a_run_is_one_plain_folder(tmp_path: Path, monkeypatch, name: st
 
 
 @pytest.mark.parametrize("launcher", ["packed", "basic"])
-def test_values_of_a_sweep_stay_in_its_folder(cli: Callable[..., Run], tmp_path: Path, launcher: str) -> None:
-    """``data.path`` is an axis whose values climb out of the sweep's folder."""
+def test_values_of_a_sweep_stay_in_its_folder(
+    cli: Callable[..., Run], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, launcher: str
+) -> None:
+    """``data.path`` is an axis whose values climb out of the sweep's folder, or begin at the root."""
     rows = tmp_path / "a" / "b" / "rows.jsonl"
     rows.parent.mkdir(parents=True)
     text = "".join(json.dumps({"prompt": f"Say {n}.", "completion": str(n)}) + "\n" for n in range(4))
@@ -45,8 +48,12 @@ def test_values_of_a_sweep_stay_in_its_folder(cli: Callable[..., Run], tmp_path:
     # the folder of a value such as ../../../rows.jsonl would be beside the sweep
     axis = f"data.path=a/b/../../rows.jsonl,{rows}"
     words = ("trainer.max_steps=1", "data=file", axis, "data.eval_path=null", f"hydra/launcher={launcher}")
-    run = cli("-m", *TINY, *words, folder="sweep")
-    assert run.code == 0
+    if launcher == "packed":
+        run, codes = sweep_here(cli, monkeypatch, *TINY, *words)
+        assert codes == [0, 0]
+    else:
+        run = cli("-m", *TINY, *words, folder="sweep")
+        assert run.code == 0
     assert set(tmp_path.iterdir()) == before | {run.folder}
     cells = [path.parent for path in run.folder.rglob("run.json")]
     assert len(cells) == 2

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import subprocess
 import sys
 from collections.abc import Callable
@@ -10,9 +11,11 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from conftest import TINY, Run
-from tiny_model import using, write_model
 
+from helpers.command import TINY, Run
+from helpers.jobs import sweep_here
+from helpers.paths import ROOT
+from helpers.tiny_model import using, write_model
 from runner.__main__ import main
 from runner.core.errors import ExitCode
 
@@ -46,18 +49,27 @@ def trained(tmp_path_factory: pytest.TempPathFactory) -> Path:
         ("recipe=merge",),
         ("recipe=evaluate",),
         ("recipe=chat", "prompt=hi"),
-        ("-m", *TINY[1:], "trainer.learning_rate=1e-3,1e-4"),
     ],
-    ids=["sft", "dpo", "merge", "evaluate", "chat", "sweep"],
+    ids=["sft", "dpo", "merge", "evaluate", "chat"],
 )
 def test_adapter_is_refused_on_another_base_of_its_shape(
     cli: Callable[..., Run], capfd, trained: Path, words: tuple[str, ...]
 ) -> None:
     run = cli(*words, f"adapter={trained / 'adapter'}", f"model.path={trained.parent / 'other'}")
     said = "".join(capfd.readouterr())
-    assert run.code != 0
-    assert run.code == ExitCode.CONFIG_ERROR or words[0] == "-m"  # where the cell's process says it
+    assert run.code == ExitCode.CONFIG_ERROR
     assert "belongs to another base (weights xxh3:" in said
+    assert not list(run.folder.rglob("*.safetensors"))
+
+
+def test_adapter_is_refused_by_a_pack_on_another_base_of_its_shape(
+    cli: Callable[..., Run], monkeypatch: pytest.MonkeyPatch, capfd, trained: Path
+) -> None:
+    words = (*TINY[1:], "trainer.learning_rate=1e-3,1e-4", f"adapter={trained / 'adapter'}")
+    run, codes = sweep_here(cli, monkeypatch, *words, f"model.path={trained.parent / 'other'}")
+    assert len(codes) == 1
+    assert codes[0] != 0
+    assert "belongs to another base (weights xxh3:" in "".join(capfd.readouterr())
     assert not list(run.folder.rglob("*.safetensors"))
 
 
@@ -73,14 +85,15 @@ def test_changed_weights_are_another_base(cli: Callable[..., Run], capsys, train
     assert "belongs to another base (weights" in capsys.readouterr().err
 
 
-def run_twice(folder: Path, *words: str) -> list[Path]:
-    """The same command in two processes, each in a folder of its own."""
-    runs = [folder / "first", folder / "second"]
-    for run in runs:
-        command = [sys.executable, "-m", "runner", *words, f"output_dir={run}"]
-        done = subprocess.run(command, capture_output=True, text=True, cwd=folder, check=False)
-        assert done.returncode == 0, done.stderr
-    return runs
+def run_twice(cli: Callable[..., Run], folder: Path, *words: str) -> list[Path]:
+    """The same command in this process and in one of its own, where the order of sets is another."""
+    command = [sys.executable, "-m", "runner", *words, f"output_dir={folder / 'second'}"]
+    environment = os.environ | {"PYTHONPATH": str(ROOT), "PYTHONHASHSEED": "1"}
+    done = subprocess.run(command, capture_output=True, text=True, cwd=folder, env=environment, check=False)
+    assert done.returncode == 0, done.stderr
+    first = cli(*words, folder="first")
+    assert first.code == 0
+    return [first.folder, folder / "second"]
 
 
 def without_times(file: Path) -> list[dict[str, Any]]:
@@ -105,14 +118,19 @@ def same(first: Path, second: Path) -> set[str]:
     return {path.name for path in compared}
 
 
-def test_same_run_has_the_same_bytes(tmp_path: Path) -> None:
-    compared = same(*run_twice(tmp_path, *RANDOM))
+def test_same_run_has_the_same_bytes(cli: Callable[..., Run], tmp_path: Path) -> None:
+    compared = same(*run_twice(cli, tmp_path, *RANDOM))
     assert {"adapter_model.safetensors", "adapter_config.json", "samples.jsonl"} <= compared
 
 
-def test_same_pack_has_the_same_bytes(tmp_path: Path) -> None:
-    axes = ("lora.r=2,4", "trainer.learning_rate=1e-3,1e-2")
-    first, second = run_twice(tmp_path, "-m", *RANDOM, *axes)
+def test_same_pack_has_the_same_bytes(cli: Callable[..., Run], monkeypatch: pytest.MonkeyPatch) -> None:
+    """Once in a process of its own, where the order of sets is another, and once in this one."""
+    words = (*RANDOM, "lora.r=2,4", "trainer.learning_rate=1e-3,1e-2")
+    monkeypatch.setenv("PYTHONHASHSEED", "1")
+    run = cli("-m", *words, folder="first")
+    again, codes = sweep_here(cli, monkeypatch, *words, folder="second")
+    assert (run.code, codes) == (0, [0])
+    first, second = run.folder, again.folder
     cells = [entry["name"] for entry in json.loads((first / "sweep.json").read_text())["cells"]]
     assert len(cells) == 4
     for cell in cells:

@@ -8,10 +8,12 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
-from conftest import TINY, Run
 
+from helpers.command import TINY, Run
 from runner.core.errors import ExitCode
 from runner.core.secrets import HIDDEN, found_in, masked
+
+pytestmark = pytest.mark.report
 
 # By the variable that holds it; made up.
 SECRETS = {"HF_TOKEN": "hf_QwErTyUiOpAsDfGhJkLzXcVbNm", "WANDB_API_KEY": "0a1b2c3d4e5f60718293a4b5c6d7e8f9"}

@@ -8,8 +8,8 @@ from pathlib import Path
 
 import pytest
 import torch
-from conftest import TINY
 
+from helpers.command import TINY
 from runner.runs import checkpoint
 from runner.runs.checkpoint import newest, verify
 from runner.training.trainer import SupervisedTrainer
@@ -165,6 +165,7 @@ def full_disk():
     signal.signal(signal.SIGXFSZ, handler)
 
 
+@pytest.mark.report
 def test_26_a_full_disk_leaves_the_last_checkpoint_intact(cli, monkeypatch, capsys, full_disk):
     whole = cli(*SAVING, *QUIET, folder="whole")
     step = SupervisedTrainer.training_step

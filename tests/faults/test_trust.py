@@ -10,8 +10,8 @@ from pathlib import Path
 
 import pytest
 import yaml
-from conftest import TINY, Run
 
+from helpers.command import TINY, Run
 from runner.core.errors import ExitCode
 
 MARKER = "marker"

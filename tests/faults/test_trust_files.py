@@ -12,11 +12,12 @@ from typing import Any
 
 import pytest
 import torch
-from conftest import TINY, Run
-from tiny_model import copy, using, write_model
 from transformers import LlamaConfig
 
+from helpers.command import TINY, Run
+from helpers.tiny_model import copy, using, write_model
 from runner.__main__ import main
+from runner.core.atomic import xxh3_of_file
 from runner.core.errors import ExitCode
 from runner.runs import checkpoint
 
@@ -132,7 +133,7 @@ def test_pickles_of_a_checkpoint_run_nothing(
     zipped(saved / name)
     if sealed:
         manifest = json.loads((saved / checkpoint.MANIFEST).read_text())
-        facts = {"bytes": (saved / name).stat().st_size, "xxh3_128": checkpoint._digest(saved / name)}
+        facts = {"bytes": (saved / name).stat().st_size, "xxh3_128": xxh3_of_file(saved / name)}
         manifest["files"][name] = facts
         (saved / checkpoint.MANIFEST).write_text(json.dumps(manifest))
     ended, _ = said("--config-path", str(run), "--config-name", "config", f"resume={saved}")

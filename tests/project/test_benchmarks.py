@@ -1,0 +1,121 @@
+"""The table of the sweep benchmark: its arithmetic on given results, and its command line."""
+
+import json
+import subprocess
+import sys
+
+import pytest
+
+from helpers.paths import ROOT
+
+FOLDER = ROOT / "benchmarks"
+
+
+@pytest.fixture
+def table(monkeypatch):
+    monkeypatch.syspath_prepend(str(FOLDER))
+    import sweep_table
+
+    return sweep_table
+
+
+def result(cells: int, step: float, wall: float, gib: float = 2.0) -> dict:
+    return {
+        "cells": cells,
+        "steps": 20,
+        "step_seconds": step,
+        "wall_seconds": wall,
+        "peak_memory_bytes": int(gib * 2**30),
+        "place": "a GPU, torch 2",
+    }
+
+
+def record(table, **sides) -> dict:
+    row = {"model": "qwen3-4b", "quantization": "nf4", "batch": 1, "length": 500, "cells": 8}
+    settings = {"steps": 20, "warmup": 6, "held_out": 8, "generation": False}
+    return {"row": row, "settings": settings, "sides": sides, "break_even": {}}
+
+
+def lines(text: str) -> list[list[str]]:
+    """The cells of the table's lines, without its head."""
+    rows = [line.strip("|").split("|") for line in text.splitlines() if line.startswith("|")]
+    return [[cell.strip() for cell in row] for row in rows[2:]]
+
+
+def test_lines_of_a_row(table):
+    sides = {
+        "trl": result(1, step=0.25, wall=25.0, gib=2.0),
+        "solo": result(1, step=0.125, wall=22.5, gib=1.5),
+        "packed": result(8, step=0.4, wall=50.0, gib=3.0),
+    }
+    speed, wall, ahead, memory = lines(table.markdown([record(table, **sides)], wall_steps=500))
+    assert speed[0] == "qwen3-4b nf4 1x500, 8 cells"
+    assert speed[2:] == ["2,000", "4,000", "10,000", "5.00x", "2.50x"]  # packed: 8 x 500 / 0.4
+    assert wall[2:] == ["8 x 25.0 = 200.0", "8 x 22.5 = 180.0", "50.0", "4.00x", "3.60x"]
+    # 20 + 500 x 0.25, 20 + 500 x 0.125, 42 + 500 x 0.4
+    assert ahead[2:] == ["8 x 145.0 = 1,160.0", "8 x 82.5 = 660.0", "242.0", "4.79x", "2.73x"]
+    assert "extrapolated" in ahead[1]
+    assert memory[2:] == ["2.00", "1.50", "3.00", "1.50x the memory", "2.00x the memory"]
+
+
+def test_a_failed_side_is_said_and_the_others_are_kept(table):
+    failed = {"error": "exit code 1", "log": "4b-1x500-packed.log", "tail": ["first", "out of memory"]}
+    text = table.markdown([record(table, trl=result(1, 0.25, 25.0), packed=failed)], 500)
+    speed, wall, *_ = lines(text)
+    assert speed[2:] == ["2,000", "", "failed", "", ""]
+    assert wall[2:] == ["8 x 25.0 = 200.0", "", "failed", "", ""]
+    assert "packed: exit code 1 (4b-1x500-packed.log)" in text
+    assert "out of memory" in text
+
+
+def test_break_even(table):
+    row = table.Row("qwen3-4b", "nf4", 1, 500, 8)
+    steps = {1: 0.125, 2: 0.2, 4: 0.39, 8: 0.5}
+    found, verdict = table.break_even(row, {cells: result(cells, step, 1) for cells, step in steps.items()})
+    assert [(cells, round(rate)) for cells, rate, _, _ in found] == [
+        (1, 4000),
+        (2, 5000),
+        (4, 5128),
+        (8, 8000),
+    ]
+    assert [round(one, 2) for *_, one, _ in found] == [1.0, 1.25, 1.28, 2.0]
+    assert [round(above, 2) for *_, above in found] == [1.0, 1.25, 1.03, 1.56]
+    assert "nothing from 2 to 4 cells" in verdict
+    assert "up to 2 cells" in table.break_even(row, {1: result(1, 0.125, 1), 2: result(2, 0.2, 1)})[1]
+
+
+def test_steady_step(monkeypatch):
+    monkeypatch.syspath_prepend(str(FOLDER))
+    from common import steady_step
+
+    # the steps take 9, 9, 1, 2, 30 seconds; the first two are warmup
+    assert steady_step([9, 18, 19, 21, 51], warmup=2) == 2
+    with pytest.raises(ValueError, match="leave none"):
+        steady_step([9, 18], warmup=2)
+
+
+def test_rates_differ(monkeypatch):
+    monkeypatch.syspath_prepend(str(FOLDER))
+    from sweep_sides import _rate
+
+    assert [_rate(0), _rate(1), _rate(10)] == ["1e-4", "1.1e-4", "2e-4"]
+    assert len({float(_rate(number)) for number in range(16)}) == 16
+
+
+def command(*words: str) -> subprocess.CompletedProcess[str]:
+    script = str(FOLDER / "sweep_against_trl.py")
+    return subprocess.run([sys.executable, script, *words], capture_output=True, text=True, timeout=60)
+
+
+def test_help_and_mistakes():
+    assert "--break-even" in command("--help").stdout
+    wrong = command("--out", "x", "--rows", "4b-1x512,5b-1x512")
+    assert wrong.returncode == 2
+    assert "5b-1x512 is none of" in wrong.stderr
+
+
+def test_table_of_what_is_there(table, tmp_path):
+    (tmp_path / "4b-1x500.json").write_text(json.dumps(record(table, trl=result(1, 0.25, 25.0))))
+    done = command("--out", str(tmp_path), "--only-table", "--wall-steps", "100")
+    assert done.returncode == 0, done.stderr
+    assert "extrapolated to 100 steps" in (tmp_path / "table.md").read_text()

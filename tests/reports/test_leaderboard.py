@@ -1,0 +1,315 @@
+"""Who is best in a sweep, by how much, and what is said of the cells that have no result."""
+
+from __future__ import annotations
+
+import csv
+import json
+import math
+import random
+from pathlib import Path
+
+import pytest
+
+from helpers.sweep_folder import cell, make_sweep, repeats, write_lines
+from runner.reports.leaderboard import higher_is_better, leaderboard
+from runner.reports.results import read_sweep, short_names
+
+
+def test_the_lowest_loss_is_first_and_the_highest_score(tmp_path: Path) -> None:
+    cells = [
+        cell("lora.r=8", 0.5, metrics={"exact_match_after": 0.9}),
+        cell("lora.r=16", 0.4, metrics={"exact_match_after": 0.7}),
+        cell("lora.r=32", 0.6, metrics={"exact_match_after": 0.8}),
+    ]
+    board = leaderboard(make_sweep(tmp_path / "loss", cells))
+    assert [row.group for row in board.rows] == ["lora.r=16", "lora.r=8", "lora.r=32"]
+    assert [row.rank for row in board.rows] == [1, 2, 3]
+    assert board.best == "lora.r=16"
+    settings = {"metric": "exact_match_after"}
+    board = leaderboard(make_sweep(tmp_path / "match", cells, settings=settings))
+    assert [row.group for row in board.rows] == ["lora.r=8", "lora.r=32", "lora.r=16"]
+    assert board.scores == ["exact_match_after", "eval_loss"]
+    assert (
+        leaderboard(make_sweep(tmp_path / "short", cells, settings={"metric": "exact_match"})).best
+        == "lora.r=8"
+    )
+
+
+@pytest.mark.parametrize("metric", ["eval_loss", "train_loss", "perplexity", "merge_kl", "peak_memory_bytes"])
+def test_less_is_better_of_losses(metric: str) -> None:
+    assert not higher_is_better(metric)
+
+
+@pytest.mark.parametrize(
+    "metric",
+    ["exact_match_after", "chrf_after", "eval_accuracy", "eval_f1", "rouge_l_after", "tokens_per_second"],
+)
+def test_more_is_better_of_scores(metric: str) -> None:
+    assert higher_is_better(metric)
+
+
+def test_repeats_share_a_row_with_mean_and_spread(tmp_path: Path) -> None:
+    cells = [*repeats("lora.r=8", 0.50, 0.54, 0.52), *repeats("lora.r=16", 0.41, 0.61)]
+    board = leaderboard(make_sweep(tmp_path, cells))
+    assert [row.group for row in board.rows] == ["lora.r=16", "lora.r=8"]
+    score = board.rows[1].scores["eval_loss"]
+    assert (score.mean, score.n) == (pytest.approx(0.52), 3)
+    assert score.deviation == pytest.approx(0.02)
+    assert board.best == "lora.r=16,seed=0", "the best repeat of the group with the best mean"
+
+
+def test_with_two_rows_noise_is_the_two_sample_t_test(tmp_path: Path) -> None:
+    from scipy.stats import ttest_ind
+
+    draw = random.Random(3)
+    verdicts = set()
+    for n in range(12):
+        first = [draw.gauss(0.5, 0.01) for _ in range(3)]
+        second = [draw.gauss(0.5 + 0.004 * n, 0.01) for _ in range(4)]
+        cells = [*repeats("lora.r=8", *first), *repeats("lora.r=16", *second)]
+        noise = leaderboard(make_sweep(tmp_path / str(n), cells)).rows[1].noise
+        assert noise
+        assert noise.within == (ttest_ind(first, second).pvalue > 0.05)
+        verdicts.add(noise.within)
+    assert verdicts == {True, False}
+
+
+def test_the_spread_is_pooled_and_serves_rows_without_repeats(tmp_path: Path) -> None:
+    cells = [
+        *repeats("lora.r=4", 0.500, 0.502),
+        *repeats("lora.r=8", 0.503, 0.501),
+        *repeats("lora.r=16", 0.560, 0.562),
+        cell("lora.r=32", 0.5025),
+        cell("lora.r=64", 0.54),
+    ]
+    board = leaderboard(make_sweep(tmp_path, cells))
+    within = {row.group: row.noise.within for row in board.rows if row.noise}
+    assert within == {"lora.r=8": True, "lora.r=32": True, "lora.r=64": False, "lora.r=16": False}
+    assert "pooled over 3 of 5 rows" in board.method
+
+
+def test_equal_repeats_are_within_noise_of_each_other(tmp_path: Path) -> None:
+    board = leaderboard(make_sweep(tmp_path, [*repeats("a=1", 0.1, 0.1, 0.1), *repeats("a=2", 0.1, 0.1)]))
+    assert board.rows[1].noise
+    assert board.rows[1].noise.within
+
+
+def test_without_repeats_the_held_out_rows_are_compared_in_pairs(tmp_path: Path) -> None:
+    draw = random.Random(1)
+    rows = [draw.gauss(5, 2) for _ in range(60)]  # rows differ far more than cells do
+    worse = [loss + 0.3 + draw.gauss(0, 0.2) for loss in rows]
+    alike = [loss + 0.01 + 0.2 * (-1) ** n for n, loss in enumerate(rows)]
+    cells = [
+        cell("lora.r=8", 0.50, rows=rows),
+        cell("lora.r=16", 0.51, rows=alike),
+        cell("lora.r=32", 0.53, rows=worse),
+    ]
+    board = leaderboard(make_sweep(tmp_path, cells))
+    assert [row.noise and row.noise.within for row in board.rows] == [None, True, False]
+    assert "paired bootstrap" in board.method
+
+
+@pytest.mark.parametrize("kind", ["missing", "fewer", "tokens", "few", "null", "twice", "cut", "metric"])
+def test_noise_is_unknown_where_rows_cannot_be_compared(tmp_path: Path, kind: str) -> None:
+    count = 4 if kind == "few" else 30
+    settings = {"metric": "train_loss" if kind == "metric" else "eval_loss"}
+    cells = [
+        cell("a=1", 0.5, rows=[5.0] * count, metrics={"train_loss": 1.0}),
+        cell("a=2", 0.6, rows=[6.0] * count, metrics={"train_loss": 2.0}),
+    ]
+    folder = make_sweep(tmp_path, cells, settings=settings)
+    file = folder / "a=2" / "held_out.jsonl"
+    lines = [{"index": n, "loss": 6.0, "tokens": 10} for n in range(count)]
+    if kind == "missing":
+        file.unlink()
+    elif kind == "fewer":
+        write_lines(file, lines[1:])
+    elif kind == "tokens":
+        write_lines(file, [*lines[1:], {"index": 0, "loss": 6.0, "tokens": 9}])
+    elif kind == "null":
+        write_lines(file, [*lines[1:], {"index": 0, "loss": None, "tokens": 10}])
+    elif kind == "twice":
+        write_lines(file, [*lines, lines[0]])
+    elif kind == "cut":
+        file.write_text(file.read_text()[:-20])
+    board = leaderboard(folder)
+    assert board.rows[1].noise
+    assert board.rows[1].noise.within is None
+    assert board.method.startswith("unknown: ")
+
+
+def test_cells_without_a_result_come_last_with_when_and_why(tmp_path: Path) -> None:
+    dropped = {"step": 20, "fraction": 0.25, "eval_loss": 1.5, "rank": 3, "of": 4}
+    error = {"type": "OutOfMemoryError", "message": "no memory\nfor more", "traceback": "..."}
+    cells = [
+        cell("a=1", status="waiting"),
+        cell("a=2", status="failed", error=error, steps=7),
+        cell("a=3", status="diverged", error={"type": "Diverged", "message": "NaN"}),
+        cell("a=4", status="dropped", dropped=dropped, steps=20),
+        cell("a=5", status="running", steps=3),
+        cell("a=6", 0.5),
+        cell("a=7", status="running", ledger="failed", reason="killed by SIGKILL", steps=4),
+        cell("a=8", record=False),
+        cell("a=9", float("nan")),
+        cell("a=10", None),
+        cell("a=11", status="preempted", steps=2),
+    ]
+    board = leaderboard(make_sweep(tmp_path, cells, status="running"))
+    assert [(row.group, row.status, row.reason) for row in board.rows] == [
+        ("a=6", "completed", ""),
+        ("a=9", "completed", "eval_loss is not finite"),
+        ("a=10", "completed", "run.json has no eval_loss"),
+        ("a=5", "running", ""),
+        ("a=4", "dropped", "at step 20 (25% of the run): held-out loss 1.5, number 3 of 4"),
+        ("a=3", "diverged", "before the first step: Diverged: NaN"),
+        ("a=2", "failed", "after step 7: OutOfMemoryError: no memory"),
+        ("a=7", "failed", "after step 4: killed by SIGKILL"),
+        (
+            "a=8",
+            "failed",
+            "before the first step: completed says sweep.json, but run.json is missing or cannot be read",
+        ),
+        ("a=11", "preempted", "after step 2: no reason is recorded"),
+        ("a=1", "waiting", ""),
+    ]
+    assert board.best == "a=6"
+    assert [row.rank for row in board.rows] == [1] + [None] * 10
+
+
+def test_a_group_with_a_failed_repeat_says_on_how_many_it_rests(tmp_path: Path) -> None:
+    failed = cell("a=1,seed=2", status="failed", group="a=1", error={"message": "no"}, steps=5)
+    board = leaderboard(make_sweep(tmp_path, [*repeats("a=1", 0.4, 0.5), failed]))
+    assert board.rows[0].scores["eval_loss"].n == 2
+    assert board.rows[0].reason == "2 of 3 repeats; failed after step 5: no"
+
+
+def test_the_effective_scale_follows_the_config_of_the_cell(tmp_path: Path) -> None:
+    cells = [
+        cell("a=1", 0.1, lora={"r": 16, "lora_alpha": 32, "use_rslora": False}),
+        cell("a=2", 0.2, lora={"r": 16, "lora_alpha": 32, "use_rslora": True}),
+        cell("a=3", 0.3, lora={}),
+        cell("a=4", 0.4),
+    ]
+    assert [row.scale for row in leaderboard(make_sweep(tmp_path, cells)).rows] == [2.0, 8.0, None, None]
+
+
+def test_the_csv_has_a_line_a_group_with_plain_numbers(tmp_path: Path) -> None:
+    size = {"trainable_parameters": 4884480}
+    cells = [
+        *repeats("lora.r=8,x='a b'", 0.5, 0.6, metrics=size, lora={"r": 8, "lora_alpha": 16}),
+        cell("lora.r=16,x=y", status="failed", error={"message": "one,\ntwo"}),
+    ]
+    board = leaderboard(make_sweep(tmp_path, cells))
+    file = board.write(tmp_path)
+    with file.open(encoding="utf-8", newline="") as stream:
+        first, second = csv.DictReader(stream)
+    assert file.read_text().count("\n") == 3
+    assert (first["rank"], first["lora.r"], first["x"], first["scale"]) == ("1", "8", "'a b'", "2")
+    assert float(first["eval_loss"]) == pytest.approx(0.55)
+    assert float(first["eval_loss_sd"]) == pytest.approx(0.1 / math.sqrt(2))
+    assert (first["eval_loss_n"], first["trainable_parameters"], first["seconds"]) == ("2", "4884480", "10")
+    assert (first["within_noise"], first["best_cell"]) == ("best", "lora.r=8,x='a b',seed=0")
+    assert (second["rank"], second["status"], second["eval_loss"]) == ("", "failed", "")
+    assert second["reason"] == "before the first step: one,"
+    assert sorted(path.name for path in tmp_path.iterdir() if path.is_file()) == [
+        "leaderboard.csv",
+        "sweep.json",
+    ]
+
+
+def test_the_table_is_plain_and_narrow(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    cells = []
+    for rank in (8, 16):
+        for rate in ("1e-4", "3e-4"):
+            for rslora in ("true", "false"):
+                values = f"lora.r={rank},trainer.learning_rate={rate},lora.use_rslora={rslora}"
+                facts = {"exact_match_after": 0.9, "trainable_parameters": rank * 10**6}
+                lora = {"r": rank, "lora_alpha": 16}
+                cells += repeats(values, 0.5 + rank / 100, 0.51 + rank / 100, metrics=facts, lora=lora)
+    error = {"type": "RuntimeError", "message": "[bold]" + "long " * 60}
+    cells.append(cell("lora.r=32,trainer.learning_rate=1,lora.use_rslora=true", status="failed", error=error))
+    leaderboard(make_sweep(tmp_path, cells)).print()
+    text = capsys.readouterr().out
+    table, _, below = text.partition("mean ± standard deviation")
+    lines = table.splitlines()
+    assert max(map(len, lines)) <= 100
+    assert "\x1b" not in text
+    assert " best" in next(line for line in lines if line.lstrip().startswith("1 "))
+    assert sum("≈ best" in line for line in lines) == 3
+    assert "0.5850 ± 0.0071" in table
+    assert "failed" in lines[-5] + lines[-4] + lines[-3]
+    assert "before the first step: RuntimeError: [bold]long" in table
+    assert "two-sided t test" in below
+
+
+def test_the_table_has_twenty_rows_at_most(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    cells = [cell(f"lora.r={n}", n / 10) for n in range(1, 31)]
+    error = {"message": "no"}
+    leaderboard(make_sweep(tmp_path / "a", cells)).print()
+    text = capsys.readouterr().out
+    assert "and 10 more in leaderboard.csv" in text
+    assert "noise is unknown" in text
+    cells += [cell(f"lora.r={n}", status="failed", error=error) for n in range(31, 64)]
+    leaderboard(make_sweep(tmp_path / "b", cells)).print()
+    text = capsys.readouterr().out
+    assert "and 11 more in leaderboard.csv" in text
+    assert "failed  33  before the first step: no" in text
+
+
+@pytest.mark.parametrize(
+    "content", [None, "{", "[]", "{}", '{"cells": 3, "axes": [], "jobs": {}}', '{"cells": [1, {}]}']
+)
+def test_a_folder_that_is_no_sweep_has_no_rows(
+    tmp_path: Path, content: str | None, capsys: pytest.CaptureFixture[str]
+) -> None:
+    if content is not None:
+        (tmp_path / "sweep.json").write_text(content)
+    board = leaderboard(tmp_path)
+    board.print()
+    assert board.rows == []
+    assert board.best is None
+    assert "no cells" in capsys.readouterr().out
+    assert board.write(tmp_path).read_text().startswith("rank,group,status")
+
+
+def test_without_sweep_json_the_cells_are_the_run_folders(tmp_path: Path) -> None:
+    cells = [
+        cell("lora.r=8,trainer.lr=1", 0.4, overrides=["lora.r=8", "trainer.lr=1"]),
+        cell("lora.r=16,trainer.lr=1", 0.5, overrides=["lora.r=16", "trainer.lr=1"]),
+    ]
+    folder = make_sweep(tmp_path, cells)
+    (folder / "sweep.json").unlink()
+    board = leaderboard(folder)
+    assert board.best == "lora.r=8,trainer.lr=1"
+    assert board.sweep.axes == {"lora.r": ["8", "16"]}
+
+
+def test_values_are_in_order_of_size_and_names_are_short(tmp_path: Path) -> None:
+    cells = [cell(f"lora.r={rank},quantization={kind}", 0.1) for rank in (16, 8) for kind in ("none", "nf4")]
+    sweep = read_sweep(make_sweep(tmp_path, cells))
+    assert sweep.axes == {"lora.r": ["8", "16"], "quantization": ["none", "nf4"]}
+    assert short_names(["lora.r", "trainer.r", "seed.x"]) == {
+        "lora.r": "lora.r",
+        "trainer.r": "trainer.r",
+        "seed.x": "x",
+    }
+
+
+def test_a_run_json_that_is_broken_becomes_a_note(tmp_path: Path) -> None:
+    folder = make_sweep(tmp_path, [cell("a=1", 0.5), cell("a=2", 0.4)])
+    (folder / "a=2" / "run.json").write_text('{"status": "comple')
+    board = leaderboard(folder)
+    assert board.best == "a=1"
+    assert any("run.json could not be read" in note for note in board.sweep.notes)
+
+
+def test_reading_does_not_import_torch(tmp_path: Path) -> None:
+    import subprocess
+    import sys
+
+    folder = make_sweep(tmp_path, [cell("a=1", 0.5), cell("a=2", 0.4)])
+    code = (
+        "import sys; from pathlib import Path; from runner.reports.sweep_report import write_sweep_report;"
+        f"write_sweep_report(Path({json.dumps(str(folder))})); assert 'torch' not in sys.modules"
+    )
+    subprocess.run([sys.executable, "-c", code], check=True)

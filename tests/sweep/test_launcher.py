@@ -1,0 +1,729 @@
+"""What ``-m`` runs: its cells, their names and keys, what is refused, and how a sweep goes on."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import textwrap
+import time
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+import pytest
+import yaml
+
+from recipes import OBJECTIVES
+from runner.__main__ import main
+from runner.cli import command, run_config
+from runner.config.settings import RunConfig, SweepSettings
+from runner.core.errors import ConfigError, ExitCode
+from runner.core.folder_names import name_of
+from runner.core.paths import PACKAGE
+from runner.sweep import cells as cells_module
+from runner.sweep import ledger, processes, run_sweep
+from runner.sweep.cells import Cell, check_cells, expand, key_of
+from runner.sweep.jobs import make_jobs
+from runner.sweep.ledger import Ledger
+
+# A child that trains nothing: it writes the run folders that a job leaves. PLAN says which cells end
+# otherwise than completed; the process of a job may end in the middle.
+WORKER = """
+import json, os, signal, sys, time
+from pathlib import Path
+from runner.sweep import orphan
+orphan.die_with_parent()
+job = json.loads(Path(sys.argv[1]).read_text())
+plan = json.loads(os.environ.get("PLAN", "{}"))
+print("job", job["name"], "on", os.environ.get("CUDA_VISIBLE_DEVICES"), flush=True)
+with open("started.txt", "a") as stream:
+    stream.write(job["name"] + ":" + ",".join(c["name"] for c in job["cells"]) + "\\n")
+worst = 0
+for cell in job["cells"]:
+    folder = Path(job["sweep"]) / cell["name"]
+    folder.mkdir(parents=True, exist_ok=True)
+    lora, trainer = cell["config"]["lora"], cell["config"]["trainer"]
+    loss = 1 / lora["r"] + abs(trainer["learning_rate"] - 3e-4) + cell["config"]["seed"] / 1000
+    mark = {"key": cell["key"], "sweep": job["sweep"], "job": job["name"]}
+    record = {"status": "running", "metrics": {}, "cell": mark, "overrides": cell["overrides"]}
+    (folder / "run.json").write_text(json.dumps(record))
+    (folder / "config.yaml").write_text("seed: %d\\n" % cell["config"]["seed"])
+    end = plan.get(cell["name"], "completed")
+    if end == "hang":
+        Path("hangs").touch()
+        time.sleep(60)
+    if end == "kill":
+        print("about to die", flush=True)
+        os.kill(os.getpid(), signal.SIGKILL)
+    if end == "checkpoint":
+        (folder / "checkpoints" / "checkpoint-1").mkdir(parents=True)
+        sys.exit(75)
+    record |= {"status": end, "metrics": {"eval_loss": loss}}
+    if end in ("failed", "diverged"):
+        record["error"] = {"type": "Odd", "message": "as planned", "traceback": ""}
+        worst = 1 if end == "failed" else max(worst, 3)
+    (folder / "run.json").write_text(json.dumps(record))
+sys.exit(worst)
+"""
+
+
+@dataclass
+class Ran:
+    """How a sweep ended, and what it left."""
+
+    code: int
+    folder: Path
+    said: str
+
+    @property
+    def record(self) -> dict:
+        return json.loads((self.folder / "sweep.json").read_text(encoding="utf-8"))
+
+    @property
+    def statuses(self) -> dict[str, str]:
+        return {entry["name"]: entry["status"] for entry in self.record["cells"]}
+
+    def job(self, name: str) -> dict:
+        return json.loads((self.folder / "jobs" / f"{name}.json").read_text(encoding="utf-8"))
+
+
+@pytest.fixture
+def started(tmp_path):
+    """The jobs that were started, as NAME:CELLS, since it was last asked."""
+
+    def take() -> list[str]:
+        file = tmp_path / "started.txt"
+        lines = file.read_text().splitlines() if file.is_file() else []
+        file.unlink(missing_ok=True)
+        return lines
+
+    return take
+
+
+@pytest.fixture
+def place(tmp_path, monkeypatch):
+    """An empty folder in which children are stand-ins."""
+    monkeypatch.chdir(tmp_path)
+    script = tmp_path / "worker.py"
+    script.write_text(WORKER)
+    monkeypatch.setattr(processes, "WORKER", [str(script)])
+    monkeypatch.setattr(run_sweep, "devices", list)
+    monkeypatch.delenv("PLAN", raising=False)
+    return tmp_path
+
+
+@pytest.fixture
+def sweep(place, capsys, monkeypatch):
+    """Run ``python -m runner -m`` in an empty folder, with a stand-in for the children."""
+
+    def run(*words: str, plan: dict[str, str] | None = None, folder: str = "s", flag: bool = True) -> Ran:
+        monkeypatch.setenv("PLAN", json.dumps(plan or {}))
+        given = [*(["-m"] if flag else []), *words, *([f"output_dir={folder}"] if folder else [])]
+        code = main(given)
+        captured = capsys.readouterr()
+        return Ran(code, place / folder, captured.out + captured.err)
+
+    return run
+
+
+def issues(*words: str) -> list[str]:
+    with pytest.raises(ConfigError) as caught:
+        run_config.check(run_config.parse(list(words), OBJECTIVES))
+    return [str(issue) for issue in caught.value.issues]
+
+
+def one(*words: str) -> RunConfig:
+    (run,) = run_config.check(run_config.parse(list(words), OBJECTIVES))
+    return run
+
+
+# --- names and keys
+
+
+def test_a_name_says_what_differs_and_is_a_safe_folder(tmp_path):
+    assert name_of(["lora.r=8", "trainer.learning_rate=1e-4"]) == "lora.r=8,trainer.learning_rate=1e-4"
+    awkward = ["data.path='a/b, c=d\t.jsonl'", "lora.target_modules=[q_proj,v_proj]", "template.system=你好"]
+    name = name_of(awkward)
+    assert not set(name) & set("/\t '\"\\*?:")
+    assert name.count(",") == 2
+    (tmp_path / name).mkdir()
+    assert name_of(["x=a,b"]) != name_of(["x=a", "b="])
+    assert name_of(["x=%2C"]) != name_of(["x=','"]), "what is quoted cannot be mistaken for what was typed"
+
+
+def test_a_long_name_is_cut_and_stays_its_own(tmp_path):
+    names = [name_of([f"template.system={'é' * 200}{number}"]) for number in range(3)]
+    assert len(set(names)) == 3
+    for name in names:
+        (tmp_path / f".{name}.json.tmp").touch()
+        assert len(name.encode()) <= 120
+
+
+def test_the_key_is_of_what_decides_a_result(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    rows = tmp_path / "rows.jsonl"
+    rows.write_text('{"prompt": "a", "completion": "b"}\n')
+    run = one("data=file", "data.path=rows.jsonl")
+    key = key_of(run)
+    free = replace(run, output_dir="x", resume="auto", sweep=SweepSettings(repeat=3))
+    assert key_of(free) == key
+    assert key_of(replace(run, seed=1)) != key
+    assert key_of(replace(run, lora={**run.lora, "r": 3})) != key
+    rows.write_text('{"prompt": "a", "completion": "c"}\n')
+    assert key_of(run) != key, "other rows"
+    key = key_of(run)
+    monkeypatch.setattr(cells_module, "_code", lambda: "other code")
+    assert key_of(run) != key
+    monkeypatch.undo()
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(cells_module, "_libraries", lambda: {"torch": "3.0"})
+    assert key_of(run) != key
+
+
+def test_a_config_survives_the_job_file():
+    run = one(
+        "quantization=nf4", "lora.target_modules=[q_proj]", "data.path=[{path: 'embedded:orders_eval'}]"
+    )
+    cell = expand(["lora.r=8"], run, SweepSettings(), Path("s"))[0]
+    told = json.loads(json.dumps(run_config.dataclasses.asdict(cell.config)))
+    assert RunConfig.of(told) == cell.config
+
+
+# --- cells
+
+
+def test_a_sweep_of_two_axes(sweep, started):
+    ran = sweep("lora.r=4,8", "trainer.learning_rate=1e-4,3e-4")
+    assert ran.code == ExitCode.COMPLETED
+    names = [f"lora.r={r},trainer.learning_rate={rate}" for r in (4, 8) for rate in ("1e-4", "3e-4")]
+    assert list(ran.statuses) == names
+    assert set(ran.statuses.values()) == {"completed"}
+    assert started() == [f"pack-1:{','.join(names)}"]
+    record = ran.record
+    assert record["status"] == "completed"
+    assert record["axes"] == {"lora.r": ["4", "8"], "trainer.learning_rate": ["1e-4", "3e-4"]}
+    assert record["best"] == "lora.r=8,trainer.learning_rate=3e-4"
+    assert record["command"].startswith("python -m runner -m lora.r=4,8")
+    assert record["jobs"] == [{"name": "pack-1", "cells": names, "alone": None}]
+    assert record["cells"][1]["overrides"] == {"lora.r": "4", "trainer.learning_rate": "3e-4"}
+    found = {path.name for path in ran.folder.iterdir()}
+    assert found == {"sweep.json", "leaderboard.csv", "report.html", "jobs", *names}
+    assert "4 cells together" in ran.said
+    assert "recipe=chat adapter=s" in ran.said
+
+
+def test_a_cell_is_the_run_that_it_would_be_alone(sweep):
+    ran = sweep("lora.r=4,8", "sweep.metric=train_loss", "seed=5")
+    cell = ran.job("pack-1")["cells"][1]
+    solo = one("lora.r=8", "seed=5")
+    run = RunConfig.of(cell["config"])
+    assert replace(run, output_dir=None) == solo
+    assert run_config.to_yaml(run) == run_config.to_yaml(solo)
+    assert run.output_dir == "s/lora.r=8"
+    assert cell["key"] == key_of(solo)
+
+
+def test_what_cannot_be_packed_runs_alone_and_says_why(sweep, started):
+    ran = sweep("lora.r=4,8", "lora.use_dora=false,true")
+    assert [line.partition(":")[0] for line in started()] == ["pack-1", "cell-1", "cell-2"]
+    assert ran.job("cell-1")["alone"]
+    assert "lora.use_dora=True is not packed" in ran.said
+
+
+def test_zip_walks_axes_together(sweep):
+    ran = sweep("lora.r=4,8,16", "lora.lora_alpha=8,8,32", "seed=0,1", "sweep.zip=[lora.r,lora.lora_alpha]")
+    pairs = {
+        (entry["overrides"]["lora.r"], entry["overrides"]["lora.lora_alpha"]) for entry in ran.record["cells"]
+    }
+    assert pairs == {("4", "8"), ("8", "8"), ("16", "32")}
+    assert len(ran.statuses) == 6
+
+
+@pytest.mark.parametrize(
+    ("words", "said"),
+    [
+        (["lora.r=4,8", "sweep.zip=[lora.r,lora.lora_alpha]"], ["lora.lora_alpha is no axis", "lora.r"]),
+        (["lora.r=4,8", "seed=1,2,3", "sweep.zip=[lora.r,seed]"], ["lora.r has 2, seed has 3"]),
+        (["lora.r=4,8", "seed=1,2", "sweep.zip=[[lora.r,seed],[seed,lora.r]]"], ["named twice"]),
+        (["lora.r=4,8", "sweep.zip=[lora.r]"], ["sweep.zip", "two axes or more"]),
+        (["lora.r=4,8", "sweep.repeat=0"], ["sweep.repeat=0", "at least 1"]),
+        (["lora.r=4,8", "sweep.keep=1"], ["above 0 and below 1"]),
+        (["lora.r=4,8", "sweep.halving=[0.5,0.25]"], ["rising fractions"]),
+        (["lora.r=4,8", "sweep.halving=[0.5,1]"], ["rising fractions"]),
+        (["lora.r=4,8", "sweep.halving=[0.5]", "data.eval_path=null", "data.metric=null"], ["no"]),
+        (["lora.r=4,8", "sweep.metric='a b'"], ["sweep.metric", "eval_loss"]),
+        (["lora.r=4,8", "sweep.metrics=x"], ["'sweep.metric'"]),
+        (["lora.r=4,8", "sweep.repeat=1,2"], ["sweep.repeat is the same for all cells"]),
+        (["seed=0,1", "sweep.repeat=2"], ["sweep.repeat=2 chooses the seeds"]),
+        (["output_dir=a,b"], ["output_dir is no axis"]),
+        (["lora.r=8,8"], ["two cells of the sweep are the same run"]),
+        (["lora.r=4,8", "hydra/launcher=basic", "sweep.repeat=2"], ["no effect with hydra/launcher=basic"]),
+    ],
+    ids=lambda value: " ".join(value)[-60:],
+)
+def test_a_mistake_in_a_sweep_is_found_before_it_begins(words, said):
+    found = issues("-m", *words)
+    assert [text for text in said if not any(text in issue for issue in found)] == []
+    assert len(found) <= 2
+
+
+def test_the_section_sweep_has_no_effect_without_a_sweep():
+    (found,) = issues("sweep.repeat=3")
+    assert "sweep.repeat has no effect without -m" in found
+
+
+def test_repeats_are_cells_of_one_group(sweep):
+    ran = sweep("lora.r=4,8", "sweep.repeat=2", "seed=7")
+    assert list(ran.statuses) == [f"lora.r={r},seed={seed}" for r in (4, 8) for seed in (7, 8)]
+    assert {entry["group"] for entry in ran.record["cells"]} == {"lora.r=4", "lora.r=8"}
+    assert ran.record["axes"] == {"lora.r": ["4", "8"]}
+    assert ran.record["cells"][1]["overrides"] == {"lora.r": "4"}
+    assert [cell["config"]["seed"] for cell in ran.job("pack-1")["cells"]] == [7, 8, 7, 8]
+    alone = sweep("sweep.repeat=3", folder="t")
+    assert list(alone.statuses) == ["seed=0", "seed=1", "seed=2"]
+
+
+@pytest.mark.parametrize(
+    ("text", "value"),
+    [
+        ("${mul:2,${lora.r}}", 16),
+        ("${mul:0.5,${lora.r}}", 4),
+        ("${add:${lora.r},1}", 9),
+        ("${div:${lora.r},2}", 4),
+    ],
+)
+def test_a_value_follows_from_another(text, value):
+    runs = run_config.check(run_config.parse(["-m", "lora.r=8,64", f"lora.lora_alpha={text}"], OBJECTIVES))
+    assert runs[0].lora["lora_alpha"] == value
+    assert isinstance(runs[0].lora["lora_alpha"], int)
+    assert runs[1].lora["lora_alpha"] != value
+
+
+def test_arithmetic_that_makes_no_sense_is_named():
+    assert "divided by 0" in issues("trainer.learning_rate=${div:1,0}")[0]
+    assert "is no number" in issues("trainer.learning_rate=${mul:1,a}")[0]
+    assert "expected int, got float" in issues("lora.r=${div:1,3}")[0]
+
+
+def test_a_cell_that_is_wrong_only_in_combination_is_refused_with_its_name(sweep, started):
+    words = ["lora=r8,pissa", "quantization=none,nf4", "seed=0,1"]
+    ran = sweep(*words)
+    assert ran.code == ExitCode.CONFIG_ERROR
+    assert "quantization=none" in ran.said
+    assert "in lora=pissa,quantization=nf4,seed=0 and 1 more" in ran.said
+    assert "1 mistake," in ran.said
+    assert started() == []
+    assert not ran.folder.exists()
+
+
+def test_cells_that_are_the_same_run_are_refused_with_both_names(sweep, place):
+    found = issues("-m", "lora=r8,r16", "lora.r=4,5", "lora.lora_alpha=16")
+    assert "lora=r16 lora.r=4: two cells of the sweep are the same run" in found[0]
+    assert "lora=r8 lora.r=4" in found[0]
+    # alone each value makes a difference, but the second experiment decides what the options differ in
+    (place / "conf" / "experiment").mkdir(parents=True)
+    header = "# @package _global_\n"
+    (place / "conf" / "experiment" / "one.yaml").write_text(header)
+    (place / "conf" / "experiment" / "two.yaml").write_text(header + "lora: {r: 4, lora_alpha: 8}\n")
+    ran = sweep("--config-dir", "conf", "lora=r8,r16", "experiment=one,two")
+    assert ran.code == ExitCode.CONFIG_ERROR
+    assert "lora=r16,experiment=two: is the same run as lora=r8,experiment=two" in ran.said
+
+
+def test_cells_named_alike_are_refused():
+    run = one()
+    first = Cell("a", "a", "sha256:1", [], run)
+    assert "quotes only" in next(check_cells([first, replace(first, key="sha256:2")])).message
+
+
+def test_a_grid_in_a_file_starts_by_itself(sweep, place):
+    (place / "conf" / "experiment").mkdir(parents=True)
+    grid = "hydra:\n  mode: MULTIRUN\n  sweeper:\n    params:\n      lora.r: 4,8\n"
+    text = f"# @package _global_\n{grid}sweep: {{repeat: 2}}\n"
+    (place / "conf" / "experiment" / "mine.yaml").write_text(text)
+    ran = sweep("--config-dir", "conf", "experiment=mine", "trainer.learning_rate=1e-4,2e-4", flag=False)
+    assert ran.code == 0
+    assert len(ran.statuses) == 8
+    assert "lora.r=4,trainer.learning_rate=1e-4,seed=0" in ran.statuses
+
+
+def test_the_embedded_grid_is_a_sweep(sweep):
+    ran = sweep("experiment=orders-sweep", flag=False)
+    assert ran.code == 0
+    assert len(ran.statuses) > 3
+    assert list(ran.record["axes"]) == ["lora.r", "trainer.learning_rate"]
+
+
+def test_a_saved_config_is_swept_over(sweep, place):
+    (place / "run").mkdir()
+    (place / "run" / "config.yaml").write_text(run_config.to_yaml(one("lora=r8", "seed=3")))
+    ran = sweep("--config-path", "run", "trainer.learning_rate=1e-4,2e-4")
+    assert list(ran.statuses) == ["trainer.learning_rate=1e-4", "trainer.learning_rate=2e-4"]
+    assert ran.job("pack-1")["cells"][0]["config"]["seed"] == 3
+
+
+def test_without_output_dir_the_sweep_has_a_folder_of_its_own(sweep, place):
+    assert sweep("lora.r=4,8", folder="").code == 0
+    (found,) = (place / "outputs").rglob("sweep.json")
+    assert found.parent.name.endswith("-sweep")
+    assert sweep("lora.r=4,8", "hydra.sweep.dir=there", folder="").code == 0
+    assert (place / "there" / "lora.r=8").is_dir()
+
+
+def test_a_checkpoint_is_no_start_of_a_sweep(sweep, place):
+    (place / "old" / "checkpoints" / "checkpoint-1").mkdir(parents=True)
+    ran = sweep("lora.r=4,8", "resume=old")
+    assert ran.code == ExitCode.CONFIG_ERROR
+    assert "the same command with the same output_dir goes on" in ran.said
+
+
+def test_the_basic_launcher_still_runs_cells_in_this_process(place, monkeypatch):
+    seen = []
+    monkeypatch.setattr("recipes.run.run_recipe", lambda run, *rest: seen.append(run) or 0)
+    assert main(["-m", "lora.r=4,8", "hydra/launcher=basic", "output_dir=s"]) == 0
+    assert [run.output_dir for run in seen] == ["s/lora.r=4,output_dir=s", "s/lora.r=8,output_dir=s"]
+
+
+def test_a_file_with_classes_for_hydra_is_refused(place):
+    (place / "conf" / "experiment").mkdir(parents=True)
+    text = "# @package _global_\nhydra: {callbacks: {x: {_target_: os.system}}}\n"
+    (place / "conf" / "experiment" / "mine.yaml").write_text(text)
+    assert "no class may be named here" in issues("--config-dir", "conf", "experiment=mine")[0]
+
+
+# --- going on
+
+
+def test_the_same_command_runs_what_is_not_done(sweep, started):
+    words = ["lora.r=4,8,16"]
+    first = sweep(*words, plan={"lora.r=8": "failed"})
+    assert first.code == ExitCode.FAILED
+    assert first.record["status"] == "failed"
+    assert first.statuses == {"lora.r=4": "completed", "lora.r=8": "failed", "lora.r=16": "completed"}
+    assert "Odd: as planned" in first.record["cells"][1]["reason"]
+    assert "output_dir=s" in first.said.partition("go on")[2]
+    assert started() == ["pack-1:lora.r=4,lora.r=8,lora.r=16"]
+    again = sweep(*words)
+    assert (again.code, again.record["status"]) == (0, "completed")
+    assert "2 cells already" in again.said
+    assert started() == ["cell-1:lora.r=8"]
+    assert again.job("cell-1")["alone"] == "it failed in a pack before"
+    assert [job["cells"] for job in again.record["jobs"]] == [["lora.r=4", "lora.r=16"], ["lora.r=8"]]
+    last = sweep(*words)
+    assert "nothing is left to run" in last.said
+    assert started() == []
+
+
+def test_a_cell_that_fails_alone_twice_stays_failed(sweep, started, place):
+    for _ in range(2):
+        assert sweep("lora=dora,r8", plan={"lora=dora": "failed"}).code == ExitCode.FAILED
+    started()
+    ran = sweep("lora=dora,r8")
+    assert ran.code == ExitCode.FAILED
+    assert started() == []
+    assert "lora=dora is not run again: it failed 2 times alone" in ran.said
+    subprocess.run(["rm", "-r", str(place / "s" / "lora=dora")], check=True)
+    assert sweep("lora=dora,r8").code == ExitCode.COMPLETED
+
+
+def test_a_dropped_cell_is_done_and_a_diverged_one_is_not_repeated(sweep, started):
+    ran = sweep("lora.r=4,8,16", plan={"lora.r=4": "dropped", "lora.r=8": "diverged"})
+    assert ran.code == ExitCode.DIVERGED
+    started()
+    again = sweep("lora.r=4,8,16")
+    assert again.code == ExitCode.DIVERGED
+    assert "it diverged" in again.said
+    assert started() == []
+
+
+def test_a_child_that_dies_does_not_stop_the_others(sweep):
+    ran = sweep("lora.r=4,8", "lora.use_dora=false,true", plan={"lora.r=8,lora.use_dora=false": "kill"})
+    assert ran.code == ExitCode.FAILED
+    assert ran.statuses == {
+        "lora.r=4,lora.use_dora=false": "completed",
+        "lora.r=4,lora.use_dora=true": "completed",
+        "lora.r=8,lora.use_dora=false": "failed",
+        "lora.r=8,lora.use_dora=true": "completed",
+    }
+    (reason,) = [entry["reason"] for entry in ran.record["cells"] if entry["status"] == "failed"]
+    assert "SIGKILL" in reason
+    assert "about to die" in reason
+    assert "about to die" in (ran.folder / "jobs" / "pack-1.log").read_text()
+
+
+def test_a_preempted_run_goes_on_from_its_checkpoint(sweep, started):
+    name = "lora=dora"
+    ran = sweep("lora=dora,r8", plan={name: "checkpoint"})
+    assert (ran.code, ran.statuses[name]) == (ExitCode.PREEMPTED, "preempted")
+    started()
+    kept = ran.folder / name / "checkpoints" / "checkpoint-1"
+    assert kept.is_dir()
+    assert sweep("lora=dora,r8").code == 0
+    assert kept.is_dir(), "a folder with a checkpoint is left as it is"
+    assert started() == [f"cell-1:{name}"]
+
+
+def test_a_result_of_another_config_is_refused_before_anything_runs(sweep, started):
+    sweep("lora.r=4,8")
+    before = started()
+    ran = sweep("lora.r=4,8,16", "trainer.max_steps=7")
+    assert ran.code == ExitCode.CONFIG_ERROR
+    assert "lora.r=4: has a result of another config" in ran.said
+    assert "new output_dir" in ran.said
+    assert before
+    assert started() == []
+    assert sweep("lora.r=4,8,16").code == 0
+    assert [line.partition(":")[2] for line in started()] == ["lora.r=16"]
+
+
+def test_a_folder_that_is_no_sweep_is_refused_and_left_alone(sweep, place):
+    (place / "s").mkdir()
+    (place / "s" / "multirun.yaml").write_text("mine")
+    ran = sweep("lora.r=4,8")
+    assert ran.code == ExitCode.CONFIG_ERROR
+    assert "already holds something that is no sweep" in ran.said
+    assert (place / "s" / "multirun.yaml").read_text() == "mine"
+    assert len(list((place / "s").iterdir())) == 1
+
+
+def test_two_processes_do_not_run_one_sweep(sweep, place):
+    sweep("lora.r=4,8")
+    held = ledger.lock(place / "s")
+    ran = sweep("lora.r=4,8")
+    assert ran.code == ExitCode.CONFIG_ERROR
+    assert "another process runs this sweep" in ran.said
+    held.release()
+    assert sweep("lora.r=4,8").code == 0
+
+
+def test_batches_of_a_sweeper_are_one_sweep(sweep, started):
+    ran = sweep("lora.r=4,8,16", "hydra.sweeper.max_batch_size=2", plan={"lora.r=4": "failed"})
+    assert ran.code == ExitCode.FAILED
+    assert started() == ["pack-1:lora.r=4,lora.r=8", "cell-1:lora.r=16"]
+    assert list(ran.statuses.values()) == ["failed", "completed", "completed"]
+
+
+# --- jobs and devices
+
+
+def ledger_of(cells: list[Cell], folder: Path) -> Ledger:
+    found = Ledger(folder, "python -m runner", SweepSettings())
+    found.add(cells, {})
+    return found
+
+
+def cells_of(count: int, folder: Path, *words: str) -> list[Cell]:
+    run = one(*words)
+    made = []
+    for number in range(1, count + 1):
+        made += expand(
+            [f"lora.r={number}"], replace(run, lora={**run.lora, "r": number}), SweepSettings(), folder
+        )
+    return made
+
+
+@pytest.mark.parametrize(
+    ("count", "slots", "halving", "sizes"),
+    [
+        (8, 1, None, [8]),
+        (8, 4, None, [2, 2, 2, 2]),
+        (9, 4, None, [2, 2, 2, 3]),
+        (2, 4, None, [1, 1]),
+        (8, 4, [0.5], [4, 4]),
+        (3, 4, [0.5], [3]),
+    ],
+)
+def test_a_large_group_is_split_evenly_over_the_devices(tmp_path, count, slots, halving, sizes):
+    made = cells_of(count, tmp_path)
+    jobs = make_jobs(made, SweepSettings(halving=halving), slots, ledger_of(made, tmp_path))
+    assert [len(job.cells) for job in jobs] == sizes
+    assert [cell for job in jobs for cell in job.cells] == made
+    assert all((job.alone is None) == (len(job.cells) > 1) for job in jobs)
+
+
+def test_jobs_are_spread_over_the_devices(sweep, monkeypatch):
+    monkeypatch.setattr(run_sweep, "devices", lambda: ["0", "GPU-1"])
+    ran = sweep("lora.r=4,8", "lora.use_dora=false,true")
+    assert ran.code == 0
+    logs = [file.read_text() for file in sorted((ran.folder / "jobs").glob("*.log"))]
+    assert len(logs) == 3
+    assert {log.split()[-1] for log in logs} == {"0", "GPU-1"}
+    assert "job pack-1 on" not in ran.said, "with several devices the output is in the logs"
+
+
+def test_the_devices_that_may_be_used(monkeypatch):
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "2, 3")
+    assert processes.devices() == ["2", "3"]
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "")
+    assert processes.devices() == []
+    monkeypatch.delenv("CUDA_VISIBLE_DEVICES")
+    monkeypatch.setattr(
+        processes.subprocess,
+        "run",
+        lambda *_, **__: subprocess.CompletedProcess([], 0, "GPU 0: A\n  MIG 1g\nGPU 1: B\n", ""),
+    )
+    assert processes.devices() == ["0", "1"]
+
+
+def test_an_exit_code_in_words():
+    assert "SIGKILL; the kernel does so when memory runs out" in processes.how_it_ended(-9)
+    assert processes.how_it_ended(75).endswith("exit code 75 (preempted)")
+
+
+# --- ending early
+
+SCRIPT = """
+import sys
+from runner.sweep import processes, run_sweep
+processes.WORKER = [sys.argv.pop(1)]
+run_sweep.devices = list
+from runner.__main__ import main
+sys.exit(main())
+"""
+
+
+def hanging(place: Path) -> subprocess.Popen:
+    """A sweep in a process of its own, whose first cell does not end."""
+    (place / "start.py").write_text(textwrap.dedent(SCRIPT))
+    environment = {**os.environ, "PLAN": json.dumps({"lora.r=4": "hang"}), "PYTHONPATH": str(PACKAGE.parent)}
+    words = [sys.executable, "start.py", "worker.py", "-m", "lora.r=4,8", "output_dir=s"]
+    process = subprocess.Popen(
+        words, cwd=place, env=environment, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True
+    )
+    wait_for(lambda: (place / "hangs").exists())
+    return process
+
+
+def wait_for(there) -> None:
+    until = time.monotonic() + 30
+    while not there():
+        assert time.monotonic() < until
+        time.sleep(0.05)
+
+
+def child_of(process: subprocess.Popen) -> list[int]:
+    found = subprocess.run(["pgrep", "-P", str(process.pid)], capture_output=True, text=True, check=False)
+    return [int(line) for line in found.stdout.split()]
+
+
+def alive(number: int) -> bool:
+    try:
+        return "\nState:\tZ" not in Path(f"/proc/{number}/status").read_text()
+    except OSError:
+        return False
+
+
+@pytest.mark.parametrize("asked", [signal.SIGINT, signal.SIGTERM])
+def test_an_interrupted_sweep_ends_its_children_and_says_how_to_go_on(place, asked):
+    process = hanging(place)
+    (child,) = child_of(process)
+    process.send_signal(asked)
+    said, _ = process.communicate(timeout=30)
+    assert process.returncode == ExitCode.PREEMPTED
+    assert not alive(child)
+    record = json.loads((place / "s" / "sweep.json").read_text())
+    assert {entry["name"]: entry["status"] for entry in record["cells"]} == {
+        "lora.r=4": "preempted",
+        "lora.r=8": "preempted",
+    }
+    assert "python -m runner -m lora.r=4,8 output_dir=s" in said.partition("go on")[2]
+    assert 'Traceback (most recent call last):\n  File "/' not in said.partition("ending 1 job")[0]
+
+
+@pytest.mark.skipif(not Path("/proc").is_dir(), reason="looks at /proc")
+def test_children_die_with_a_parent_that_is_killed(place):
+    process = hanging(place)
+    (child,) = child_of(process)
+    process.kill()
+    process.communicate(timeout=30)
+    wait_for(lambda: not alive(child))
+
+
+def test_composing_many_cells_takes_seconds(sweep, monkeypatch):
+    monkeypatch.setattr(run_sweep.Sweep, "run", lambda self, cells, axes: seen.extend(cells))
+    monkeypatch.setattr(run_sweep.Sweep, "outcome", lambda self, cells: (0.0, None))
+    monkeypatch.setattr(run_sweep.Sweep, "finish", lambda self: 0)
+    seen: list[Cell] = []
+    began = time.monotonic()
+    sweep("lora.r=range(1,9)", "trainer.learning_rate=1e-4,2e-4")
+    assert len(seen) == 16
+    assert time.monotonic() - began < 10
+
+
+# --- values chosen by optuna
+
+STUDY = (
+    "hydra/sweeper=optuna",
+    "hydra.sweeper.n_trials=6",
+    "hydra.sweeper.n_jobs=3",
+    "hydra.sweeper.sampler.seed=1",
+    "lora.r=4,8,16",
+    "trainer.learning_rate=tag(log,interval(1e-5,1e-3))",
+)
+
+
+@pytest.fixture
+def optuna():
+    pytest.importorskip("hydra_plugins.hydra_optuna_sweeper", reason="the extra optuna is not installed")
+
+
+def test_without_optuna_the_command_to_install_it_is_named(monkeypatch, place):
+    monkeypatch.setattr(command, "_optuna", lambda: False)
+    (found,) = issues("-m", *STUDY[:1], *STUDY[4:])
+    assert "pip install 'hydra-optuna-sweeper" in found
+    (found,) = issues("-m", "lora.r=interval(4,8)")
+    assert "hydra/sweeper=optuna" in found
+
+
+def test_a_study_packs_the_cells_of_each_batch(optuna, sweep, started):
+    ran = sweep(*STUDY)
+    assert ran.code == 0
+    jobs = [line.partition(":") for line in started()]
+    assert [name for name, _, _ in jobs] == ["pack-1", "pack-2"]
+    assert len(ran.statuses) == 6
+    assert ran.record["axes"]["lora.r"] == ["4", "8", "16"]
+    assert len(set(ran.record["axes"]["trainer.learning_rate"])) == 6
+    found = yaml.safe_load((ran.folder / "optimization_results.yaml").read_text())
+    best = json.loads((ran.folder / ran.record["best"] / "run.json").read_text())
+    assert found["best_value"] == best["metrics"]["eval_loss"]
+    assert sweep(*STUDY).code == 0
+    assert started() == [], "the same study again: every cell is done"
+
+
+def test_a_study_over_repeats_sees_their_mean(optuna, sweep, started):
+    ran = sweep(
+        *STUDY[:1], "hydra.sweeper.n_trials=1", "hydra.sweeper.n_jobs=1", "lora.r=8", "sweep.repeat=3"
+    )
+    assert list(ran.statuses) == ["seed=0", "seed=1", "seed=2"]
+    found = yaml.safe_load((ran.folder / "optimization_results.yaml").read_text())
+    values = [json.loads((ran.folder / name / "run.json").read_text()) for name in ran.statuses]
+    assert found["best_value"] == pytest.approx(sum(run["metrics"]["eval_loss"] for run in values) / 3)
+
+
+def test_a_failed_cell_is_a_failed_trial(optuna, sweep):
+    words = ["hydra/sweeper=optuna", "hydra.sweeper.n_trials=4", "hydra.sweeper.n_jobs=2", "lora.r=4,8"]
+    words += ["hydra/sweeper/sampler=grid", "seed=0,1"]
+    stops = sweep(*words, plan={"lora.r=4,seed=0": "failed", "lora.r=8,seed=0": "failed"})
+    assert stops.code == ExitCode.FAILED
+    assert "the sweeper stops" in stops.said
+    assert "go on" in stops.said
+    goes_on = sweep(
+        *words, "hydra.sweeper.max_failure_rate=1", plan={"lora.r=4,seed=0": "failed"}, folder="t"
+    )
+    assert goes_on.code == ExitCode.FAILED
+    assert sorted(goes_on.statuses.values()) == ["completed", "completed", "completed", "failed"]
+
+
+@pytest.mark.parametrize(
+    ("words", "said"),
+    [
+        (["sweep.metric=exact_match_after"], "hydra.sweeper.direction=maximize"),
+        (["hydra.sweeper.direction=maximize"], "hydra.sweeper.direction=minimize"),
+        (["sweep.zip=[lora.r,trainer.learning_rate]"], "sweep.zip walks a grid"),
+        (["hydra.sweeper.custom_search_space=os.system"], "no function may be named here"),
+        (["hydra.sweeper.sampler._target_=os.system"], "'os.system' is not allowed"),
+        (["trainer.learning_rate=interval(-1,1)"], "trainer.learning_rate=-1.0"),
+    ],
+)
+def test_a_mistake_in_a_study_is_found_before_it_begins(optuna, words, said):
+    assert any(said in found for found in issues("-m", *STUDY, *words))
