@@ -32,7 +32,7 @@ def write_sweep_report(folder: Path, board: Leaderboard | None = None) -> Path:
     ``board`` saves reading and comparing the cells again, where that was just done.
     """
     context = sweep_context(board or leaderboard(folder))
-    page = page_environment().get_template("sweep/sweep.html.j2").render(context)
+    page = page_environment().get_template("sweep.html.j2").render(context)
     write_atomically(folder / "report.html", page.encode("utf-8", "backslashreplace").decode("utf-8"))
     return folder / "report.html"
 
