@@ -91,7 +91,8 @@ def _write_cell(folder: Path, item: Mapping[str, Any]) -> None:
         write_lines(folder / "held_out.jsonl", lines)
     if item["steps"]:
         lines = [{"step": n, "loss": 2.0 / n} for n in range(1, item["steps"] + 1)]
-        write_lines(folder / "metrics.jsonl", [*lines, {"step": item["steps"], "eval_loss": 0.5}])
+        evals = [{"step": step, "eval_loss": 0.5} for step in sorted({-(-item["steps"] // 2), item["steps"]})]
+        write_lines(folder / "metrics.jsonl", [*lines, *evals])
 
 
 def write_lines(file: Path, lines: Iterable[Mapping[str, Any]]) -> None:

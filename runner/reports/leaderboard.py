@@ -8,17 +8,16 @@ from __future__ import annotations
 import csv
 import io
 import math
-import re
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 from runner.core.atomic import write_atomically
+from runner.core.metric_names import find_metric
 from runner.reports.results import STATUSES, CellResult, Sweep, read_sweep
 from runner.reports.significance import CONFIDENCE, Verdict, by_repeats, by_rows, pool, row_losses
 
-_LOWER = re.compile(r"(^|_)(loss|perplexity|kl|error|difference|seconds|bytes|norm|wer|cer)(_|$)")
 _LOSSES = ("eval_loss", "loss")  # of which held_out.jsonl has every row
 _UNKNOWN = "one run a cell, and only a loss can be compared row by row"
 
@@ -103,12 +102,6 @@ class Leaderboard:
         write_atomically(folder / "leaderboard.csv", stream.getvalue())
         return folder / "leaderboard.csv"
 
-    def print(self) -> None:
-        """Print the table: best first, at most 20 rows."""
-        from runner.reports.table import print_leaderboard
-
-        print_leaderboard(self)
-
     def _header(self) -> list[str]:
         scores = [name for score in self.scores for name in (score, f"{score}_sd", f"{score}_n")]
         return [
@@ -138,7 +131,7 @@ def leaderboard(folder: Path) -> Leaderboard:
     """Rank the cells of a sweep folder, finished or not."""
     sweep = read_sweep(folder)
     metric = metric_of(sweep)
-    higher = higher_is_better(metric)
+    higher = find_metric(metric).higher
     groups: dict[str, list[CellResult]] = {}
     for cell in sweep.cells:
         groups.setdefault(cell.group, []).append(cell)
@@ -154,11 +147,6 @@ def leaderboard(folder: Path) -> Leaderboard:
         for rank, (row, verdict) in enumerate(zip(ranked, verdicts, strict=True), start=1)
     ]
     return Leaderboard(sweep, metric, higher, ranked + others, method)
-
-
-def higher_is_better(metric: str) -> bool:
-    """Whether more of a metric is better: not of a loss, a divergence, an error, seconds or bytes."""
-    return _LOWER.search(metric) is None
 
 
 def metric_of(sweep: Sweep) -> str:
