@@ -468,8 +468,8 @@ def test_a_value_that_is_not_finite_is_a_gap() -> None:
     [
         ([3.0 - n / 30 for n in range(60)], ""),
         ([2.4 / n + 0.1 for n in range(1, 61)], "log scale"),
-        ([11.0, 6.0, 3.0, *(2.5 - n / 200 for n in range(57))], "values outside the frame are cut off"),
-        ([-9.0, -3.0, *(1 + n / 60 for n in range(58))], "values outside the frame are cut off"),
+        ([11.0, 6.0, 3.0, *(2.5 - n / 200 for n in range(57))], "first steps cut off"),
+        ([-9.0, -3.0, *(1 + n / 60 for n in range(58))], "first steps cut off"),
         ([1.0, 2.0, *[5.0] * 58], ""),
         ([1.0, 500.0] * 30, "log scale"),
     ],

@@ -96,7 +96,7 @@ def line_figure(
     steps = [x for line in lines for x, _ in line.points] + list(bad)
     last = max(steps, default=1.0)
     first = min(steps, default=0.0)
-    if first == last or 0 <= first <= last / 5:
+    if first == last or 0 <= first <= last / 2:
         first = min(0.0, first)
     last = last if last > first else first + 1
     limits = y_limits([line.finite for line in lines if line.complete], may_log=may_log)
@@ -122,8 +122,9 @@ def line_figure(
         parts.append(f'<path class="bad dashed" d="M{spot:.1f},{_TOP}V{bottom}"/>')
         parts.append(f'<path class="bad" d="{_cross(spot, _TOP)}"/>')
     remarks = ["log scale"] if log else []
-    if any(not low <= y <= high for line in lines for _, y in line.finite):
-        remarks.append("values outside the frame are cut off")
+    if outside := [x for line in lines for x, y in line.finite if not low <= y <= high]:
+        early = max(outside) <= first + (last - first) / 10
+        remarks.append("first steps cut off" if early else "values outside the frame cut off")
     return LineFigure(svg_element(parts, size, title, _described(lines), kind), ", ".join(remarks))
 
 

@@ -81,7 +81,9 @@ def parallel(
     ``strands`` come best first. Returns the figure and its natural width in pixels.
     """
     across, top, tall = 150, 34, 220
-    left, width, height = 96, 96 + across * len(axes) + 70, top + tall + 14
+    name, levels = axes[0]
+    left = max(16 + 7 * max(len(cut(level)) for level in levels), 4 * len(cut(name, 20)))
+    width, height = left + across * len(axes) + 70, top + tall + 14
     scores = [strand.score for strand in strands]
     low, high = min(scores), max(scores)
     end = left + across * len(axes)
