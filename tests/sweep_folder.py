@@ -21,12 +21,13 @@ def cell(
     lora: Mapping[str, Any] | None = None,
     metrics: Mapping[str, Any] | None = None,
     record: bool = True,
+    entry: Mapping[str, Any] | None = None,
     **more: Any,
 ) -> dict[str, Any]:
     """A cell of ``make_sweep``: its line in sweep.json, and what its files hold.
 
     ``name`` is made of overrides (``lora.r=8,seed=1``); ``rows`` are the losses of ten tokens each in
-    held_out.jsonl, and ``more`` goes into run.json.
+    held_out.jsonl; ``entry`` adds keys to the line, and ``more`` goes into run.json.
     """
     values = dict(part.split("=", 1) for part in name.split(",") if "=" in part)
     found = {"eval_loss": loss, "tokens_per_second": 100.0} if status == "completed" else {}
@@ -38,6 +39,7 @@ def cell(
             "group": group or name,
             "status": ledger or status,
             "reason": reason,
+            **(entry or {}),
         },
         "run": {"status": status, "seconds": 10.0, "metrics": {**found, **(metrics or {})}, **more},
         "steps": steps,

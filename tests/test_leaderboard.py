@@ -16,6 +16,7 @@ from runner.evaluation.metrics import METRICS as ANSWER_METRICS
 from runner.reports.labels import short_names
 from runner.reports.leaderboard import leaderboard
 from runner.reports.results import read_sweep
+from runner.reports.sweep_report import write_sweep_report
 from runner.reports.table import print_leaderboard
 
 
@@ -284,6 +285,35 @@ def test_the_table_has_twenty_rows_at_most(tmp_path: Path, capsys: pytest.Captur
     text = capsys.readouterr().out
     assert "and 11 more in leaderboard.csv" in text
     assert "failed  33  before the first step: no" in text
+
+
+def test_cells_made_by_other_code_are_marked_and_the_mark_is_explained(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    marked = {"other_code": True}
+    cells = [
+        cell("a=1", 0.3, entry=marked),
+        *repeats("a=2", 0.4),
+        cell("a=2,seed=1", 0.41, group="a=2", entry=marked),
+        cell("a=3", 0.5),
+    ]
+    board = leaderboard(make_sweep(tmp_path / "marked", cells))
+    print_leaderboard(board)
+    text = capsys.readouterr().out
+    marks = [line.rstrip() for line in text.splitlines() if "0.3000" in line or "0.4050" in line]
+    assert marks[0].endswith("best, other code")
+    assert marks[1].endswith("1 other code")
+    assert text.count("sweep.redo=code") == 1
+    with board.write(tmp_path).open(encoding="utf-8", newline="") as stream:
+        assert [line["other_code"] for line in csv.DictReader(stream)] == ["1", "1", "0"]
+    page = write_sweep_report(tmp_path / "marked").read_text(encoding="utf-8")
+    assert page.count("sweep.redo=code") == 1
+    assert "<small>other code</small>" in page
+    assert "<small>1 other code</small>" in page
+    plain = make_sweep(tmp_path / "plain", [cell("a=1", 0.5), cell("a=2", 0.6)])
+    print_leaderboard(leaderboard(plain))
+    assert "other code" not in capsys.readouterr().out
+    assert "sweep.redo=code" not in write_sweep_report(plain).read_text(encoding="utf-8")
 
 
 @pytest.mark.parametrize(

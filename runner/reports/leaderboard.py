@@ -19,6 +19,10 @@ from runner.reports.results import STATUSES, CellResult, Sweep, read_sweep
 from runner.reports.significance import CONFIDENCE, Verdict, by_repeats, by_rows, pool, row_losses
 
 _LOSSES = ("eval_loss", "loss")  # of which held_out.jsonl has every row
+# What the mark "other code" of a row means.
+OTHER_CODE = (
+    "other code: finished by another version of the code and kept; sweep.redo=code trains these cells again"
+)
 _UNKNOWN = "one run a cell, and only a loss can be compared row by row"
 
 
@@ -62,6 +66,12 @@ class Row:
         """Its completed cells."""
         return [cell for cell in self.cells if cell.status == "completed"]
 
+    @property
+    def other_code(self) -> str:
+        """Which of its results were made by another version of the code: empty for none of them."""
+        count = sum(cell.other_code for cell in self.completed)
+        return "" if not count else "other code" if count == len(self.completed) else f"{count} other code"
+
 
 @dataclass(frozen=True)
 class Leaderboard:
@@ -89,6 +99,11 @@ class Leaderboard:
         return [row for row in self.rows if row.rank]
 
     @property
+    def other_code(self) -> str:
+        """What the mark of rows made by another version of the code means; empty where no row has it."""
+        return OTHER_CODE if any(row.other_code for row in self.rows) else ""
+
+    @property
     def scores(self) -> list[str]:
         """The scores that some row has: the deciding metric, held-out loss, then the task's own."""
         return score_names(self.sweep, self.metric)
@@ -107,7 +122,7 @@ class Leaderboard:
         return [
             *("rank", "group", "status", "cells", *self.sweep.axes, "scale", *scores),
             *("trainable_parameters", "seconds", "tokens_per_second", "within_noise", "noise"),
-            *("best_cell", "reason"),
+            *("best_cell", "reason", "other_code"),
         ]
 
     def _line(self, row: Row) -> list[Any]:
@@ -124,7 +139,8 @@ class Leaderboard:
         facts = (row.parameters, row.seconds, row.tokens_per_second)
         axes = [row.values.get(axis) for axis in self.sweep.axes]
         start = [row.rank, row.group, row.status, len(row.cells), *axes, row.scale, *scores]
-        return [_plain(value) for value in (*start, *facts, within, why, row.best, row.reason)]
+        other_code = sum(cell.other_code for cell in row.completed)
+        return [_plain(value) for value in (*start, *facts, within, why, row.best, row.reason, other_code)]
 
 
 def leaderboard(folder: Path) -> Leaderboard:

@@ -36,6 +36,7 @@ class CellResult:
     values: dict[str, str]
     record: dict[str, Any] = field(repr=False)
     told: str = ""  # the reason in sweep.json
+    other_code: bool = False  # finished by an earlier version of the code, and kept
 
     @property
     def metrics(self) -> dict[str, Any]:
@@ -198,7 +199,8 @@ def _cell(folder: Path, entry: Mapping[str, Any], notes: list[str]) -> CellResul
     else:  # a child that was killed leaves a run.json that says running
         status = ledger if ledger in STATUSES else "waiting"
     overrides = {str(key): str(value) for key, value in mapping(entry.get("overrides")).items()}
-    return CellResult(name, str(entry.get("group") or name), folder / name, status, overrides, record, told)
+    group, other_code = str(entry.get("group") or name), entry.get("other_code") is True
+    return CellResult(name, group, folder / name, status, overrides, record, told, other_code)
 
 
 def _dropped(dropped: Mapping[str, Any]) -> str:

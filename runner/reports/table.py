@@ -63,6 +63,8 @@ def print_leaderboard(board: Leaderboard) -> None:
         known = not board.method.startswith("unknown")
         text = f"≈ best, within noise of it: {board.method}" if known else f"noise is {board.method}"
         console.out.print(f"[dim]{escape(text)}[/]")
+    if board.other_code:
+        console.out.print(f"[dim]{escape(board.other_code)}[/]")
 
 
 def _print(table: Table) -> None:
@@ -101,7 +103,7 @@ def _ranking(board: Leaderboard, rows: Sequence[Row]) -> Table:
 
 
 def _mark(board: Leaderboard, row: Row) -> str:
-    """Best, within noise of it, and on how many of its repeats a row rests when some are missing."""
+    """Best, within noise of it, how many repeats it rests on if some are missing, made by other code."""
     marks = ["best"] if row.rank == 1 else []
     if row.noise and row.noise.within:
         marks.append("≈ best")
@@ -109,6 +111,8 @@ def _mark(board: Leaderboard, row: Row) -> str:
         marks.append("noise unknown")
     if row.scores[board.metric].n < len(row.cells):
         marks.append(f"{row.scores[board.metric].n} of {len(row.cells)}")
+    if row.other_code:
+        marks.append(row.other_code)
     return ", ".join(marks)
 
 

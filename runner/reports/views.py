@@ -61,6 +61,7 @@ def board_view(board: Leaderboard) -> dict[str, Any]:
         "fixed": fixed,
         "axes": len(names),
         "method": board.method,
+        "other_code": board.other_code,
         "repeats": max((score.n for row in board.ranked for score in row.scores.values()), default=1),
         "metric": find_metric(board.metric).title,
         "higher": board.higher,
@@ -82,12 +83,13 @@ def _remark(board: Leaderboard, row: Row) -> tuple[str, str, str, str]:
         return row.status, tone, briefs or row.reason, row.reason
     n = row.scores[board.metric].n
     missing = f"{n} of {len(row.cells)} repeats" if n < len(row.cells) else ""
+    below = ", ".join(filter(None, (missing, row.other_code)))
     if row.rank == 1:
-        return "best", "good", missing, row.reason
+        return "best", "good", below, row.reason
     noise = row.noise
     said = {True: "within noise", False: "", None: "noise unknown"}[noise.within] if noise else ""
     why = "; ".join(filter(None, (noise.why if noise else "", row.reason)))
-    return said, "muted", missing, why
+    return said, "muted", below, why
 
 
 def _links(row: Row) -> list[tuple[str, str]]:
