@@ -8,6 +8,7 @@ from pathlib import Path
 
 import pytest
 
+from recipes import OBJECTIVES
 from runner.__main__ import main
 from runner.cli import run_config
 from runner.config.settings import RunConfig
@@ -17,7 +18,7 @@ ROOT = Path(__file__).parents[1]
 
 
 def check(*words: str) -> list[RunConfig]:
-    return run_config.check(run_config.parse(list(words)))
+    return run_config.check(run_config.parse(list(words), OBJECTIVES))
 
 
 def one(*words: str) -> RunConfig:
@@ -277,7 +278,7 @@ def test_a_sweep_in_a_file_is_checked_too(own):
 
 def save(run: RunConfig, folder: Path) -> None:
     folder.mkdir(exist_ok=True)
-    (folder / "run_config.yaml").write_text(run_config.to_yaml(run), encoding="utf-8")
+    (folder / "config.yaml").write_text(run_config.to_yaml(run), encoding="utf-8")
     for name in ("adapter", "model", "checkpoints"):  # as a run leaves them: they are no config groups
         (folder / name).mkdir(exist_ok=True)
 
@@ -314,10 +315,10 @@ def test_a_saved_config_takes_overrides(tmp_path, monkeypatch):
 def test_a_mistake_in_a_saved_config_is_named_with_its_line(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     save(one(), tmp_path / "run")
-    file = tmp_path / "run" / "run_config.yaml"
+    file = tmp_path / "run" / "config.yaml"
     file.write_text(file.read_text().replace("lora_alpha:", "lora_alpa:"))
     line = file.read_text().splitlines().index("  lora_alpa: 32") + 1
-    assert issues(*SAVED)[0].startswith(f"run/run_config.yaml:{line}: unknown key 'lora.lora_alpa'")
+    assert issues(*SAVED)[0].startswith(f"run/config.yaml:{line}: unknown key 'lora.lora_alpa'")
 
 
 AWKWARD = [

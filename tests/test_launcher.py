@@ -13,6 +13,7 @@ from pathlib import Path
 import pytest
 import yaml
 
+from recipes import OBJECTIVES
 from runner.__main__ import main
 from runner.cli import command, run_config
 from runner.config.settings import RunConfig, SweepSettings
@@ -46,7 +47,7 @@ for cell in job["cells"]:
     mark = {"key": cell["key"], "sweep": job["sweep"], "job": job["name"]}
     record = {"status": "running", "metrics": {}, "cell": mark, "overrides": cell["overrides"]}
     (folder / "run.json").write_text(json.dumps(record))
-    (folder / "run_config.yaml").write_text("seed: %d\\n" % cell["config"]["seed"])
+    (folder / "config.yaml").write_text("seed: %d\\n" % cell["config"]["seed"])
     end = plan.get(cell["name"], "completed")
     if end == "hang":
         Path("hangs").touch()
@@ -127,12 +128,12 @@ def sweep(place, capsys, monkeypatch):
 
 def issues(*words: str) -> list[str]:
     with pytest.raises(ConfigError) as caught:
-        run_config.check(run_config.parse(list(words)))
+        run_config.check(run_config.parse(list(words), OBJECTIVES))
     return [str(issue) for issue in caught.value.issues]
 
 
 def one(*words: str) -> RunConfig:
-    (run,) = run_config.check(run_config.parse(list(words)))
+    (run,) = run_config.check(run_config.parse(list(words), OBJECTIVES))
     return run
 
 
@@ -292,7 +293,7 @@ def test_repeats_are_cells_of_one_group(sweep):
     ],
 )
 def test_a_value_follows_from_another(text, value):
-    runs = run_config.check(run_config.parse(["-m", "lora.r=8,64", f"lora.lora_alpha={text}"]))
+    runs = run_config.check(run_config.parse(["-m", "lora.r=8,64", f"lora.lora_alpha={text}"], OBJECTIVES))
     assert runs[0].lora["lora_alpha"] == value
     assert isinstance(runs[0].lora["lora_alpha"], int)
     assert runs[1].lora["lora_alpha"] != value
@@ -355,7 +356,7 @@ def test_the_embedded_grid_is_a_sweep(sweep):
 
 def test_a_saved_config_is_swept_over(sweep, place):
     (place / "run").mkdir()
-    (place / "run" / "run_config.yaml").write_text(run_config.to_yaml(one("lora=r8", "seed=3")))
+    (place / "run" / "config.yaml").write_text(run_config.to_yaml(one("lora=r8", "seed=3")))
     ran = sweep("--config-path", "run", "trainer.learning_rate=1e-4,2e-4")
     assert list(ran.statuses) == ["trainer.learning_rate=1e-4", "trainer.learning_rate=2e-4"]
     assert ran.job("pack-1")["cells"][0]["config"]["seed"] == 3
