@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import base64
 import hashlib
-import re
 import shlex
 from pathlib import Path
 from typing import Any
@@ -13,17 +12,18 @@ from urllib.parse import quote
 from markupsafe import Markup
 
 from runner.core.atomic import write_atomically
+from runner.core.hydra_quoting import hydra_value
+from runner.core.metric_names import find_metric
 from runner.reports.curves import curves_context
-from runner.reports.figures import flatten, format_value
+from runner.reports.labels import cell_label, label, short_names
 from runner.reports.leaderboard import Leaderboard, Row, leaderboard
-from runner.reports.results import CellResult, Sweep, cell_label, label, mapping, read_lines, short_names
+from runner.reports.number_format import flatten, format_value
+from runner.reports.results import CellResult, Sweep, mapping, read_lines
 from runner.reports.run_report import MAX_SAMPLES, OPEN_SAMPLES, OUTCOMES, page_environment
-from runner.reports.table import score_label, score_text
+from runner.reports.table import score_text
 from runner.reports.views import TONES, board_view, heatmaps_view, importance_view, parallel_view
 
 _HEADLESS = ("classify", "reward")  # recipes whose models answer with a class or a score
-# Hydra reads these unquoted in a value; anything else is put between quotes.
-_PLAIN_VALUE = re.compile(r"[\w./:@%+~*?|-]+")
 
 
 def write_sweep_report(folder: Path, board: Leaderboard | None = None) -> Path:
@@ -85,11 +85,8 @@ def use_command(board: Leaderboard) -> str:
     best = board.best_cell
     if best is None or best.config.get("recipe") in _HEADLESS:
         return ""
-    path = str(board.sweep.folder)
-    if not _PLAIN_VALUE.fullmatch(path):
-        escaped = path.replace("\\", "\\\\").replace("'", "\\'")
-        path = f"'{escaped}'"
-    return f"python -m runner recipe=chat {shlex.quote(f'adapter={path}')}"
+    adapter = f"adapter={hydra_value(str(board.sweep.folder))}"
+    return f"python -m runner recipe=chat {shlex.quote(adapter)}"
 
 
 def _answer(board: Leaderboard) -> dict[str, Any]:
@@ -104,7 +101,9 @@ def _answer(board: Leaderboard) -> dict[str, Any]:
             why = f"No completed cell has a finite {board.metric}: {said}."
         return {"best": "", "nothing": why}
     first, *others = board.ranked
-    scores = [(score_label(name), score_text(first.scores.get(name), name)) for name in board.scores[:2]]
+    scores = [
+        (find_metric(name).label, score_text(first.scores.get(name), name)) for name in board.scores[:2]
+    ]
     return {
         "best": label(first.values, names) or first.group,
         "so_far": bool(open_cells),

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import re
 import shlex
 import signal
 import threading
@@ -18,6 +17,7 @@ from runner.config.path_rules import check_sweep_folder
 from runner.config.settings import SweepSettings
 from runner.core import console
 from runner.core.errors import ConfigError, ExitCode
+from runner.core.hydra_quoting import hydra_value
 from runner.core.secrets import masked
 from runner.sweep.cells import Cell, check_cells
 from runner.sweep.jobs import Job, make_jobs, record_jobs, write_job
@@ -185,13 +185,14 @@ class Sweep:
     def _conclude(self) -> None:
         from runner.reports.leaderboard import leaderboard
         from runner.reports.sweep_report import write_sweep_report
+        from runner.reports.table import print_leaderboard
 
         board = leaderboard(self.folder)
         self.ledger.record |= {"best": board.best, "notes": board.sweep.notes}
         self.ledger.write()
         board.write(self.folder)
         console.out.print()
-        board.print()
+        print_leaderboard(board)
         for note in board.sweep.notes:
             console.warn(note)
         write_sweep_report(self.folder)
@@ -272,13 +273,6 @@ def _say_plan(
         console.warn(f"{name} is not run again: {why}")
     if not jobs:
         console.out.print("nothing is left to run")
-
-
-def hydra_value(text: str) -> str:
-    """A text as Hydra reads it in an override: quoted where it holds more than plain characters."""
-    if re.fullmatch(r"[\w./+-]+", text, flags=re.ASCII):
-        return text
-    return "'" + text.replace("\\", "\\\\").replace("'", "\\'") + "'"
 
 
 def _count(number: int, what: str = "cell") -> str:
