@@ -18,6 +18,7 @@ import pytest
 from helpers.pages import CHROMIUM, CHROMIUM_FLAGS, HOSTILE, needs_chromium
 from helpers.pages import words_of as all_words_of
 from helpers.sweep_folder import cell, make_sweep, repeats, write_lines
+from recipes import OBJECTIVES
 from runner.cli.inherit import inherited
 from runner.config.adapters import find_adapter
 from runner.core.errors import ConfigError
@@ -412,7 +413,7 @@ def test_a_sweep_folder_stands_for_its_best_cell(tmp_path: Path) -> None:
     found = find_adapter(str(folder))
     assert found.run == folder / "lora.r=16"
     assert found.config["r"] == 16
-    groups, others = inherited([f"adapter={folder}", "recipe=evaluate"], [])
+    groups, others = inherited([f"adapter={folder}", "recipe=evaluate"], [], OBJECTIVES)
     assert groups["lora"]["r"] == 16
     assert groups["model"] == {"path": "org/tiny"}
     assert groups["data"] == {"path": "rows.jsonl"}
