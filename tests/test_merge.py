@@ -443,7 +443,7 @@ def test_adapters_that_cannot_be_combined_are_refused_together(cli, trained, cap
     run = merge(cli, f"[{plain},{dora},{ia3},{other}]")
     assert run.code == 2
     said = capsys.readouterr().err
-    assert "3 mistakes" in said
+    assert "3 config errors" in said
     assert "use_dora" in said
     assert "is IA3" in said
     assert "r=8" in said

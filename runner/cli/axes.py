@@ -18,7 +18,7 @@ Number = int | float
 # Keys that are the whole sweep's, and what to do instead of sweeping over them.
 _OF_THE_SWEEP = {
     "output_dir": "it is the folder of the sweep, in which each cell has its own",
-    "resume": "the same command with the same output_dir goes on with a sweep",
+    "resume": "the same command with the same output_dir resumes a sweep",
 }
 
 

@@ -24,6 +24,7 @@ from runner.config.checks import nearest_key
 from runner.config.origins import line_of
 from runner.config.settings import RunConfig
 from runner.core.errors import Issue, nearest
+from runner.core.hydra_quoting import hydra_value
 from runner.core.paths import CONFIG_DIR
 
 TOP_LEVEL = tuple(item.name for item in dataclasses.fields(RunConfig))
@@ -227,7 +228,7 @@ def _override_issues(
                 name = "none" if value is None else str(value)
                 yield Issue(
                     text,
-                    f"unknown {key} {name!r}" if value is not None else "null is no option",
+                    f"unknown {key} {name!r}" if value is not None else "null is not an option",
                     nearest(name, options),
                 )
             elif override.is_force_add():
@@ -262,7 +263,7 @@ def _optuna() -> bool:
 def _grammar(text: str, error: HydraException) -> str:
     """Hydra's complaint in one line, without the override it repeats."""
     if "=" not in text:
-        return "is no key=value"
+        return "expected key=value"
     lines = [line.strip() for line in str(error).splitlines()]
     lines = [line for line in lines if line and not line.startswith(("Error parsing override", "See https"))]
     return f"cannot be read: {lines[0] if lines else 'it is no override'}"
@@ -274,8 +275,8 @@ def _quoting(text: str) -> str:
         return "if it belongs to the word before, quote the two together for the shell"
     if sum(map(value.count, "[{")) != sum(map(value.count, "]}")):
         return f"the shell has split it: quote the whole, '{key}=...'"
-    quoted = value.strip("'\"").replace("\\'", "'").replace("'", "\\'")
-    return f"quote it for the shell and for Hydra: \"{key}='{quoted}'\""
+    plain = value.strip("'\"").replace("\\'", "'")
+    return f'quote it for the shell and for Hydra: "{key}={hydra_value(plain)}"'
 
 
 def _is_saved(file: Path) -> bool:

@@ -46,7 +46,7 @@ def _check_metric(values: Values, metric: Any, origins: Origins) -> Iterator[Iss
     known = [name.removesuffix("_after") for name in RESULTS if name.startswith(("eval_", "train_"))]
     known += [str(own)] if own else []
     if metric.removesuffix("_after") not in known:
-        message = f"sweep.metric={metric} is no figure of these runs"
+        message = f"sweep.metric={metric} is an unknown metric"
         yield Issue(origins.where("sweep.metric"), message, nearest(metric, known))
 
 

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import base64
 import hashlib
-import re
 import shlex
 from pathlib import Path
 from typing import Any
@@ -13,6 +12,7 @@ from urllib.parse import quote
 from markupsafe import Markup
 
 from runner.core.atomic import write_atomically
+from runner.core.hydra_quoting import hydra_value
 from runner.reports.curves import curves_context
 from runner.reports.figures import flatten, format_value
 from runner.reports.leaderboard import Leaderboard, Row, leaderboard
@@ -22,8 +22,6 @@ from runner.reports.table import score_label, score_text
 from runner.reports.views import TONES, board_view, heatmaps_view, importance_view, parallel_view
 
 _HEADLESS = ("classify", "reward")  # recipes whose models answer with a class or a score
-# Hydra reads these unquoted in a value; anything else is put between quotes.
-_PLAIN_VALUE = re.compile(r"[\w./:@%+~*?|-]+")
 
 
 def write_sweep_report(folder: Path, board: Leaderboard | None = None) -> Path:
@@ -85,10 +83,7 @@ def use_command(board: Leaderboard) -> str:
     best = board.best_cell
     if best is None or best.config.get("recipe") in _HEADLESS:
         return ""
-    path = str(board.sweep.folder)
-    if not _PLAIN_VALUE.fullmatch(path):
-        escaped = path.replace("\\", "\\\\").replace("'", "\\'")
-        path = f"'{escaped}'"
+    path = hydra_value(str(board.sweep.folder))
     return f"python -m runner recipe=chat {shlex.quote(f'adapter={path}')}"
 
 

@@ -107,7 +107,7 @@ def _added(top: Path, name: str) -> str:
 
 
 @cache
-def code_digest() -> str:
+def package_digest() -> str:
     """``sha256:HEX`` of the project's own Python files, wherever they are installed."""
     digest = hashlib.sha256()
     for file in [*sorted(PACKAGE.rglob("*.py")), *sorted((PACKAGE.parent / "recipes").glob("*.py"))]:

@@ -9,7 +9,7 @@ import time
 import traceback
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
-from datetime import UTC, datetime
+from datetime import datetime
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +17,8 @@ from runner.core import environment
 from runner.core.atomic import sha256_of_file, write_atomically
 from runner.core.errors import ConfigError, Issue
 from runner.core.secrets import masked
-from runner.runs.git_state import PATCH, code_digest, source
+from runner.core.timestamp import utc_now
+from runner.runs.git_state import PATCH, package_digest, source
 
 _FALLBACK_NAME = "run"
 
@@ -41,13 +42,13 @@ class RunFolder:
             "status": "running",
             "command": command,
             "overrides": overrides,
-            "started": _now(),
+            "started": utc_now(),
             "seed": seed,
             "metrics": self.metrics,
             "times": self.times,
             "notes": self.notes,
             "git": state.record() if state else None,
-            "code": code_digest(),
+            "code": package_digest(),
             "packages": environment.package_versions(),
             "variables": environment.variables(),
             "python": environment.python_version(),
@@ -108,7 +109,7 @@ class RunFolder:
 
     def finish(self, status: str, error: BaseException | None = None) -> None:
         """Write the final status, the error if there is one, the digests of the results, and the report."""
-        self.record |= {"status": status, "ended": _now(), "error": _error(error)}
+        self.record |= {"status": status, "ended": utc_now(), "error": _error(error)}
         adapter = self.path / "adapter" / "adapter_model.safetensors"
         results = {"adapter": adapter, "config": self.path / "config.yaml"}
         self.record["digests"] = {
@@ -170,7 +171,3 @@ def _error(error: BaseException | None) -> dict[str, str] | None:
 
 def _finite(value: Any) -> Any:
     return None if isinstance(value, float) and not math.isfinite(value) else value
-
-
-def _now() -> str:
-    return datetime.now(UTC).isoformat(timespec="seconds").replace("+00:00", "Z")

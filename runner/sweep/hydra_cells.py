@@ -137,7 +137,7 @@ class ComposedCells:
         if differing:
             raise ConfigError(Issue("sweep", "the section differs between cells", "set it for all of them"))
         if any(one.resume not in (None, "auto") for one in configs):
-            hint = "the same command with the same output_dir goes on with a sweep"
+            hint = "the same command with the same output_dir resumes a sweep"
             raise ConfigError(
                 Issue(f"resume={configs[0].resume}", "is a run's own, and this is a sweep", hint)
             )

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import re
 import shlex
 import signal
 import threading
@@ -18,6 +17,7 @@ from runner.config.path_rules import check_sweep_folder
 from runner.config.settings import SweepSettings
 from runner.core import console
 from runner.core.errors import ConfigError, ExitCode
+from runner.core.hydra_quoting import hydra_value
 from runner.core.secrets import masked
 from runner.sweep.cells import Cell, check_cells
 from runner.sweep.jobs import Job, make_jobs, record_jobs, write_job
@@ -30,7 +30,7 @@ _SHOWN = 10  # lines of a kind in the plan
 class Sweep:
     """A sweep in one folder, run in one batch or several; ``typed`` are the words of its command.
 
-    Going on with a sweep is the same as starting it: cells that are done are left alone.
+    Resuming a sweep is the same as starting it: cells that are done are left alone.
     """
 
     def __init__(self, folder: Path, typed: Sequence[str], settings: SweepSettings) -> None:
@@ -39,7 +39,7 @@ class Sweep:
         self._lock: Any = None
         self._ledger: Ledger | None = None
         self._stopped = False
-        self.ran = False  # whether a batch was not refused
+        self.ran = False  # whether a batch has passed its checks
 
     @property
     def command(self) -> str:
@@ -120,6 +120,7 @@ class Sweep:
         self._devices = [] if any(cell.config.model.device_map for cell in todo) else devices()
         jobs = make_jobs(todo, self.settings, max(1, len(self._devices)), ledger)
         _say_plan(self.folder, cells, jobs, len(done), over)
+        _warn_of_other_code(done, jobs, ledger)
         return jobs
 
     def _work(self, waiting: deque[tuple[Job, Path]]) -> None:
@@ -148,7 +149,7 @@ class Sweep:
             raise
 
     def _start(self, children: Children, job: Job, file: Path, device: str | None, several: bool) -> None:
-        self.ledger.mark(job.names, "running")
+        self.ledger.begin(job.cells, job.resumed)
         self.ledger.write()
         log = file.with_suffix(".log")
         where = f" on device {device}, its output is in {log}" if several else ""
@@ -209,9 +210,9 @@ class Sweep:
             chat = ["python", "-m", "runner", "recipe=chat", f"adapter={hydra_value(str(self.folder))}"]
             console.out.print(f"[bold]use it[/] {escape(shlex.join(chat))}")
         if code != ExitCode.COMPLETED:
-            console.out.print(f"[bold]go on[/]  {escape(self.go_on())}")
+            console.out.print(f"[bold]resume with[/] {escape(self.resume_command())}")
 
-    def go_on(self) -> str:
+    def resume_command(self) -> str:
         """The command that runs what is not done yet."""
         kept = [word for word in self._typed if not word.startswith("output_dir=")]
         return shlex.join(["python", "-m", "runner", *kept, f"output_dir={hydra_value(str(self.folder))}"])
@@ -274,11 +275,21 @@ def _say_plan(
         console.out.print("nothing is left to run")
 
 
-def hydra_value(text: str) -> str:
-    """A text as Hydra reads it in an override: quoted where it holds more than plain characters."""
-    if re.fullmatch(r"[\w./+-]+", text, flags=re.ASCII):
-        return text
-    return "'" + text.replace("\\", "\\\\").replace("'", "\\'") + "'"
+def _warn_of_other_code(done: Sequence[Cell], jobs: Sequence[Job], ledger: Ledger) -> None:
+    """Say which results are kept, and which cells are resumed, although other code computed them."""
+    kept = [cell.name for cell in done if ledger.cells[cell.name]["other_code"]]
+    resumed = [name for job in jobs if job.resumed for name in job.names if ledger.cells[name]["other_code"]]
+    made = "other code, or other versions of the libraries"
+    again = "sweep.redo=code runs them from the beginning"
+    if kept:
+        console.warn(f"{_listed(kept)} kept, computed by {made}; {again}")
+    if resumed:
+        console.warn(f"{_listed(resumed)} resumed from a checkpoint of {made}; {again}")
+
+
+def _listed(names: Sequence[str]) -> str:
+    shown = ", ".join(names[:_SHOWN]) + (", ..." if len(names) > _SHOWN else "")
+    return f"{_count(len(names))} ({shown})"
 
 
 def _count(number: int, what: str = "cell") -> str:
