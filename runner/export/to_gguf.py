@@ -105,9 +105,9 @@ def _prove(
     """
     from transformers import AutoConfig, AutoTokenizer
 
-    from runner.export.api import source_logits
     from runner.export.gguf.kinds import max_kl
     from runner.export.gguf.verify import check_tokenizer, read_back
+    from runner.export.source import source_logits
 
     try:
         remarks = check_tokenizer(file, AutoTokenizer.from_pretrained(source), texts)

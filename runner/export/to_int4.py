@@ -14,7 +14,7 @@ from runner.config.settings import RunConfig
 from runner.core import console
 from runner.core.errors import RunnerError
 from runner.evaluation.logit_kl import compare, read_texts
-from runner.export.api import source_logits
+from runner.export.source import source_logits
 from runner.models.model import Precision, device
 from runner.runs.run_folder import RunFolder
 
