@@ -24,14 +24,14 @@ from runner.runs.run_folder import RunFolder
 
 NAME = "model-nf4"
 # How far NF4 may move a model (KL, nats a token): so many times as far as its untrained base, and a little,
-# as eight rows are few. SmolLM2-135M with a trained adapter: 0.25, its base 0.43. With the rows of one matrix in
-# another order: 0.60 in the middle of the model, 5 to 12 at its ends. Without the adapter's change: 2.2.
+# as eight rows are few. SmolLM2-135M with a trained adapter: 0.25, its base 0.43. With the rows of one matrix
+# in another order: 0.60 in the middle of the model, 5 to 12 at its ends. Without what was trained: 2.2.
 _TIMES_BASE, _FLOOR = 1.25, 0.02
 _WITHOUT_BASE = 1.0
 
 
 def export_int4(config: RunConfig, folder: RunFolder, source: Path, texts: list[list[int]]) -> None:
-    """Write the model in ``source`` in 4 bits (NF4, double quantisation) to ``model-nf4/`` in the run folder.
+    """Write the model in ``source`` in 4 bits (NF4, double quantisation) to ``model-nf4/`` of the run folder.
 
     The folder stays only if the model loaded from it gives exactly the logits, on ``texts`` (token ids), of
     the one that was saved, and its KL divergence from the source is at most 1.25 times that of the

@@ -6,7 +6,6 @@ once to safetensors. From then on all of them are the same thing.
 
 from __future__ import annotations
 
-import hashlib
 import os
 import re
 import shutil
@@ -21,6 +20,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from pickle import UnpicklingError
 
+from runner.core.atomic import sha256_of_file
 from runner.core.errors import ConfigError, Issue, RunnerError, nearest
 from runner.models.gguf_import import convert_once
 from runner.models.hub import PATIENCE, missing_files, offline, shards, snapshot
@@ -33,7 +33,7 @@ _HUB_NAME = re.compile(r"[\w-][\w.-]*(/[\w-][\w.-]*)?")
 
 @dataclass(frozen=True)
 class Found:
-    """A model's folder, which version it is (None: a folder of the user's own), and remarks for the user."""
+    """A model's folder, which version it is (None: a folder of the user's own), and warnings."""
 
     folder: Path
     revision: str | None = None
@@ -212,5 +212,5 @@ def _check_digest(file: Path, expected: str, hint: str) -> str:
 
 
 def _sha256(file: Path) -> str:
-    with file.open("rb") as stream:
-        return hashlib.file_digest(stream, "sha256").hexdigest()
+    """The digest as a package index writes it, in hexadecimal digits only."""
+    return sha256_of_file(file).removeprefix("sha256:")

@@ -11,6 +11,7 @@ from functools import cache
 from pathlib import Path
 from typing import Any
 
+from runner.core.atomic import sha256_of
 from runner.core.paths import CONFIG_DIR, PACKAGE
 from runner.core.secrets import found_in
 
@@ -33,8 +34,7 @@ class Source:
         """What ``run.json`` keeps of it."""
         facts: dict[str, Any] = {"commit": self.commit, "dirty": self.dirty}
         if self.patch:
-            digest = hashlib.sha256(self.patch.encode(errors="surrogateescape")).hexdigest()
-            facts["uncommitted"] = {"file": PATCH, "digest": f"sha256:{digest}"}
+            facts["uncommitted"] = {"file": PATCH, "digest": sha256_of(self.patch)}
         if self.left_out:
             facts["left_out"] = self.left_out
         return facts
