@@ -40,7 +40,7 @@ def run_recipe(
         _refuse_several_processes()
         find_start(run)  # before the folder is touched, which with resume=auto is the earlier run's own
         parents = adapters.parents(run)  # refuses an adapter that is none, so before there is a folder
-        path = run_folder.create(run.output_dir, f"{run.recipe}-{model}", go_on=run.resume == "auto")
+        path = run_folder.create(run.output_dir, f"{run.recipe}-{model}", resume=run.resume == "auto")
         folder = run_folder.RunFolder(path, command, overrides, run_config.to_yaml(run), run.seed)
         folder.record |= {"recipe": run.recipe, "parents": parents, **(facts or {})}
     except ConfigError as error:

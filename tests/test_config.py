@@ -82,7 +82,7 @@ MISTAKES = [
     (["--multi-run"], ["'--multirun'"]),
     (["--cfg", "job", "-m"], ["-m", "--cfg"]),
     (["--resolve"], ["--cfg job"]),
-    (["--experimental-rerun", "x"], ["not offered"]),
+    (["--experimental-rerun", "x"], ["not supported"]),
     (["--config-name", "confg"], ["no confg.yaml", "'config'"]),
     (["--config-path", "/no/such/folder"], ["no folder /no/such/folder"]),
     (["--config-dir", "/no/such/folder"], ["no folder /no/such/folder"]),
@@ -108,9 +108,9 @@ MISTAKES = [
     (["trainer.output_dir=x"], ["set output_dir"]),
     (["data.path="], ["data.path must be given"]),
     (["data.path=???"], ["data.path must be given", "add data.path=..."]),
-    (["data.path=[3]"], ["data.path.0: 3 is no source"]),
+    (["data.path=[3]"], ["data.path.0: 3 is not a data source"]),
     (["data.path=[{path: 'embedded:orders_eval', weight: -1}]"], ["data.path.0.weight=-1"]),
-    (["data.eval_path=[{weight: 1}]"], ["is no source of rows"]),
+    (["data.eval_path=[{weight: 1}]"], ["is not a data source"]),
     (["data.path=rows.jsonl"], ["nothing is at 'rows.jsonl'"]),
     (["data.path=embedded:order_train"], ["'orders_train'"]),
     ([f"data.path=/{'x' * 300}.jsonl"], ["nothing is at"]),
@@ -277,7 +277,7 @@ def test_a_sweep_in_a_file_is_checked_too(own):
 
 def save(run: RunConfig, folder: Path) -> None:
     folder.mkdir(exist_ok=True)
-    (folder / "run_config.yaml").write_text(run_config.to_yaml(run), encoding="utf-8")
+    (folder / "config.yaml").write_text(run_config.to_yaml(run), encoding="utf-8")
     for name in ("adapter", "model", "checkpoints"):  # as a run leaves them: they are no config groups
         (folder / name).mkdir(exist_ok=True)
 
@@ -314,10 +314,10 @@ def test_a_saved_config_takes_overrides(tmp_path, monkeypatch):
 def test_a_mistake_in_a_saved_config_is_named_with_its_line(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     save(one(), tmp_path / "run")
-    file = tmp_path / "run" / "run_config.yaml"
+    file = tmp_path / "run" / "config.yaml"
     file.write_text(file.read_text().replace("lora_alpha:", "lora_alpa:"))
     line = file.read_text().splitlines().index("  lora_alpa: 32") + 1
-    assert issues(*SAVED)[0].startswith(f"run/run_config.yaml:{line}: unknown key 'lora.lora_alpa'")
+    assert issues(*SAVED)[0].startswith(f"run/config.yaml:{line}: unknown key 'lora.lora_alpa'")
 
 
 AWKWARD = [

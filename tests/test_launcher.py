@@ -289,7 +289,7 @@ def test_zip_walks_axes_together(sweep):
 @pytest.mark.parametrize(
     ("words", "said"),
     [
-        (["lora.r=4,8", "sweep.zip=[lora.r,lora.lora_alpha]"], ["lora.lora_alpha is no axis", "lora.r"]),
+        (["lora.r=4,8", "sweep.zip=[lora.r,lora.lora_alpha]"], ["lora.lora_alpha is not an axis", "lora.r"]),
         (["lora.r=4,8", "seed=1,2,3", "sweep.zip=[lora.r,seed]"], ["lora.r has 2, seed has 3"]),
         (["lora.r=4,8", "seed=1,2", "sweep.zip=[[lora.r,seed],[seed,lora.r]]"], ["named twice"]),
         (["lora.r=4,8", "sweep.zip=[lora.r]"], ["sweep.zip", "two axes or more"]),
@@ -302,7 +302,7 @@ def test_zip_walks_axes_together(sweep):
         (["lora.r=4,8", "sweep.metrics=x"], ["'sweep.metric'"]),
         (["lora.r=4,8", "sweep.repeat=1,2"], ["sweep.repeat is the same for all cells"]),
         (["seed=0,1", "sweep.repeat=2"], ["sweep.repeat=2 chooses the seeds"]),
-        (["output_dir=a,b"], ["output_dir is no axis"]),
+        (["output_dir=a,b"], ["output_dir is not an axis"]),
         (["lora.r=8,8"], ["two cells of the sweep are the same run"]),
         (["lora.r=4,8", "hydra/launcher=basic", "sweep.repeat=2"], ["no effect with hydra/launcher=basic"]),
     ],
@@ -348,7 +348,7 @@ def test_a_value_follows_from_another(text, value):
 
 def test_arithmetic_that_makes_no_sense_is_named():
     assert "divided by 0" in issues("trainer.learning_rate=${div:1,0}")[0]
-    assert "is no number" in issues("trainer.learning_rate=${mul:1,a}")[0]
+    assert "is not a number" in issues("trainer.learning_rate=${mul:1,a}")[0]
     assert "expected int, got float" in issues("lora.r=${div:1,3}")[0]
 
 
@@ -599,7 +599,7 @@ def test_a_folder_that_is_no_sweep_is_refused_and_left_alone(sweep, place):
     (place / "s" / "multirun.yaml").write_text("mine")
     ran = sweep("lora.r=4,8")
     assert ran.code == ExitCode.CONFIG_ERROR
-    assert "already holds something that is no sweep" in ran.said
+    assert "is not empty and is not a sweep folder" in ran.said
     assert (place / "s" / "multirun.yaml").read_text() == "mine"
     assert len(list((place / "s").iterdir())) == 1
 

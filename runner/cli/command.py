@@ -115,7 +115,7 @@ def parse(argv: list[str]) -> Command:
         for word in unknown
     ]
     if args.experimental_rerun:
-        issues.append(Issue("--experimental-rerun", "is not offered", "use --config-path RUN_FOLDER"))
+        issues.append(Issue("--experimental-rerun", "is not supported", "use --config-path RUN_FOLDER"))
     if args.multirun and args.cfg:
         issues.append(Issue("-m", "--cfg shows one run, -m starts several", "leave one of the two flags out"))
     if args.resolve and not args.cfg:
@@ -149,7 +149,7 @@ def parse(argv: list[str]) -> Command:
         saved=saved,
         multirun=bool(args.multirun),
         informational=informational and not issues,
-        # a mistake among the overrides must not hide the help
+        # an error in the overrides must not hide the help
         argv=words if args.help or args.hydra_help else [*words, *overrides],
         issues=issues,
         inherited=taken,
@@ -266,7 +266,7 @@ def _grammar(text: str, error: HydraException) -> str:
         return "expected key=value"
     lines = [line.strip() for line in str(error).splitlines()]
     lines = [line for line in lines if line and not line.startswith(("Error parsing override", "See https"))]
-    return f"cannot be read: {lines[0] if lines else 'it is no override'}"
+    return f"cannot be read: {lines[0] if lines else 'not an override'}"
 
 
 def _quoting(text: str) -> str:

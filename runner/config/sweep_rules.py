@@ -16,7 +16,7 @@ _DEFAULTS = dataclasses.asdict(SweepSettings())
 
 
 def check_sweep(values: Values, origins: Origins) -> Iterator[Issue]:
-    """Problems of the section's values, whose types have been checked."""
+    """An issue for each wrong value of the section; types have been checked."""
     section = values.get("sweep") or {}
     for name in ("repeat", "max_cells"):
         if _number(section.get(name)) and section[name] < 1:

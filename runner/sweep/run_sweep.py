@@ -1,4 +1,4 @@
-"""Run a sweep: plan it, start a child process a job, collect what they leave, and say what came of it."""
+"""Run a sweep: plan its jobs, run each in a child process, collect the results, and report them."""
 
 from __future__ import annotations
 
@@ -79,7 +79,7 @@ class Sweep:
             status, reason = self.ledger.status(cell.name), self.ledger.cells[cell.name]["reason"]
             if status not in DONE:
                 return None, f"{cell.name} {status}" + (f": {reason}" if reason else "")
-            values.append(self.ledger.figure(cell.name, metric))
+            values.append(self.ledger.metric(cell.name, metric))
         found = [value for value in values if value is not None]
         return (sum(found) / len(found), None) if len(found) == len(values) else (None, None)
 
@@ -144,8 +144,8 @@ class Sweep:
                         self._end(child, running.pop(child.name), several)
         except KeyboardInterrupt as interrupt:
             self._stopped = True
-            asked = signal.SIGTERM if isinstance(interrupt, Terminated) else signal.SIGINT
-            self._stop(children, running, asked)
+            received = signal.SIGTERM if isinstance(interrupt, Terminated) else signal.SIGINT
+            self._stop(children, running, received)
             raise
 
     def _start(self, children: Children, job: Job, file: Path, device: str | None, several: bool) -> None:
@@ -172,10 +172,12 @@ class Sweep:
         ):
             console.err.print(f"[bold red]failed[/] {escape(reason)}")
 
-    def _stop(self, children: Children, running: dict[str, Job], asked: int) -> None:
-        """Let the children end in their own way; asked a second time, end them at once."""
-        console.warn(f"ending {_count(len(children.running), 'job')}; once more ends without waiting")
-        children.send(asked)
+    def _stop(self, children: Children, running: dict[str, Job], number: int) -> None:
+        """Send the signal to the children and wait for them; a second interrupt kills them."""
+        console.warn(
+            f"ending {_count(len(children.running), 'job')}; a second interrupt kills without waiting"
+        )
+        children.send(number)
         while children.running:
             try:
                 if child := children.wait(0.5):
@@ -213,7 +215,7 @@ class Sweep:
             console.out.print(f"[bold]resume with[/] {escape(self.resume_command())}")
 
     def resume_command(self) -> str:
-        """The command that runs what is not done yet."""
+        """The command that runs the cells that are not done."""
         kept = [word for word in self._typed if not word.startswith("output_dir=")]
         return shlex.join(["python", "-m", "runner", *kept, f"output_dir={hydra_value(str(self.folder))}"])
 
@@ -251,7 +253,7 @@ def _status(live: bool) -> Iterator[Any]:
 def _say_plan(
     folder: Path, cells: Sequence[Cell], jobs: Sequence[Job], done: int, over: Mapping[str, str]
 ) -> None:
-    """Print what is about to be run, what runs alone and why, and what is done."""
+    """Print which jobs are to be run, which cells run alone and why, and how many are done."""
     axes = dict.fromkeys(key for cell in cells for key in cell.values)
     named = f" over {', '.join(axes)}" if axes else ""
     console.out.print(f"[bold]sweep[/]  {_count(len(cells))}{escape(named)}")
