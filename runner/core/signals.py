@@ -57,7 +57,7 @@ def pending_signal() -> str | None:
     return _state.pending
 
 
-def _on_signal(number: int, frame: FrameType | None) -> None:
+def _on_signal(number: int, _: FrameType | None) -> None:
     name = signal.Signals(number).name
     if _state.deferred and _state.pending is None:
         _state.pending = name
