@@ -40,9 +40,10 @@ def steady_step(ends: Sequence[float], warmup: int) -> float:
 
 def compose(overrides: list[str]) -> Any:
     """The run config of overrides, as the command line makes it."""
+    from recipes import OBJECTIVES
     from runner.cli import run_config
 
-    (run,) = run_config.check(run_config.parse(overrides))
+    (run,) = run_config.check(run_config.parse(overrides, OBJECTIVES))
     return run
 
 

@@ -1,4 +1,4 @@
-"""The recipes: one function each, ``run(config, folder)``, read from top to bottom."""
+"""The recipes. One that trains declares its ``OBJECTIVE``; any other has ``run(config, folder)``."""
 
 from __future__ import annotations
 
@@ -7,11 +7,16 @@ import logging
 import os
 import sys
 import warnings
+from collections.abc import Iterator, Mapping
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
+from recipes.train import train
 from runner.cli import run_config
 from runner.config import adapters
+from runner.config.objective import Objective
+from runner.config.recipe_rules import recipe_names
 from runner.config.settings import RunConfig
 from runner.core import console, environment, signals
 from runner.core.errors import ConfigError, ExitCode, Issue, RunnerError
@@ -19,6 +24,30 @@ from runner.reports import terminal
 from runner.runs import run_folder
 from runner.runs.resume import find_start
 from runner.training.out_of_memory import explained
+
+
+class _Objectives(Mapping[str, Objective]):
+    """The training recipes by name. A recipe's module is imported when it is looked up, and not before."""
+
+    def __getitem__(self, name: str) -> Objective:
+        if name not in recipe_names():
+            raise KeyError(name)
+        objective = getattr(importlib.import_module(f"recipes.{name}"), "OBJECTIVE", None)
+        if objective is None:
+            raise KeyError(name)
+        return objective
+
+    def __iter__(self) -> Iterator[str]:
+        for name in recipe_names():
+            with suppress(KeyError):
+                self[name]
+                yield name
+
+    def __len__(self) -> int:
+        return len(list(iter(self)))
+
+
+OBJECTIVES = _Objectives()
 
 _STATUS = {ExitCode.FAILED: "failed", ExitCode.DIVERGED: "diverged", ExitCode.PREEMPTED: "preempted"}
 
@@ -34,7 +63,7 @@ def run_recipe(
     quiet_libraries()
     environment.keep_freed_memory()
     console.out.stderr = bool(run.prompt)  # an answer that is piped stands alone
-    recipe = importlib.import_module(f"recipes.{run.recipe}")
+    objective = OBJECTIVES.get(run.recipe)
     model = run.model.architecture or Path(str(run.model.path)).name
     try:
         _refuse_several_processes()
@@ -48,7 +77,10 @@ def run_recipe(
         return ExitCode.CONFIG_ERROR
     try:
         with signals.signal_handlers():
-            recipe.run(run, folder)
+            if objective is not None:
+                train(run, folder, objective)
+            else:
+                importlib.import_module(f"recipes.{run.recipe}").run(run, folder)
             folder.finish("completed")
     except ConfigError as error:
         console.config_errors(error.issues)

@@ -11,6 +11,7 @@ import sys
 from pathlib import Path
 from typing import Any
 
+from recipes import OBJECTIVES
 from runner.cli import run_config
 from runner.config.settings import RunConfig
 from runner.core import console, signals
@@ -70,7 +71,7 @@ def _check(stages: dict[str, list[str]], common: list[str]) -> None:
         # a folder that is there stands for those that earlier stages will make
         known = [re.sub(r"=\{[\w.-]+\}.*", "=.", text) for text in words]
         try:
-            run_config.check(run_config.parse([*_without(common, known), *known]))
+            run_config.check(run_config.parse([*_without(common, known), *known], OBJECTIVES))
         except ConfigError as error:
             issues += [
                 Issue(f"stages.{name}: {issue.where}", issue.message, issue.hint) for issue in error.issues

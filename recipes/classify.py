@@ -2,11 +2,29 @@
 
 from __future__ import annotations
 
-from recipes.training import train
-from runner.config.settings import RunConfig
-from runner.runs.run_folder import RunFolder
+from typing import Any
+
+from runner.config.objective import Objective
 
 
-def run(config: RunConfig, folder: RunFolder) -> None:
-    """Train a head with one output for each class on rows of a text and its label."""
-    train(config, folder)
+def _trainer() -> Any:
+    from runner.training.classifier import ClassifierTrainer
+
+    return ClassifierTrainer
+
+
+def _head(data: Any) -> list[str]:
+    """One output for each class; the classes of the examples become their numbers."""
+    from runner.data.splits import number_classes
+
+    return number_classes(data)
+
+
+OBJECTIVE = Objective(
+    kind="labels",
+    tag="text-classification",
+    trainer=_trainer,
+    task_type="SEQ_CLS",
+    head=_head,
+    scores=("eval_loss", "eval_accuracy", "eval_f1"),
+)

@@ -2,11 +2,74 @@
 
 from __future__ import annotations
 
-from recipes.training import train
-from runner.config.settings import RunConfig
-from runner.runs.run_folder import RunFolder
+from collections.abc import Iterator, Mapping
+from typing import Any
+
+from runner.config.objective import Objective
+
+# The losses built on the difference of two rewards, in which another divergence can take the place of the KL.
+_DIVERGENT = ("sigmoid", "sigmoid_norm", "hinge", "ipo", "exo_pair", "robust", "discopop", "sft")
 
 
-def run(config: RunConfig, folder: RunFolder) -> None:
-    """Train on rows with a chosen and a rejected answer, against the model as it was at the start."""
-    train(config, folder)
+def _trainer() -> Any:
+    from runner.training.preference import DirectPreferenceTrainer
+
+    return DirectPreferenceTrainer
+
+
+def _packed() -> Any:
+    from runner.packed.preference import PackedDpo
+
+    return PackedDpo
+
+
+def _check(trainer: Mapping[str, Any]) -> Iterator[tuple[str, str, str]]:
+    given = trainer.get("loss_type")
+    losses = given if isinstance(given, list) else [given] if given else []
+    if "exo_pair" in losses and not trainer.get("label_smoothing"):
+        message = "trainer.loss_type=exo_pair needs trainer.label_smoothing above 0"
+        yield "trainer.loss_type", message, "its paper recommends 1e-3"
+    divergence = trainer.get("f_divergence_type", "reverse_kl")
+    wrong = [name for name in losses if name not in _DIVERGENT]
+    if divergence != "reverse_kl" and wrong:
+        message = f"trainer.f_divergence_type={divergence} is not defined for the loss {wrong[0]}"
+        yield "trainer.f_divergence_type", message, f"for: {', '.join(_DIVERGENT)}"
+
+
+OBJECTIVE = Objective(
+    kind="pairs",
+    tag="dpo",
+    trainer=_trainer,
+    reference=True,
+    # those of TRL 1.16, which checks the name in the first step only
+    losses=(
+        "sigmoid",
+        "hinge",
+        "ipo",
+        "exo_pair",
+        "nca_pair",
+        "robust",
+        "bco_pair",
+        "sppo_hard",
+        "aot",
+        "aot_unpaired",
+        "apo_zero",
+        "apo_down",
+        "discopop",
+        "sft",
+        "sigmoid_norm",
+    ),
+    check=_check,
+    packed=_packed,
+    # the loss is called for each cell with the cell's own arguments
+    pack_axes=(
+        "beta",
+        "loss_type",
+        "loss_weights",
+        "label_smoothing",
+        "discopop_tau",
+        "f_divergence_type",
+        "f_alpha_divergence_coef",
+    ),
+    scores=("eval_loss", "eval_rewards/accuracies", "eval_rewards/margins"),
+)

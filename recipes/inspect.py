@@ -5,6 +5,7 @@ from __future__ import annotations
 from itertools import groupby
 from typing import Any
 
+from recipes import OBJECTIVES
 from runner.config.recipe_rules import trainer_class
 from runner.config.settings import RunConfig
 from runner.core import console
@@ -17,7 +18,6 @@ from runner.data.template import Renderer, apply_template
 from runner.models.model import find_base
 from runner.reports import terminal
 from runner.runs.run_folder import RunFolder
-from runner.training.objectives import OBJECTIVES
 
 _SHOWN_ROWS = 3
 

@@ -2,11 +2,33 @@
 
 from __future__ import annotations
 
-from recipes.training import train
-from runner.config.settings import RunConfig
-from runner.runs.run_folder import RunFolder
+from collections.abc import Iterator, Mapping
+from typing import Any
+
+from runner.config.objective import Objective
 
 
-def run(config: RunConfig, folder: RunFolder) -> None:
-    """Train on rows with an answer and whether it was liked; a pair counts as one of each."""
-    train(config, folder)
+def _trainer() -> Any:
+    from runner.training.preference import FeedbackTrainer
+
+    return FeedbackTrainer
+
+
+def _check(trainer: Mapping[str, Any]) -> Iterator[tuple[str, str, str]]:
+    given = trainer.get("loss_type")
+    losses = given if isinstance(given, list) else [given]
+    key = "trainer.per_device_train_batch_size"
+    if "kto" in losses and trainer.get("per_device_train_batch_size", 8) < 2:
+        message = f"{key}=1: the KL term of KTO is estimated from other rows of the batch"
+        yield key, message, "at least 2; trainer.loss_type=apo_zero_unpaired has none"
+
+
+OBJECTIVE = Objective(
+    kind="feedback",
+    tag="kto",
+    trainer=_trainer,
+    reference=True,
+    losses=("kto", "apo_zero_unpaired"),
+    check=_check,
+    scores=("eval_loss", "eval_rewards/accuracies", "eval_rewards/margins"),
+)

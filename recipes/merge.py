@@ -11,7 +11,9 @@ from typing import Any
 
 import torch
 
+from recipes import OBJECTIVES
 from runner.config.adapters import Adapter, write_base
+from runner.config.objective import Kind
 from runner.config.settings import RunConfig
 from runner.core import console, environment
 from runner.core.errors import RunnerError
@@ -37,7 +39,7 @@ def run(config: RunConfig, folder: RunFolder) -> None:
     ``merge.max_kl``; there is no ``model/`` then.
     """
     with folder.timed("check"):
-        setup = check_merge(config, folder.path)
+        setup = check_merge(config, OBJECTIVES, folder.path)
     with folder.timed("data"):
         rows = _rows(setup)
     folder.notes += [*setup.base.notes, *setup.notes]
@@ -82,7 +84,7 @@ def _rows(setup: Setup) -> Split:
     few = {key: min(getattr(config.data, key) or count, count) for key in ("max_rows", "eval_max_rows")}
     settings = dataclasses.replace(config.data, **few)
     renderer = Renderer(tokenizer, config.template, config.data.train_on)
-    kind: Any = {"kto": "feedback", "classify": "labels"}.get(config.recipe, "answers")
+    kind: Kind = "answers" if setup.kind == "pairs" else setup.kind  # of a pair the chosen sequence
     data = prepare(settings, renderer, config.trainer.get("max_length", 1024), config.seed, kind)
     return data.eval or data.train
 

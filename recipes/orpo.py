@@ -2,11 +2,20 @@
 
 from __future__ import annotations
 
-from recipes.training import train
-from runner.config.settings import RunConfig
-from runner.runs.run_folder import RunFolder
+from typing import Any
+
+from runner.config.objective import Objective
 
 
-def run(config: RunConfig, folder: RunFolder) -> None:
-    """Train on rows with a chosen and a rejected answer."""
-    train(config, folder)
+def _trainer() -> Any:
+    from runner.training.orpo import OddsRatioTrainer
+
+    return OddsRatioTrainer
+
+
+OBJECTIVE = Objective(
+    kind="pairs",
+    tag="orpo",
+    trainer=_trainer,
+    scores=("eval_loss", "eval_rewards/accuracies", "eval_rewards/margins"),
+)

@@ -2,11 +2,27 @@
 
 from __future__ import annotations
 
-from recipes.training import train
-from runner.config.settings import RunConfig
-from runner.runs.run_folder import RunFolder
+from typing import Any
+
+from runner.config.objective import Objective
 
 
-def run(config: RunConfig, folder: RunFolder) -> None:
-    """Train a head with one output on rows with a chosen and a rejected answer."""
-    train(config, folder)
+def _trainer() -> Any:
+    from runner.training.reward import RewardModelTrainer
+
+    return RewardModelTrainer
+
+
+def _head(data: Any) -> list[str]:
+    """One output, whatever the data."""
+    return ["reward"]
+
+
+OBJECTIVE = Objective(
+    kind="pairs",
+    tag="reward-model",
+    trainer=_trainer,
+    task_type="SEQ_CLS",
+    head=_head,
+    scores=("eval_loss", "eval_accuracy", "eval_margin"),
+)

@@ -2,11 +2,21 @@
 
 from __future__ import annotations
 
-from recipes.training import train
-from runner.config.settings import RunConfig
-from runner.runs.run_folder import RunFolder
+from typing import Any
+
+from runner.config.objective import Objective
 
 
-def run(config: RunConfig, folder: RunFolder) -> None:
-    """Train on rows with an answer."""
-    train(config, folder)
+def _trainer() -> Any:
+    from runner.training.trainer import SupervisedTrainer
+
+    return SupervisedTrainer
+
+
+def _packed() -> Any:
+    from runner.packed.objective import PackedSft
+
+    return PackedSft
+
+
+OBJECTIVE = Objective(kind="answers", tag="sft", trainer=_trainer, packed=_packed)

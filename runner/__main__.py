@@ -19,6 +19,7 @@ from hydra.errors import HydraException
 from hydra.types import RunMode
 from omegaconf import DictConfig, open_dict
 
+from recipes import OBJECTIVES, run_recipe
 from runner.cli import run_config
 from runner.core import console
 from runner.core.errors import ConfigError, ExitCode, Issue, RunnerError
@@ -30,7 +31,7 @@ from runner.sweep import Handle
 def main(argv: list[str] | None = None) -> int:
     """Run one command line and return its exit code (see ``ExitCode``)."""
     typed = sys.argv[1:] if argv is None else argv
-    command = run_config.parse(typed)
+    command = run_config.parse(typed, OBJECTIVES)
     try:
         run_config.check_shown(command) if command.informational else run_config.check(command)
     except ConfigError as error:
@@ -41,21 +42,38 @@ def main(argv: list[str] | None = None) -> int:
     handle = Handle(typed, command)
 
     def task(composed: DictConfig) -> None:
-        if ExitCode.PREEMPTED not in codes:  # with hydra/launcher=basic: the cells after it do not begin
-            codes.append(_run(composed, typed))
+        if ExitCode.PREEMPTED in codes:
+            return  # with hydra/launcher=basic: the cells after it do not begin
+        overrides = HydraConfig.get().overrides.task
+        try:
+            frozen = run_config.freeze(_placed(composed), OBJECTIVES)
+        except ConfigError as error:  # a cell of a sweep that is wrong only in combination
+            console.config_errors(error.issues)
+            codes.append(ExitCode.CONFIG_ERROR)
+        else:
+            words = masked(shlex.join(["python", "-m", "runner", *typed]))
+            codes.append(run_recipe(frozen, words, [masked(text) for text in overrides]))
 
     task.sweep = handle  # by which the packed launcher knows the runner's own task
     start = hydra.main(version_base="1.3", config_path=str(CONFIG_DIR), config_name="config")(task)
-    before, sys.argv = sys.argv, [sys.argv[0], *command.argv]
+    with _hydra_argv(command.argv), _errors_recorded(codes, handle):
+        start()
+    if handle.sweep is not None and handle.sweep.ran:
+        codes.append(handle.sweep.finish())
+    return max(codes, default=ExitCode.COMPLETED)
+
+
+@contextmanager
+def _errors_recorded(codes: list[int], handle: Handle) -> Iterator[None]:
+    """Say what Hydra or a sweep raises, and add its exit code to those of the runs."""
     try:
-        with _own_errors():
-            start()
+        yield
     except ConfigError as error:  # cells of a sweep that are wrong only in combination
         console.config_errors(error.issues)
         codes.append(ExitCode.CONFIG_ERROR)
     except HydraException as error:
         console.config_errors([Issue("hydra", str(error))])
-        return ExitCode.CONFIG_ERROR
+        codes.append(ExitCode.CONFIG_ERROR)
     except KeyboardInterrupt:
         if handle.sweep is None:
             raise
@@ -66,43 +84,31 @@ def main(argv: list[str] | None = None) -> int:
             console.err.print("".join(traceback.format_exception(error)), markup=False)
         console.warn(f"the sweeper stops: {error}")
         codes.append(ExitCode.FAILED)
-    finally:
-        sys.argv = before
-    if handle.sweep is not None and handle.sweep.ran:
-        codes.append(handle.sweep.finish())
-    return max(codes, default=ExitCode.COMPLETED)
 
 
-@contextmanager
-def _own_errors() -> Iterator[None]:
-    """Errors come out of Hydra as they are, instead of printed by it."""
-    before = os.environ.get("HYDRA_FULL_ERROR")
-    os.environ["HYDRA_FULL_ERROR"] = "1"
-    try:
-        yield
-    finally:
-        del os.environ["HYDRA_FULL_ERROR"]
-        if before is not None:
-            os.environ["HYDRA_FULL_ERROR"] = before
-
-
-def _run(composed: DictConfig, typed: list[str]) -> int:
+def _placed(composed: DictConfig) -> DictConfig:
+    """A composed config with its ``hydra`` node; the folder of a sweep's cell is in the sweep's."""
     hydra_config = HydraConfig.get()
     with open_dict(composed):
         composed.hydra = hydra_config
         if hydra_config.mode == RunMode.MULTIRUN:
             sweep = composed.hydra.sweep
             composed.output_dir = os.path.join(sweep.dir, sweep.subdir)
-    try:
-        frozen = run_config.freeze(composed)
-    except ConfigError as error:  # a cell of a sweep that is wrong only in combination
-        console.config_errors(error.issues)
-        return ExitCode.CONFIG_ERROR
-    # the recipe's libraries are imported only once the config is known to be right
-    from recipes import run_recipe
+    return composed
 
-    command = masked(shlex.join(["python", "-m", "runner", *typed]))
-    return run_recipe(frozen, command, [masked(text) for text in hydra_config.overrides.task])
+
+@contextmanager
+def _hydra_argv(argv: list[str]) -> Iterator[None]:
+    """Hydra reads these words instead of the typed ones, and raises errors instead of printing them itself."""
+    words, full = sys.argv, os.environ.get("HYDRA_FULL_ERROR")
+    sys.argv, os.environ["HYDRA_FULL_ERROR"] = [sys.argv[0], *argv], "1"
+    try:
+        yield
+    finally:
+        sys.argv = words
+        del os.environ["HYDRA_FULL_ERROR"]
+        if full is not None:
+            os.environ["HYDRA_FULL_ERROR"] = full
 
 
 if __name__ == "__main__":

@@ -8,6 +8,7 @@ from pathlib import Path
 
 import pytest
 
+from recipes import OBJECTIVES
 from runner.__main__ import main
 from runner.cli import run_config
 from runner.config.settings import RunConfig
@@ -17,7 +18,7 @@ ROOT = Path(__file__).parents[1]
 
 
 def check(*words: str) -> list[RunConfig]:
-    return run_config.check(run_config.parse(list(words)))
+    return run_config.check(run_config.parse(list(words), OBJECTIVES))
 
 
 def one(*words: str) -> RunConfig:

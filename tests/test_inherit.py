@@ -2,11 +2,12 @@
 
 from conftest import TINY
 
+from recipes import OBJECTIVES
 from runner.cli import run_config
 
 
 def composed(*words: str):
-    (run,) = run_config.check(run_config.parse(list(words)))
+    (run,) = run_config.check(run_config.parse(list(words), OBJECTIVES))
     return run
 
 

@@ -14,6 +14,7 @@ from pathlib import Path
 import pytest
 import yaml
 
+from recipes import OBJECTIVES
 from runner.__main__ import main
 from runner.cli import command, run_config
 from runner.config.settings import RunConfig, SweepSettings
@@ -128,12 +129,12 @@ def sweep(place, capsys, monkeypatch):
 
 def issues(*words: str) -> list[str]:
     with pytest.raises(ConfigError) as caught:
-        run_config.check(run_config.parse(list(words)))
+        run_config.check(run_config.parse(list(words), OBJECTIVES))
     return [str(issue) for issue in caught.value.issues]
 
 
 def one(*words: str) -> RunConfig:
-    (run,) = run_config.check(run_config.parse(list(words)))
+    (run,) = run_config.check(run_config.parse(list(words), OBJECTIVES))
     return run
 
 
@@ -340,7 +341,7 @@ def test_repeats_are_cells_of_one_group(sweep):
     ],
 )
 def test_a_value_follows_from_another(text, value):
-    runs = run_config.check(run_config.parse(["-m", "lora.r=8,64", f"lora.lora_alpha={text}"]))
+    runs = run_config.check(run_config.parse(["-m", "lora.r=8,64", f"lora.lora_alpha={text}"], OBJECTIVES))
     assert runs[0].lora["lora_alpha"] == value
     assert isinstance(runs[0].lora["lora_alpha"], int)
     assert runs[1].lora["lora_alpha"] != value

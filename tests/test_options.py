@@ -7,6 +7,7 @@ from pathlib import Path
 import pytest
 import yaml
 
+from recipes import OBJECTIVES
 from runner.cli import run_config
 from runner.config.settings import RunConfig
 
@@ -47,7 +48,7 @@ def given(*files: Path) -> list[str]:
 
 
 def compose(*words: str) -> RunConfig:
-    return run_config.check(run_config.parse(list(words)))[0]  # of a sweep the first cell
+    return run_config.check(run_config.parse(list(words), OBJECTIVES))[0]  # of a sweep the first cell
 
 
 @pytest.mark.parametrize("file", [*OPTIONS, *EXPERIMENTS], ids=name)

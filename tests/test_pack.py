@@ -27,7 +27,7 @@ CELLS = [
     ("lora.r=4", "trainer.learning_rate=3e-4"),
 ]
 FILES = {
-    "run_config.yaml",
+    "config.yaml",
     "held_out.jsonl",
     "metrics.jsonl",
     "report.html",
@@ -238,25 +238,27 @@ def test_running_out_of_memory_halves_the_pass_and_changes_nothing(calm, tmp_pat
 def test_the_estimate_is_tried_before_the_first_step(monkeypatch, estimate, room, expected):
     """A device with room for so many adapters: a pack of 6 takes what is left of it, and no more."""
 
-    def attempt(trainer: Any, first: int, last: int, longest: int) -> None:
+    def attempt(passes: Any, first: int, last: int, rows: int, longest: int) -> None:
         if last - first > room:
             raise torch.OutOfMemoryError("too small")
         peak[0] = last - first
 
     peak = [0]
-    monkeypatch.setattr(memory, "_try", attempt)
+    monkeypatch.setattr(memory, "_forward_backward", attempt)
     monkeypatch.setattr(memory, "free_bytes", lambda model: room)
     for name, value in (("memory_allocated", 0), ("reset_peak_memory_stats", None), ("empty_cache", None)):
         monkeypatch.setattr(torch.cuda, name, lambda value=value: value)
     monkeypatch.setattr(torch.cuda, "max_memory_allocated", lambda: peak[0])
-    pack: Any = SimpleNamespace(cells_per_pass=estimate, members=range(6), model=None)
-    assert memory.fitting(pack, 100) == expected
+    passes: Any = SimpleNamespace(cells_per_pass=estimate, adapters=SimpleNamespace(model=None))
+    memory.probe_cells_per_pass(passes, cells=6, rows=1, longest=100)
+    assert passes.cells_per_pass == expected
 
 
 def cell(name: str, *overrides: str) -> Cell:
+    from recipes import OBJECTIVES
     from runner.cli import run_config
 
-    (run,) = run_config.check(run_config.parse([*TINY, *overrides]))
+    (run,) = run_config.check(run_config.parse([*TINY, *overrides], OBJECTIVES))
     return Cell(name, name, name, list(overrides), run)
 
 

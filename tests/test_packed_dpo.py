@@ -14,13 +14,13 @@ from safetensors.torch import load_file
 from test_packed_equality import assert_equal as assert_equal_answers
 from test_packed_equality import run_pack, tiny_model  # noqa: F401
 
+from recipes import OBJECTIVES
 from runner.cli import run_config
-from runner.config.recipe_rules import LOSSES
 from runner.packed.layers import PackedLinear
 from runner.packed.trainer import PackedTrainer
 from runner.sweep.cells import Cell
 from runner.sweep.packable import group
-from runner.training.dpo_loss import FIGURES
+from runner.training.dpo_loss import METRICS
 from runner.training.token_loss import token_logprobs
 
 # Uneven in every way: 11 pairs in batches of 2 and windows of 2 batches, two epochs, 3 held out.
@@ -50,7 +50,7 @@ GRID = [
 EACH_LOSS = [  # in one pack: every cell has its own
     *(
         (f"trainer.loss_type={loss}", *(("trainer.label_smoothing=0.1",) if loss in SMOOTHED else ()))
-        for loss in LOSSES["dpo"]
+        for loss in OBJECTIVES["dpo"].losses
     ),
     ("trainer.loss_type=[sigmoid,sft]", "trainer.loss_weights=[1.0,0.3]"),
     ("trainer.f_divergence_type=forward_kl",),
@@ -64,13 +64,13 @@ def assert_equal(solo: Run, packed: Run, figures: float, worst: float, median: f
     assert [line["step"] for line in ours] == [line["step"] for line in theirs]
     for one, other in zip(ours, theirs, strict=True):
         assert one["learning_rate"] == pytest.approx(other["learning_rate"], rel=1e-12)
-        for name in ("loss", "grad_norm", *FIGURES):
+        for name in ("loss", "grad_norm", *METRICS):
             assert one[name] == pytest.approx(other[name], rel=figures, abs=figures), (name, one["step"])
         assert one["num_tokens"] == other["num_tokens"]
     ours, theirs = (
         [line for line in run.lines("metrics.jsonl") if "eval_loss" in line][-1] for run in (packed, solo)
     )
-    for name in ("loss", *FIGURES):
+    for name in ("loss", *METRICS):
         assert ours[f"eval_{name}"] == pytest.approx(theirs[f"eval_{name}"], rel=figures, abs=figures), name
     ours, theirs = (run.record["metrics"] for run in (packed, solo))
     for name in ("train_loss", "eval_loss", "eval_rewards_accuracies", "eval_rewards_margins"):
@@ -218,7 +218,10 @@ def test_held_out_pairs_are_told_where_each_has_a_loss_of_its_own(tmp_path):
 
 def grouped(*cells: tuple[str, ...]) -> list[tuple[int, str | None]]:
     """How many cells each group has, and why one runs alone."""
-    configs = [run_config.check(run_config.parse(["recipe=dpo", "model=tiny", *cell]))[0] for cell in cells]
+    configs = [
+        run_config.check(run_config.parse(["recipe=dpo", "model=tiny", *cell], OBJECTIVES))[0]
+        for cell in cells
+    ]
     found = group([Cell(str(n), "", "", list(cells[n]), own) for n, own in enumerate(configs)])
     return [(len(each.cells), each.alone) for each in found]
 

@@ -11,9 +11,11 @@ from conftest import TINY, Run
 from safetensors.torch import load_file
 from transformers import AutoModelForCausalLM
 
+from recipes import OBJECTIVES
 from runner.cli import run_config
 from runner.config.settings import SweepSettings
-from runner.packed.train_pack import PackedCell, train_pack
+from runner.packed.cell import CellRun
+from runner.packed.train_pack import train_pack
 from runner.runs.run_folder import RunFolder
 
 # Uneven in every way: 23 rows in batches of 3 and windows of 2 batches, two epochs, one cell shorter in rank.
@@ -38,11 +40,12 @@ def run_pack(
     packed = []
     for number in chosen or range(len(cells)):
         path = folder / str(number)
-        (run,) = run_config.check(run_config.parse([*base, *cells[number]]))
+        (run,) = run_config.check(run_config.parse([*base, *cells[number]], OBJECTIVES))
         path.mkdir(parents=True, exist_ok=True)
         own = RunFolder(path, "test", list(cells[number]), run_config.to_yaml(run), run.seed)
-        packed.append(PackedCell(str(number), run, own))
-    later = train_pack(packed, SweepSettings(**settings), folder / "work")
+        packed.append(CellRun(str(number), run, own))
+    objective = OBJECTIVES[packed[0].config.recipe]
+    later = train_pack(packed, objective, SweepSettings(**settings), folder / "work")
     assert not later
     return [Run(0, cell.folder.path) for cell in packed]
 

@@ -9,7 +9,7 @@ import torch
 from conftest import TINY
 from safetensors.torch import load_file
 
-from runner.config.recipe_rules import LOSSES
+from recipes import OBJECTIVES
 from runner.training.preference import PaddedRows, _mismatched
 
 SAVES = ("trainer.save_strategy=steps", "trainer.save_steps=2")
@@ -115,7 +115,7 @@ def test_a_cut_run_goes_on_to_the_same_bytes(cli):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("loss", LOSSES["dpo"])
+@pytest.mark.parametrize("loss", OBJECTIVES["dpo"].losses)
 def test_every_loss_of_the_list_trains(cli, loss):
     more = ["trainer.label_smoothing=0.1"] if loss in ("exo_pair", "robust") else []
     run = cli("recipe=dpo", f"trainer.loss_type={loss}", *more, *PAIRS, "trainer.max_steps=1")
@@ -202,7 +202,7 @@ WRONG = [
     ),
     (["recipe=kto", "trainer.per_device_train_batch_size=1"], "at least 2"),
     (["recipe=dpo", "adapter=[., .]"], "takes one adapter, got 2"),
-    (["recipe=dpo", "lora.task_type=SEQ_CLS"], "recipe=reward or classify"),
+    (["recipe=dpo", "lora.task_type=SEQ_CLS"], "recipe=classify or reward"),
     (["export=gguf"], "export has no effect with recipe=sft"),
     (["chat.temperature=2"], "chat.temperature has no effect with recipe=sft"),
     (["recipe=dpo", "adapter=nowhere"], "nothing is at 'nowhere'"),

@@ -12,7 +12,7 @@ from conftest import TINY
 from runner.config.settings import ModelSettings
 from runner.models.model import find_base, load_model
 
-RECORD = {"run_config.yaml", "run.json", "metrics.jsonl", "samples.jsonl", "report.html"}
+RECORD = {"config.yaml", "run.json", "metrics.jsonl", "samples.jsonl", "report.html"}
 ADAPTER = {"adapter_config.json", "adapter_model.safetensors", "base.json", "README.md"}
 TOKENIZER = {"tokenizer.json", "tokenizer_config.json", "chat_template.jinja"}
 OPTIONS = sorted(file.stem for file in (Path(__file__).parent.parent / "conf/lora").glob("*.yaml"))
@@ -158,7 +158,7 @@ def test_a_failure_in_training_leaves_a_complete_record(cli, monkeypatch):
     assert run.code == 1
     assert run.record["status"] == "failed"
     assert "on fire" in run.record["error"]["traceback"]
-    assert {"run_config.yaml", "run.json", "report.html"} <= run.files()
+    assert {"config.yaml", "run.json", "report.html"} <= run.files()
 
 
 def test_a_used_folder_is_refused(cli):
@@ -230,6 +230,7 @@ def test_two_starts_in_the_same_second_get_two_folders(cli, tmp_path):
 @pytest.mark.gpu
 def test_loftq_makes_up_for_part_of_the_quantisation_error(tmp_path):
     """On CUDA, from a checkpoint: the logits before training are nearer to those of the full model."""
+    from recipes import OBJECTIVES
     from runner.cli import run_config
     from runner.models.adapter import add_adapter
     from runner.models.build import peft_config, quantization_config
@@ -241,10 +242,10 @@ def test_loftq_makes_up_for_part_of_the_quantisation_error(tmp_path):
     errors = {}
     for option in ("r16", "loftq"):
         words = [*TINY, "model.weights=pretrained", f"model.path={tmp_path / 'base'}", "quantization=nf4"]
-        (run,) = run_config.check(run_config.parse([*words, f"lora={option}"]))
+        (run,) = run_config.check(run_config.parse([*words, f"lora={option}"], OBJECTIVES))
         base, precision = find_base(run.model), choose_precision(run)
         model = load_model(base, quantization_config(run, precision), precision.dtype, seed=0)
-        model = add_adapter(model, peft_config(run), 0, base.folder)
+        model = add_adapter(model, peft_config(run, "CAUSAL_LM"), 0, base.folder)
         errors[option] = (_prompt_logits(model) - full).norm()
     assert errors["loftq"] < 0.9 * errors["r16"]
 

@@ -21,6 +21,7 @@ from omegaconf import DictConfig, OmegaConf
 from runner.cli import inherit
 from runner.cli.axes import axes_of, quote_nested
 from runner.config.checks import nearest_key
+from runner.config.objective import Objectives
 from runner.config.origins import line_of
 from runner.config.settings import RunConfig
 from runner.core.errors import Issue, nearest
@@ -74,6 +75,7 @@ class Command:
     argv: list[str] = field(default_factory=list)
     issues: list[Issue] = field(default_factory=list)
     inherited: dict[str, Any] = field(default_factory=dict)
+    objectives: Objectives = field(default_factory=dict)
 
     @property
     def folders(self) -> list[Path]:
@@ -96,8 +98,10 @@ class Command:
         return next((file for file in files if file.is_file()), None)
 
 
-def parse(argv: list[str]) -> Command:
-    """Read the command line; relative ``--config-path`` and ``--config-dir`` start in the current folder.
+def parse(argv: list[str], objectives: Objectives) -> Command:
+    """Read the command line; ``objectives`` are those of the training recipes, by which it will be checked.
+
+    relative ``--config-path`` and ``--config-dir`` start in the current folder.
 
     Flags and overrides may stand in any order. Exits with code 2 when a flag lacks its value.
     """
@@ -138,7 +142,7 @@ def parse(argv: list[str]) -> Command:
     overrides, taken = [quote_nested(text) for text in args.overrides], {}
     if saved is None:
         folders = [folder for folder in (config_dir, extra_dir) if folder]
-        taken, others = inherit.inherited(overrides, folders)
+        taken, others = inherit.inherited(overrides, folders, objectives)
         overrides = [*(f"{group}={inherit.OPTION}" for group in taken), *others, *overrides]
     informational = bool(args.help or args.hydra_help or args.shell_completion or args.info)
     return Command(
@@ -153,6 +157,7 @@ def parse(argv: list[str]) -> Command:
         argv=words if args.help or args.hydra_help else [*words, *overrides],
         issues=issues,
         inherited=taken,
+        objectives=objectives,
     )
 
 

@@ -13,15 +13,17 @@ from typing import Any
 import yaml
 
 from runner.config.adapters import Adapter, find_adapter
+from runner.config.objective import Objectives
 from runner.core.errors import ConfigError
-from runner.training.objectives import OBJECTIVES
 
 OPTION = "of-adapter"
 # What the shape of a LoRA adapter is; the run's own section may say otherwise, where PEFT converted it.
 _SHAPE = ("r", "lora_alpha", "lora_dropout", "use_rslora", "use_dora", "modules_to_save")
 
 
-def inherited(overrides: Iterable[str], folders: Iterable[Path]) -> tuple[dict[str, Any], list[str]]:
+def inherited(
+    overrides: Iterable[str], folders: Iterable[Path], objectives: Objectives
+) -> tuple[dict[str, Any], list[str]]:
     """The groups that ``adapter=`` fills, each with its values, and other overrides that belong to them.
 
     Groups which the command line chooses, or an experiment in one of the config ``folders``, are left alone.
@@ -31,7 +33,7 @@ def inherited(overrides: Iterable[str], folders: Iterable[Path]) -> tuple[dict[s
     adapter = _adapter(typed.get("adapter", ""))
     if adapter is None:
         return {}, []
-    trains = typed.get("recipe", "sft") in OBJECTIVES
+    trains = typed.get("recipe", "sft") in objectives
     groups = _groups(adapter)
     if trains:
         groups.pop("data", None)

@@ -33,6 +33,7 @@ from runner.cli.command import (
 )
 from runner.cli.hydra_rules import SUBDIR, check_classes, check_direction, check_sweep_dir
 from runner.config.checks import check_config
+from runner.config.objective import Objectives
 from runner.config.origins import Origins
 from runner.config.settings import LIBRARY_SECTIONS, OWN_SECTIONS, RunConfig
 from runner.config.sweep_rules import unused
@@ -141,7 +142,7 @@ def _check_cells(command: Command, issues: list[Issue]) -> list[RunConfig]:
         first = None
         left_out |= {issue.where for issue in found}
         try:
-            frozen = freeze(composed, command.multirun) if composed is not None else None
+            frozen = freeze(composed, command.objectives, command.multirun) if composed is not None else None
         except ConfigError as error:
             found = [*found, *error.issues]
         else:
@@ -155,7 +156,7 @@ def _check_cells(command: Command, issues: list[Issue]) -> list[RunConfig]:
     return configs
 
 
-def freeze(composed: DictConfig, multirun: bool = False) -> RunConfig:
+def freeze(composed: DictConfig, objectives: Objectives, multirun: bool = False) -> RunConfig:
     """Turn a composed config (with its ``hydra`` node) into a checked ``RunConfig``.
 
     ``multirun`` says that it is a cell of a sweep, as far as the config does not say so itself. Raises
@@ -176,7 +177,7 @@ def freeze(composed: DictConfig, multirun: bool = False) -> RunConfig:
     issues += check_classes(hydra)
     # a value that could not be resolved is missing below: said once
     named = {issue.where for issue in issues}
-    issues += [issue for issue in check_config(values, origins) if issue.where not in named]
+    issues += [issue for issue in check_config(values, origins, objectives) if issue.where not in named]
     if not multirun and hydra.mode != RunMode.MULTIRUN:
         issues += unused(values, origins, "without -m", "add -m")
     elif not str(hydra.launcher._target_).endswith(".PackedLauncher"):

@@ -11,7 +11,9 @@ from typing import Any
 
 from runner.config import settings
 from runner.config.library_fields import Field, class_fields
+from runner.config.objective import Objectives
 from runner.config.origins import Origins
+from runner.config.recipe_rules import check_recipe
 from runner.config.rules import EXCLUSIVE, RANGES, RESERVED, Values, cross_check, get
 from runner.config.sweep_rules import check_sweep
 from runner.config.targets import UnknownTarget, target_fields
@@ -27,8 +29,11 @@ _USUAL_TARGETS = {
 }
 
 
-def check_config(values: Values, origins: Origins) -> list[Issue]:
-    """All issues of a composed config, empty when it can be frozen; settles ``EXCLUSIVE`` keys in place."""
+def check_config(values: Values, origins: Origins, objectives: Objectives) -> list[Issue]:
+    """All issues of a composed config, empty when it can be frozen; settles ``EXCLUSIVE`` keys in place.
+
+    ``objectives`` are those of the training recipes.
+    """
     issues = list(_check_keys(values, origins))
     # what is no section cannot be looked into, the others still can
     broken = {
@@ -36,7 +41,11 @@ def check_config(values: Values, origins: Origins) -> list[Issue]:
     }
     values |= {name: {} for name in SECTIONS if not isinstance(values.get(name), dict)}
     issues += _check_exclusive(values, origins)
-    found = [*cross_check(values, origins), *check_sweep(values, origins)]
+    found = [
+        *check_recipe(values, origins, objectives),
+        *cross_check(values, origins),
+        *check_sweep(values, origins),
+    ]
     return issues + [item for item in found if item.where not in broken]
 
 

@@ -10,23 +10,23 @@ from typing import Any
 
 import yaml
 
+from runner.config.objective import Objective, Objectives, task_type
 from runner.config.origins import Origins
 from runner.config.settings import OWN_SECTIONS
 from runner.core.errors import Issue, nearest
 from runner.core.paths import CONFIG_DIR
-from runner.training.objectives import OBJECTIVES
 
 Values = dict[str, Any]
 
 # Keys and sections that say nothing to other recipes than these.
-_TRAINING = tuple(OBJECTIVES)
+_TRAINING = "every recipe that trains"
 BELONGS = {
-    "resume": (*_TRAINING, "chain"),
-    "on_oom": _TRAINING,
+    "resume": (_TRAINING, "chain"),
+    "on_oom": (_TRAINING,),
     "export": ("merge",),
     "gguf": ("merge",),
     "merge": ("merge",),
-    "push_to": (*_TRAINING, "merge"),
+    "push_to": (_TRAINING, "merge"),
     "evaluate": ("evaluate",),
     "chat": ("chat",),
     "prompt": ("chat",),
@@ -35,46 +35,24 @@ BELONGS = {
 }
 _SEVERAL_ADAPTERS = ("merge", "evaluate", "chat")
 
-# Losses that TRL 1.16 knows, of which it checks the name in the first step only.
-LOSSES = {
-    "dpo": (
-        "sigmoid",
-        "hinge",
-        "ipo",
-        "exo_pair",
-        "nca_pair",
-        "robust",
-        "bco_pair",
-        "sppo_hard",
-        "aot",
-        "aot_unpaired",
-        "apo_zero",
-        "apo_down",
-        "discopop",
-        "sft",
-        "sigmoid_norm",
-    ),
-    "kto": ("kto", "apo_zero_unpaired"),
-}
-# Those built on the difference of two rewards, in which another divergence can take the place of the KL.
-_DIVERGENT = ("sigmoid", "sigmoid_norm", "hinge", "ipo", "exo_pair", "robust", "discopop", "sft")
 
-
-def recipes() -> list[str]:
+@cache
+def recipe_names() -> list[str]:
     """Names of the recipes: each has an option that chooses it."""
     return sorted(file.stem for file in (CONFIG_DIR / "recipe").glob("*.yaml"))
 
 
-def check_recipe(values: Values, origins: Origins) -> Iterator[Issue]:
+def check_recipe(values: Values, origins: Origins, objectives: Objectives) -> Iterator[Issue]:
     """Problems of the recipe's name and of what goes with it."""
     recipe = values.get("recipe")
-    if recipe not in recipes():
-        yield Issue(origins.where("recipe"), f"unknown recipe {recipe!r}", nearest(recipe, recipes()))
+    if recipe not in recipe_names():
+        yield Issue(origins.where("recipe"), f"unknown recipe {recipe!r}", nearest(recipe, recipe_names()))
         return
     yield from _check_trainer(str(recipe), values, origins)
-    yield from _check_task(str(recipe), values, origins)
-    yield from _check_keys_of_others(str(recipe), values, origins)
-    yield from _check_losses(str(recipe), values.get("trainer") or {}, origins)
+    yield from _check_task(str(recipe), values, origins, objectives)
+    yield from _check_keys_of_others(str(recipe), values, origins, objectives)
+    if objective := objectives.get(str(recipe)):
+        yield from _check_losses(objective, values.get("trainer") or {}, origins)
     if recipe == "chain":
         yield from _check_stages(values.get("stages"), origins)
     if recipe == "merge" and not values.get("adapter"):
@@ -100,11 +78,11 @@ def trainer_class(recipe: str) -> str | None:
     return yaml.safe_load(file.read_text(encoding="utf-8")).get("_target_") if file.is_file() else None
 
 
-def _check_task(recipe: str, values: Values, origins: Origins) -> Iterator[Issue]:
+def _check_task(recipe: str, values: Values, origins: Origins, objectives: Objectives) -> Iterator[Issue]:
     given = (values.get("lora") or {}).get("task_type")
-    expected = OBJECTIVES[recipe].task_type if recipe in OBJECTIVES else "CAUSAL_LM"
+    expected = task_type(objectives.get(recipe))
     if given not in (None, expected):
-        others = [name for name, objective in OBJECTIVES.items() if objective.task_type == given]
+        others = [name for name, objective in objectives.items() if objective.task_type == given]
         message = f"lora.task_type: {given!r} is not allowed with recipe={recipe}, which trains {expected}"
         hint = f"recipe={' or '.join(others)}" if others else f"leave it out, or lora.task_type={expected}"
         yield Issue(origins.where("lora.task_type"), message, hint)
@@ -113,12 +91,15 @@ def _check_task(recipe: str, values: Values, origins: Origins) -> Iterator[Issue
         yield Issue(origins.where("adapter"), message, f"several: {', '.join(_SEVERAL_ADAPTERS)}")
 
 
-def _check_keys_of_others(recipe: str, values: Values, origins: Origins) -> Iterator[Issue]:
+def _check_keys_of_others(
+    recipe: str, values: Values, origins: Origins, objectives: Objectives
+) -> Iterator[Issue]:
     """A key that the recipe would never look at must not seem to have an effect."""
     for key, owners in BELONGS.items():
         value = values.get(key)
-        if recipe in owners or not value:
+        if recipe in owners or not value or (_TRAINING in owners and recipe in objectives):
             continue
+        named = [name for owner in owners for name in (objectives if owner == _TRAINING else (owner,))]
         names = [key]
         if key in OWN_SECTIONS and isinstance(value, dict):
             defaults = {item.name: item.default for item in dataclasses.fields(OWN_SECTIONS[key])}
@@ -127,29 +108,20 @@ def _check_keys_of_others(recipe: str, values: Values, origins: Origins) -> Iter
             yield Issue(
                 origins.where(name),
                 f"{name} has no effect with recipe={recipe}",
-                f"it belongs to recipe={', '.join(owners)}",
+                f"it belongs to recipe={', '.join(named)}",
             )
 
 
-def _check_losses(recipe: str, trainer: Values, origins: Origins) -> Iterator[Issue]:
+def _check_losses(objective: Objective, trainer: Values, origins: Origins) -> Iterator[Issue]:
+    """The losses of the recipe, and what else it says of its trainer's fields."""
     given = trainer.get("loss_type")
-    losses = given if isinstance(given, list) else [given] if given else []
-    known = LOSSES.get(recipe, losses)
-    for name in (name for name in losses if name not in known):
-        where = origins.where("trainer.loss_type")
-        yield Issue(where, f"trainer.loss_type: {name!r} is not allowed", nearest(name, known, 20))
-    if recipe == "kto" and "kto" in losses and trainer.get("per_device_train_batch_size", 8) < 2:
-        key = "trainer.per_device_train_batch_size"
-        message = f"{key}=1: the KL term of KTO is estimated from other rows of the batch"
-        yield Issue(origins.where(key), message, "at least 2; trainer.loss_type=apo_zero_unpaired has none")
-    if "exo_pair" in losses and not trainer.get("label_smoothing"):
-        message = "trainer.loss_type=exo_pair needs trainer.label_smoothing above 0"
-        yield Issue(origins.where("trainer.loss_type"), message, "its paper recommends 1e-3")
-    divergence = trainer.get("f_divergence_type", "reverse_kl")
-    wrong = [name for name in losses if name not in _DIVERGENT]
-    if recipe == "dpo" and divergence != "reverse_kl" and wrong:
-        message = f"trainer.f_divergence_type={divergence} is not defined for the loss {wrong[0]}"
-        yield Issue(origins.where("trainer.f_divergence_type"), message, f"for: {', '.join(_DIVERGENT)}")
+    for name in given if isinstance(given, list) else [given] if given else []:
+        if objective.losses and name not in objective.losses:
+            where = origins.where("trainer.loss_type")
+            message = f"trainer.loss_type: {name!r} is not allowed"
+            yield Issue(where, message, nearest(name, objective.losses, 20))
+    for key, message, hint in objective.check(trainer) if objective.check else ():
+        yield Issue(origins.where(key), message, hint)
 
 
 def _check_stages(stages: Any, origins: Origins) -> Iterator[Issue]:

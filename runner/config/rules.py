@@ -6,7 +6,7 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import Any
 
-from runner.config import path_rules, recipe_rules
+from runner.config import path_rules
 from runner.config.origins import Origins
 from runner.config.trust import check_trust
 from runner.config.unused_keys import check_idle
@@ -261,7 +261,6 @@ _INEXACT = {
 
 _CHECKS: tuple[Callable[[Values, Origins], Iterator[Issue]], ...] = (
     _check_values,
-    recipe_rules.check_recipe,
     _check_model,
     _check_quantization,
     _check_precision,

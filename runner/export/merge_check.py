@@ -13,6 +13,7 @@ import psutil
 import torch
 
 from runner.config.adapters import Adapter, adapters, check_base
+from runner.config.objective import Kind, Objectives
 from runner.config.settings import RunConfig
 from runner.core.errors import ConfigError, Issue
 from runner.data.template import apply_template
@@ -23,7 +24,6 @@ from runner.export.tensors import CheckpointTensors
 from runner.models.base_digest import base_identity
 from runner.models.build import quantization_config
 from runner.models.model import Base, Precision, choose_precision, find_base
-from runner.training.objectives import OBJECTIVES
 
 # The training run's own keys of trainer that decide the numbers its model computes.
 _AS_TRAINED = ("precision", "bf16", "fp16", "max_length")
@@ -33,7 +33,8 @@ _AS_TRAINED = ("precision", "bf16", "fp16", "max_length")
 class Setup:
     """The checked parts of a merge.
 
-    ``trained`` is the config with the recipe and number formats of the training run. ``precision`` is that
+    ``trained`` is the config with the recipe and number formats of the training run, ``kind`` what
+    its examples are. ``precision`` is that
     run's; ``compared`` is the one in which both models are compared. ``own`` is the type of the base,
     ``dtype`` that of the merged ones. ``streamed`` says that the base's files can be read tensor by tensor;
     ``classes`` are the outputs of the adapters' own head.
@@ -41,6 +42,7 @@ class Setup:
 
     adapters: list[Adapter]
     trained: RunConfig
+    kind: Kind
     base: Base
     identity: dict[str, Any]
     precision: Precision
@@ -59,8 +61,11 @@ class Setup:
         return ["dequantised", "original"] if self.quantization else ["original"]
 
 
-def check_merge(config: RunConfig, folder: Path) -> Setup:
-    """Check a merge whose result goes into ``folder``. Raises ``ConfigError``."""
+def check_merge(config: RunConfig, objectives: Objectives, folder: Path) -> Setup:
+    """Check a merge whose result goes into ``folder``; ``objectives`` are those of the training recipes.
+
+    Raises ``ConfigError``.
+    """
     found = adapters(config)
     check_combination(config.merge, found)
     plan_shards({}, config.merge.max_shard_size)
@@ -72,12 +77,13 @@ def check_merge(config: RunConfig, folder: Path) -> Setup:
             f"the weights of {config.model.path} are quantised themselves, and cannot take in an adapter"
         )
         raise ConfigError(Issue("model.path", message, "name the model that they were made from"))
-    trained = _as_trained(config, found[0])
+    trained = _as_trained(config, found[0], objectives)
+    objective = objectives[trained.recipe]
     precision = choose_precision(trained)
     identity = base_identity(base, config.seed, precision.dtype)
     notes = check_base(config, identity)
     classes = _classes(found)
-    quantization = quantization_config(trained, precision)
+    quantization = quantization_config(trained, precision, objective.task_type)
     own = _own_dtype(base, precision)
     dtype = own if config.merge.dtype == "auto" else getattr(torch, config.merge.dtype)
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
@@ -90,6 +96,7 @@ def check_merge(config: RunConfig, folder: Path) -> Setup:
     setup = Setup(
         adapters=found,
         trained=trained,
+        kind=objective.kind,
         base=base,
         identity=identity,
         precision=precision,
@@ -132,10 +139,10 @@ def _classes(found: list[Adapter]) -> list[str] | None:
     return heads[0]
 
 
-def _as_trained(config: RunConfig, adapter: Adapter) -> RunConfig:
+def _as_trained(config: RunConfig, adapter: Adapter, objectives: Objectives) -> RunConfig:
     """A ``trainer.precision`` other than auto was given for this run, and stays."""
     made = adapter.sections
-    recipe = made.get("recipe") if made.get("recipe") in OBJECTIVES else "sft"
+    recipe = made.get("recipe") if made.get("recipe") in objectives else "sft"
     taken = {key: value for key, value in (made.get("trainer") or {}).items() if key in _AS_TRAINED}
     if config.trainer.get("precision", "auto") != "auto":
         taken["precision"] = config.trainer["precision"]

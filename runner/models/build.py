@@ -9,11 +9,11 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from runner.config.objective import TaskType
 from runner.config.settings import RunConfig, TrainerExtras
 from runner.config.targets import target_fields
 from runner.core.errors import ConfigError, Issue
 from runner.models.model import Base, Precision
-from runner.training.objectives import OBJECTIVES
 
 if TYPE_CHECKING:
     from peft import PeftConfig
@@ -35,25 +35,22 @@ _HIGH_RATE = 0.5  # above it no optimizer that takes steps of about the learning
 _REPORTERS = {"tensorboard": "tensorboard", "wandb": "wandb", "mlflow": "mlflow", "trackio": "trackio"}
 
 
-def quantization_config(config: RunConfig, precision: Precision) -> Any | None:
+def quantization_config(
+    config: RunConfig, precision: Precision, task_type: TaskType = "CAUSAL_LM"
+) -> Any | None:
     """The transformers quantization config, by default with the run's compute dtype. Raises
     ``ConfigError``."""
     if not config.quantization:
         return None
     fields = dict(config.quantization)
-    if task_type(config) == "SEQ_CLS":
+    if task_type == "SEQ_CLS":
         fields.setdefault("llm_int8_skip_modules", ["score"])  # the new head is trained
     if fields.get("load_in_4bit"):
         fields.setdefault("bnb_4bit_compute_dtype", str(precision.dtype).removeprefix("torch."))
     return _build("quantization", fields)
 
 
-def task_type(config: RunConfig) -> str:
-    """PEFT's task type of the recipe: which head the model has."""
-    return OBJECTIVES[config.recipe].task_type if config.recipe in OBJECTIVES else "CAUSAL_LM"
-
-
-def peft_config(config: RunConfig, total_steps: int | None = None) -> PeftConfig | None:
+def peft_config(config: RunConfig, task_type: TaskType, total_steps: int | None = None) -> PeftConfig | None:
     """The PEFT config, or None for full fine-tuning. Raises ``ConfigError``.
 
     ``target_modules: attention`` stands for the query and value projections under each architecture's own
@@ -61,7 +58,7 @@ def peft_config(config: RunConfig, total_steps: int | None = None) -> PeftConfig
     """
     if not config.lora:
         return None
-    fields = {"task_type": task_type(config), **config.lora}
+    fields = {"task_type": task_type, **config.lora}
     if fields.get("target_modules") == "attention":
         fields["target_modules"] = (
             None  # PEFT's own table, by model type: q_proj and v_proj and their equivalents
@@ -134,7 +131,9 @@ def check_packing(config: RunConfig) -> None:
         raise ConfigError(issue)
 
 
-def check_adapter(config: RunConfig, base: Base, modules: dict[str, bool], has_cuda: bool) -> None:
+def check_adapter(
+    config: RunConfig, task_type: TaskType, base: Base, modules: dict[str, bool], has_cuda: bool
+) -> None:
     """Refuse names of modules that the model lacks, and LoftQ where PEFT cannot run it.
 
     ``modules`` are the model's, each with whether it is linear; PEFT passes over most names that it misses.
@@ -143,7 +142,7 @@ def check_adapter(config: RunConfig, base: Base, modules: dict[str, bool], has_c
         lacks = "there is no CUDA device" if base.folder else "random weights have none"
         message = f"LoftQ is computed on CUDA from a checkpoint's weights, and {lacks}"
         raise ConfigError(Issue("lora.init_lora_weights", message, "lora=r16 quantization=nf4"))
-    if issues := list(_missing_modules(config, base, modules)) if modules else []:
+    if issues := list(_missing_modules(config, task_type, base, modules)) if modules else []:
         raise ConfigError(issues)
 
 
@@ -157,8 +156,10 @@ _NAMING = {
 }
 
 
-def _missing_modules(config: RunConfig, base: Base, modules: dict[str, bool]) -> Iterator[Issue]:
-    heads = {"score", "classifier"} if task_type(config) == "SEQ_CLS" else set()
+def _missing_modules(
+    config: RunConfig, task_type: TaskType, base: Base, modules: dict[str, bool]
+) -> Iterator[Issue]:
+    heads = {"score", "classifier"} if task_type == "SEQ_CLS" else set()
     for key, (linear, regular) in _NAMING.items():
         given = config.lora.get(key)
         names = [name for name in modules if modules[name] or not linear]

@@ -13,68 +13,65 @@ from runner.packed.adapters import PackedAdapters
 from runner.runs.checkpoint import all_of, verify
 
 if TYPE_CHECKING:
-    from runner.packed.member import Member
+    from runner.packed.cell import CellState
 
 TENSORS, FACTS = "pack.safetensors", "pack.json"
 
 
-def save(folder: Path, adapters: PackedAdapters, members: list[Member], unlogged: dict[str, Any]) -> None:
-    """Write the adapters and the running totals of all members.
+def save(folder: Path, adapters: PackedAdapters, cells: list[CellState], unlogged: dict[str, Any]) -> None:
+    """Write the adapters and the running totals of all cells.
 
-    ``unlogged`` are the figures since the last logged step: ``step``, ``passes``, and lists by member.
+    ``unlogged`` are the metrics since the last logged step: ``step``, ``passes``, and lists by cell.
     """
     folder.mkdir(parents=True, exist_ok=True)
     tensors = {
-        f"{member.name}/{key}": value
-        for index, member in enumerate(members)
+        f"{cell.name}/{key}": value
+        for index, cell in enumerate(cells)
         for key, value in adapters.state_dict(index).items()
     }
     save_file(tensors, folder / TENSORS)
     facts = {
         "rank": adapters.rank,
-        "members": [{"name": m.name, "tokens": m.tokens, "total_loss": m.total_loss} for m in members],
+        "members": [{"name": m.name, "tokens": m.tokens, "total_loss": m.total_loss} for m in cells],
         "unlogged": unlogged,
     }
     (folder / FACTS).write_text(json.dumps(facts, indent=2) + "\n", encoding="utf-8")
 
 
 def facts(folder: Path) -> dict[str, Any]:
-    """``rank`` and ``members`` (name, tokens, total_loss) of a checkpoint; empty when it is none."""
+    """``rank`` and ``cells`` (name, tokens, total_loss) of a checkpoint; empty when it is none."""
     file = folder / FACTS
     return json.loads(file.read_text(encoding="utf-8")) if file.is_file() else {}
 
 
-def newest(work: Path, names: list[str], damaged: list[str] | None = None) -> Path | None:
-    """The latest intact checkpoint of a pack that holds all these members.
-
-    What is wrong with newer ones is added to ``damaged``.
-    """
+def newest(work: Path, names: list[str]) -> tuple[Path | None, list[str]]:
+    """The latest intact checkpoint that holds all these cells, and what is wrong with newer ones."""
+    damaged: list[str] = []
     for path in all_of(work / "checkpoints"):
         if reason := verify(path):
-            if damaged is not None:
-                damaged.append(f"{path} {reason}: it is passed over")
+            damaged.append(f"{path} {reason}: it is passed over")
         elif {item["name"] for item in facts(path).get("members", [])} >= set(names):
-            return path
-    return None
+            return path, damaged
+    return None, damaged
 
 
-def load(folder: Path, adapters: PackedAdapters, members: list[Member]) -> None:
-    """Read back the adapters and totals of these members, which the checkpoint must hold."""
+def load(folder: Path, adapters: PackedAdapters, cells: list[CellState]) -> None:
+    """Read back the adapters and totals of these cells, which the checkpoint must hold."""
     tensors = load_file(folder / TENSORS)
     saved = {item["name"]: item for item in facts(folder)["members"]}
-    for index, member in enumerate(members):
-        start = f"{member.name}/"
+    for index, cell in enumerate(cells):
+        start = f"{cell.name}/"
         own = {key.removeprefix(start): value for key, value in tensors.items() if key.startswith(start)}
         adapters.load(index, own)
-        member.tokens, member.total_loss = saved[member.name]["tokens"], saved[member.name]["total_loss"]
-        member.resumed_tokens, member.moved = member.tokens, True
+        cell.tokens, cell.total_loss = saved[cell.name]["tokens"], saved[cell.name]["total_loss"]
+        cell.resumed_tokens, cell.moved = cell.tokens, True
 
 
-def load_states(folder: Path, members: list[Member], optimizer: Any, scheduler: Any) -> dict[str, Any]:
-    """Read back the optimizer's and the scheduler's state of these members; returns ``unlogged`` of them."""
+def load_states(folder: Path, cells: list[CellState], optimizer: Any, scheduler: Any) -> dict[str, Any]:
+    """Read back the optimizer's and the scheduler's state of these cells; returns ``unlogged`` of them."""
     said = facts(folder)
     names = [item["name"] for item in said["members"]]
-    chosen = [names.index(member.name) for member in members]
+    chosen = [names.index(cell.name) for cell in cells]
     state = torch.load(folder / "optimizer.pt", map_location="cpu", weights_only=True)
     groups = [state["param_groups"][index] for index in chosen]
     old = [group["params"][0] for group in groups]

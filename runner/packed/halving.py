@@ -1,23 +1,41 @@
-"""Successive halving (arXiv:1502.07943): at chosen fractions of the run a pack drops its worst members."""
+"""Successive halving (arXiv:1502.07943): at chosen fractions of the run a pack drops its worst cells."""
 
 from __future__ import annotations
 
 import json
 import math
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any, Protocol
 
 from runner.config.settings import SweepSettings
 from runner.core.atomic import write_atomically
+from runner.packed.cell import CellState
 
-if TYPE_CHECKING:
-    from runner.packed.trainer import PackedTrainer
+
+class Pack(Protocol):
+    """What halving needs of the trainer."""
+
+    cells: list[CellState]
+    state: Any  # transformers' TrainerState
+
+    def evaluate(self) -> dict[str, float]:
+        """Measure the held-out loss of all cells."""
+        ...
+
+    def save_checkpoint(self) -> None:
+        """Write a checkpoint between two steps."""
+        ...
+
+    def drop(self, gone: list[int]) -> None:
+        """Take cells out."""
+        ...
+
 
 DECISIONS = "halved.json"  # in the folder of the pack's checkpoints: what was decided, before it takes effect
 
 
 def decisions(work: Path) -> dict[str, dict[str, Any]]:
-    """By fraction of the run, the members dropped there and why."""
+    """By fraction of the run, the cells dropped there and why."""
     file = work / DECISIONS
     return json.loads(file.read_text(encoding="utf-8")) if file.is_file() else {}
 
@@ -33,7 +51,7 @@ class Halving:
         self._keep, self._file = settings.keep, work / DECISIONS
         self._decided = decisions(work)
 
-    def __call__(self, trainer: PackedTrainer) -> None:
+    def __call__(self, trainer: Pack) -> None:
         """Called after every step."""
         step = trainer.state.global_step
         for due, fraction in self._due.items():
@@ -42,30 +60,30 @@ class Halving:
         dropped = {name: facts for found in self._decided.values() for name, facts in found.items()}
         gone = [
             index
-            for index, member in enumerate(trainer.members)
-            if member.name in dropped and step >= dropped[member.name]["step"]
+            for index, cell in enumerate(trainer.cells)
+            if cell.name in dropped and step >= dropped[cell.name]["step"]
         ]
         for index in gone:
-            trainer.members[index].ended = {
+            trainer.cells[index].ended = {
                 "status": "dropped",
-                "dropped": dropped[trainer.members[index].name],
+                "dropped": dropped[trainer.cells[index].name],
             }
         trainer.drop(gone)
 
-    def _decide(self, trainer: PackedTrainer, fraction: float) -> None:
+    def _decide(self, trainer: Pack, fraction: float) -> None:
         trainer.evaluate()
         trainer.save_checkpoint()  # with all of them: who goes on can do so from here
-        ranked = sorted(trainer.members, key=lambda member: member.scores["eval_loss"])
+        ranked = sorted(trainer.cells, key=lambda cell: cell.scores["eval_loss"])
         kept = max(1, math.ceil(self._keep * len(ranked)))
         self._decided[str(fraction)] = {
-            member.name: {
+            cell.name: {
                 "step": trainer.state.global_step,
                 "fraction": fraction,
-                "eval_loss": member.scores["eval_loss"],
+                "eval_loss": cell.scores["eval_loss"],
                 "rank": rank,
                 "of": len(ranked),
             }
-            for rank, member in enumerate(ranked, 1)
+            for rank, cell in enumerate(ranked, 1)
             if rank > kept
         }
         write_atomically(self._file, json.dumps(self._decided, indent=2) + "\n")

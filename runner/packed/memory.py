@@ -1,18 +1,15 @@
-"""How many adapters can share a pass: an estimate of a pass's memory against what the device has free."""
+"""How many cells can share a pass: estimated from the model's shape, then tried on the device."""
 
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import psutil
 import torch
 
 from runner.packed.adapters import PackedAdapters
-
-if TYPE_CHECKING:
-    from runner.packed.trainer import PackedTrainer
+from runner.packed.passes import Passes, run_in_chunks
 
 # Of the free memory; the rest is for what the estimate, or the trial, leaves out.
 _SHARE = 0.7
@@ -22,10 +19,10 @@ _SHARE_TRIED = 0.9
 def estimate_cells_per_pass(
     adapters: PackedAdapters, rows: int, longest: int, checkpointing: bool, limit: int | None
 ) -> tuple[int, int]:
-    """Adapters in one pass, at most ``limit``, and the bytes that the pack will take at its peak.
+    """Cells in one pass, at most ``limit``, and the bytes that the pack will take at its peak.
 
-    For batches of ``rows`` as long as the ``longest`` row. Beside the values that are there already each
-    adapter has gradients and two states of the optimizer.
+    For batches of ``rows`` sequences a cell, all as long as the ``longest`` (tokens). Beside its values,
+    which are there already, each adapter has gradients and two states of the optimizer.
     """
     model, cells = adapters.model, adapters.state.size
     need = max(1, bytes_per_token(model, checkpointing) * rows * longest)
@@ -35,56 +32,38 @@ def estimate_cells_per_pass(
     return cells_per_pass, model.get_memory_footprint() + trained + cells_per_pass * need
 
 
-def run_in_chunks(count: int, cells_per_pass: int, run: Callable[[int, int], None]) -> int:
-    """Call ``run(first, last)`` for parts of ``count``, at most ``cells_per_pass`` long; returns what went
-    well.
+def probe_cells_per_pass(passes: Passes, cells: int, rows: int, longest: int) -> None:
+    """Set ``passes.cells_per_pass`` to what the device really holds, tried with ``rows`` sequences a cell of
+    ``longest`` tokens.
 
-    A part for which the device runs out of memory is halved, and tried again.
+    Begins with the estimate, and takes more of the ``cells`` as long as memory is left.
     """
-    done = 0
-    while done < count:
-        last = min(done + cells_per_pass, count)
-        try:
-            run(done, last)
-        except torch.OutOfMemoryError:
-            if last - done == 1:
-                raise
-            cells_per_pass = math.ceil((last - done) / 2)
-            torch.cuda.empty_cache()
-            continue
-        done = last
-    return cells_per_pass
 
+    def run(first: int, last: int) -> None:
+        _forward_backward(passes, first, last, rows, longest)
 
-def fitting(trainer: PackedTrainer, longest: int) -> int:
-    """How many adapters of a pack really share a pass: tried on rows as long as the ``longest``.
-
-    Begins with ``trainer.cells_per_pass``, the estimate, and takes more as long as memory is left.
-    """
-    cells_per_pass, most = trainer.cells_per_pass, len(trainer.members)
     while True:
-        before = free_bytes(trainer.model)
+        tried = passes.cells_per_pass
+        before = free_bytes(passes.adapters.model)
         torch.cuda.reset_peak_memory_stats()
         begin = torch.cuda.memory_allocated()
-        worked = run_in_chunks(
-            cells_per_pass, cells_per_pass, lambda first, last: _try(trainer, first, last, longest)
-        )
+        worked = run_in_chunks(tried, tried, run)
         needed = max(1, torch.cuda.max_memory_allocated() - begin)
-        room = math.floor(_SHARE_TRIED * before / needed * worked)
-        if worked < cells_per_pass or min(room, most) <= worked:
-            return worked
-        cells_per_pass = min(room, most)
+        room = min(cells, math.floor(_SHARE_TRIED * before / needed * worked))
+        passes.cells_per_pass = worked
+        if worked < tried or room <= worked:
+            return
+        passes.cells_per_pass = room
 
 
-def _try(trainer: PackedTrainer, first: int, last: int, longest: int) -> None:
+def _forward_backward(passes: Passes, first: int, last: int, rows: int, longest: int) -> None:
     """A forward and a backward pass of which nothing is kept."""
-    rows = (last - first) * trainer.args.per_device_train_batch_size * trainer.objective.sides
-    ids = torch.zeros(rows, longest, dtype=torch.long)
-    trainer.adapters.state.show(first, last)
-    trainer.adapters.model.train()
-    with trainer.compiled:
-        scores = trainer.score({"input_ids": ids, "labels": ids})
-        torch.autograd.grad(scores.log_probs.sum(), trainer.adapters.tensors)
+    ids = torch.zeros((last - first) * rows, longest, dtype=torch.long)
+    passes.adapters.state.show(first, last)
+    passes.adapters.model.train()
+    with passes.compiled:
+        scores = passes.score({"input_ids": ids, "labels": ids})
+        torch.autograd.grad(scores.log_probs.sum(), passes.adapters.tensors)
 
 
 def bytes_per_token(model: Any, checkpointing: bool) -> int:

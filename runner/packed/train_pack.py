@@ -1,4 +1,4 @@
-"""Several cells of a sweep trained together: the steps of ``recipes.training``, each once for all cells."""
+"""Several cells of a sweep trained together: the steps of a training recipe, each once for all cells."""
 
 from __future__ import annotations
 
@@ -6,104 +6,122 @@ from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
-from recipes.training import (
-    SCORES,
-    Setup,
-    check,
-    complete_adapter,
-    conclude,
-    describe,
-    total_parameters,
-    total_steps,
-)
 from runner.config.adapters import adapters, parents
-from runner.config.settings import RunConfig, SweepSettings
+from runner.config.objective import Objective
+from runner.config.settings import SweepSettings
 from runner.core import console, environment
 from runner.core.errors import Diverged
 from runner.core.progress import PackProgress
 from runner.data.prepare import prepare
 from runner.data.splits import Data
+from runner.evaluation.generate import HeldOutGenerator
 from runner.models.build import peft_config, training_arguments
 from runner.models.model import device, load_model
+from runner.packed import CannotPack, checkpoint
+from runner.packed.adapters import PackedAdapters, pack_adapters
+from runner.packed.cell import CellRun, CellState
+from runner.packed.halving import Halving, decisions
+from runner.packed.memory import estimate_cells_per_pass
+from runner.packed.trainer import PackedTrainer, PackPlan
 from runner.reports import terminal
 from runner.runs.checkpoint import step_of
 from runner.runs.run_folder import RunFolder
-from runner.training.objectives import OBJECTIVES
+from runner.training.load import total_parameters
+from runner.training.results import complete_adapter, conclude, kept_scores
+from runner.training.setup import Setup, check_training, total_steps
+from runner.training.token_loss import supports_chunked_loss
 
 
-@dataclass
-class PackedCell:
-    """A cell of the sweep: its name, its config and its run folder."""
+@dataclass(frozen=True)
+class Pack:
+    """What the steps of a pack share: its cells, their objective, and the folder of its checkpoints."""
 
-    name: str
-    config: RunConfig
-    folder: RunFolder
+    cells: list[CellRun]
+    objective: Objective
+    setup: Setup
+    data: dict[str, Data]  # by the name of the cell; cells with the same rows share them
+    work: Path
+
+    @property
+    def first(self) -> CellRun:
+        """The cell whose config stands for what all have in common."""
+        return self.cells[0]
+
+    @contextmanager
+    def timed(self, phase: str) -> Iterator[None]:
+        """Count the seconds of a phase in every cell's record."""
+        with timed(self.cells, phase):
+            yield
 
 
-def train_pack(cells: list[PackedCell], settings: SweepSettings, work: Path) -> list[PackedCell]:
+def train_pack(
+    cells: list[CellRun], objective: Objective, settings: SweepSettings, work: Path
+) -> list[CellRun]:
     """Train cells that ``runner.sweep.packable`` put together, and complete their run folders.
 
-    ``work`` holds the checkpoints; one that has all these cells is gone on from. Returns the cells whose seed
-    gave them another number of rows than the first has, which cannot keep step: for a pack of their own.
+    ``work`` holds the checkpoints; one that has all these cells is resumed. Returns the cells whose seed gave
+    them another number of examples than the first has, which cannot keep step: for a pack of their own.
     Raises ``CannotPack`` before anything is trained.
     """
-    from runner.packed import CannotPack
-
     cells = _without_dropped(cells, work)
-    first = cells[0].config
     with timed(cells, "check"):
-        setup = check(first, work)
+        setup = check_training(cells[0].config, objective, work)
     if setup.arguments.fp16:
         raise CannotPack("in fp16 one scale of the loss would serve them all")
     with timed(cells, "data"):
-        found = _prepare(cells, setup)
-    sizes = {name: _size(data) for name, data in found.items()}
-    later = [cell for cell in cells if sizes[cell.name] != sizes[cells[0].name]]
-    cells = [cell for cell in cells if cell not in later]
-    steps = total_steps(setup.arguments, len(found[cells[0].name].train.rows))
-    for cell in cells:
-        data = found[cell.name]
+        data = _prepare(cells, setup, objective)
+    later = [cell for cell in cells if _size(data[cell.name]) != _size(data[cells[0].name])]
+    pack = Pack([cell for cell in cells if cell not in later], objective, setup, data, work)
+    steps = total_steps(setup.arguments, len(data[pack.first.name].train.rows))
+    for cell in pack.cells:
         cell.folder.record["parents"] = parents(cell.config)
-        cell.folder.notes += [*setup.base.notes, *setup.notes, *data.notes]
-        describe(cell.folder, setup, data)
-    with timed(cells, "load"):
-        trainer = _load(cells, setup, settings, work, found, steps)
-    generators = _generators(cells, setup, found)
-    with timed(cells, "score_before"):
-        trainer.adapters.state.show(0, 1)  # they begin alike
-        asked = {id(generator): generator for generator in generators.values()}
-        answers = {
-            key: generator.answer(trainer.model, "before training", base_only=not first.adapter)
-            for key, generator in asked.items()
+        setup.record_inputs(cell.folder, data[cell.name])
+
+    progress = PackProgress(steps)
+    with pack.timed("load"):
+        resumed = _newest_checkpoint(pack)
+        packed = _load(pack, resumed)
+        trainer = _trainer(pack, packed, settings, steps, progress)
+    generators = _generators(pack)
+    with pack.timed("score_before"):
+        packed.state.show(0, 1)  # they begin alike
+        distinct = {id(generator): generator for generator in generators.values()}
+        before = {
+            key: generator.answer(packed.model, "before training", base_only=not pack.first.config.adapter)
+            for key, generator in distinct.items()
         }
-    _fit(cells, trainer, steps, work)
-    alive = [cell for cell in cells if cell.name in {member.name for member in trainer.members}]
+
+    with pack.timed("train"), progress:
+        trainer.train(resume_from_checkpoint=str(resumed) if resumed else None)
+    trainer.drop_not_finite()
+    if trainer.cells and trainer.cells[0].held_out:
+        with pack.timed("evaluate"):
+            trainer.evaluate()
+
+    trained = {state.name for state in trainer.cells}
+    alive = [cell for cell in pack.cells if cell.name in trained]
     with timed(alive, "score_after"):
         after = _answer(trainer, alive, generators)
-    for cell in alive:
-        before = answers[id(generators[cell.name])]
-        _conclude(cell, trainer, setup, generators[cell.name], before, after[cell.name])
+    for index, cell in enumerate(alive):
+        generator = generators[cell.name]
+        _conclude(pack, cell, trainer, index, generator, (before[id(generator)], after[cell.name]))
     return later
 
 
 @contextmanager
-def timed(cells: Sequence[PackedCell], phase: str) -> Iterator[None]:
-    """Count the seconds of a phase in every cell's record."""
+def timed(cells: Sequence[CellRun], phase: str) -> Iterator[None]:
+    """Count the seconds of a phase in the record of each of these cells."""
     with ExitStack() as stack:
         for cell in cells:
             stack.enter_context(cell.folder.timed(phase))
         yield
 
 
-def _without_dropped(cells: list[PackedCell], work: Path) -> list[PackedCell]:
+def _without_dropped(cells: list[CellRun], work: Path) -> list[CellRun]:
     """Record the cells that an interrupted start had decided to drop and left out of its checkpoint."""
-    from runner.packed import checkpoint
-    from runner.packed.halving import decisions
-
     dropped = {name: facts for found in decisions(work).values() for name, facts in found.items()}
-    saved = checkpoint.newest(work, [cell.name for cell in cells if cell.name not in dropped])
+    saved, _ = checkpoint.newest(work, [cell.name for cell in cells if cell.name not in dropped])
     held = {item["name"] for item in checkpoint.facts(saved)["members"]} if saved else set()
     gone = [cell for cell in cells if saved and cell.name in dropped and cell.name not in held]
     for cell in gone:
@@ -112,14 +130,13 @@ def _without_dropped(cells: list[PackedCell], work: Path) -> list[PackedCell]:
     return [cell for cell in cells if cell not in gone]
 
 
-def _prepare(cells: list[PackedCell], setup: Setup) -> dict[str, Data]:
-    """The rows of each cell; cells whose seeds split the file alike share them."""
+def _prepare(cells: list[CellRun], setup: Setup, objective: Objective) -> dict[str, Data]:
+    """The data of each cell; cells whose seeds split the file alike share them."""
     by_seed: dict[int, Data] = {}
     alike: dict[tuple[str, str], Data] = {}
     for config in (cell.config for cell in cells):
         if config.seed not in by_seed:
-            kind = OBJECTIVES[config.recipe].kind
-            data = prepare(config.data, setup.renderer, setup.max_length, config.seed, kind)
+            data = prepare(config.data, setup.renderer, setup.max_length, config.seed, objective.kind)
             data.check_held_out()
             prints = (data.train.fingerprint, data.eval.fingerprint if data.eval else "")
             by_seed[config.seed] = alike.setdefault(prints, data)
@@ -130,138 +147,109 @@ def _size(data: Data) -> tuple[int, int]:
     return len(data.train.rows), len(data.eval.rows) if data.eval else 0
 
 
-def _load(
-    cells: list[PackedCell],
-    setup: Setup,
-    settings: SweepSettings,
-    work: Path,
-    found: dict[str, Data],
-    steps: int,
-) -> Any:
-    """The base with all adapters, and the trainer."""
-    from runner.packed import CannotPack, checkpoint
-    from runner.packed.adapters import pack_adapters
-    from runner.packed.compiled import CompiledLayers
-    from runner.packed.halving import Halving
-    from runner.packed.memory import estimate_cells_per_pass
-    from runner.packed.trainer import PackedTrainer
-    from runner.training.token_loss import supports_chunked_loss
+def _newest_checkpoint(pack: Pack) -> Path | None:
+    """The checkpoint from which all cells resume, with a warning for each damaged one that is newer."""
+    found, damaged = checkpoint.newest(pack.work, [cell.name for cell in pack.cells])
+    for warning in damaged:
+        console.warn(warning)
+        for cell in pack.cells:
+            cell.folder.notes.append(warning)
+    for cell in pack.cells:
+        cell.folder.rewind(step_of(found))
+    return found
 
-    first = cells[0].config
-    names = [cell.name for cell in cells]
-    model: Any = load_model(setup.base, setup.quantization, setup.precision.dtype, first.seed)
-    damaged: list[str] = []
-    saved = checkpoint.newest(work, names, damaged)
-    for remark in damaged:
-        console.warn(remark)
-        for cell in cells:
-            cell.folder.notes.append(remark)
-    rank = checkpoint.facts(saved)["rank"] if saved else None
+
+def _load(pack: Pack, resumed: Path | None) -> PackedAdapters:
+    """The base with the adapters of all cells. Raises ``CannotPack``."""
+    setup, first = pack.setup, pack.first.config
     packed = pack_adapters(
-        model,
-        [peft_config(cell.config) for cell in cells],
-        [cell.config.seed for cell in cells],
-        rank,
+        load_model(setup.base, setup.quantization, setup.precision.dtype, first.seed),
+        [peft_config(cell.config, pack.objective.task_type) for cell in pack.cells],
+        [cell.config.seed for cell in pack.cells],
+        rank=checkpoint.facts(resumed)["rank"] if resumed else None,
         start=adapters(first)[0].folder if first.adapter else None,
         drops=not getattr(setup.arguments, "disable_dropout", False),
     )
     if not supports_chunked_loss(packed.model):
-        raise CannotPack("the model's head is no plain frozen linear layer")
-    members = _members(cells, setup, work, packed, found)
-    data = found[cells[0].name]
-    objective = OBJECTIVES[first.recipe].packed_class()(
-        setup.base.tokenizer.pad_token_id, adapter=bool(first.adapter)
+        raise CannotPack("the model's head is not a plain frozen linear layer")
+    return packed
+
+
+def _trainer(
+    pack: Pack, packed: PackedAdapters, settings: SweepSettings, steps: int, progress: PackProgress
+) -> PackedTrainer:
+    """The trainer of all cells, after saying how many of them share a pass."""
+    setup, data = pack.setup, pack.data[pack.first.name]
+    assert pack.objective.packed is not None
+    objective = pack.objective.packed()(
+        setup.base.tokenizer.pad_token_id, adapter=bool(pack.first.config.adapter)
     )
-    rows = setup.arguments.per_device_train_batch_size * objective.sides
+    rows = setup.arguments.per_device_train_batch_size * objective.sequences
     longest = max(split.longest for split in (data.train, data.eval) if split)
-    checkpointing = setup.arguments.gradient_checkpointing
-    cells_per_pass, size = estimate_cells_per_pass(packed, rows, longest, checkpointing, settings.max_cells)
-    terminal.pack_opening(
-        data, setup.precision, (len(cells), cells_per_pass), steps, size, cells[0].folder.notes
+    cells_per_pass, size = estimate_cells_per_pass(
+        packed, rows, longest, setup.arguments.gradient_checkpointing, settings.max_cells
     )
-    trainer = PackedTrainer(
-        packed,
-        members,
-        objective,
-        setup.base.tokenizer,
-        (data.train.dataset(), data.eval.dataset() if data.eval else None),
-        cells_per_pass,
-        settings.checkpoint_seconds,
-        CompiledLayers(model),
-        Halving(settings, steps, work),
+    counts, warnings = (len(pack.cells), cells_per_pass), pack.first.folder.notes
+    terminal.pack_opening(data, setup.precision, counts, steps, size, warnings)
+    folders = {cell.name: cell.folder for cell in pack.cells}
+    plan = PackPlan(
+        cells_per_pass=cells_per_pass,
+        longest=longest,
+        checkpoint_seconds=settings.checkpoint_seconds,
+        after_step=Halving(settings, steps, pack.work),
+        on_step=progress.update_pack,
+        on_end=lambda state: _record_end(folders[state.name], state),
     )
-    trainer.resume_from, trainer.longest = saved, longest
-    for cell in cells:
-        cell.folder.rewind(step_of(saved))
-    return trainer
+    datasets = (data.train.dataset(), data.eval.dataset() if data.eval else None)
+    return PackedTrainer(packed, _states(pack, packed), objective, setup.base.tokenizer, datasets, plan)
 
 
-def _members(
-    cells: list[PackedCell], setup: Setup, work: Path, packed: Any, found: dict[str, Data]
-) -> list[Any]:
+def _states(pack: Pack, packed: PackedAdapters) -> list[CellState]:
     """What the trainer needs of each cell."""
-    from runner.packed.member import Member
-
     shared = total_parameters(packed.model) - packed.total_size()
-    members = []
-    for cell, size in zip(cells, packed.sizes(), strict=True):
-        arguments, _ = training_arguments(cell.config, setup.precision, work, device().type == "cuda")
+    states = []
+    for cell, size in zip(pack.cells, packed.sizes(), strict=True):
+        has_cuda = device().type == "cuda"
+        arguments, _ = training_arguments(cell.config, pack.setup.precision, pack.work, has_cuda)
         arguments.save_total_limit = 2  # one to fall back on
-        data = found[cell.name]
+        data = pack.data[cell.name]
         held_out = data.eval.rows if data.eval else []
-        members.append(Member(cell.name, arguments, data.train.rows, held_out, cell.folder.log))
+        states.append(CellState(cell.name, arguments, data.train.rows, held_out, cell.folder.log))
         cell.folder.metrics |= {"trainable_parameters": size, "total_parameters": shared + size}
-    return members
+    return states
 
 
-def _generators(cells: list[PackedCell], setup: Setup, found: dict[str, Data]) -> dict[str, Any]:
-    """What asks each cell its held-out prompts; one for all cells of the same rows."""
-    from runner.evaluation.generate import HeldOutGenerator
-
-    by_data: dict[int, Any] = {}
-    for cell in cells:
-        data = found[cell.name]
-        by_data.setdefault(
-            id(data), HeldOutGenerator(cell.config, setup.renderer, data.eval, setup.precision)
-        )
-    return {cell.name: by_data[id(found[cell.name])] for cell in cells}
+def _generators(pack: Pack) -> dict[str, HeldOutGenerator]:
+    """What answers the held-out prompts of each cell; one for all cells of the same data."""
+    by_data: dict[int, HeldOutGenerator] = {}
+    for cell in pack.cells:
+        data = pack.data[cell.name]
+        if id(data) not in by_data:
+            setup = pack.setup
+            by_data[id(data)] = HeldOutGenerator(cell.config, setup.renderer, data.eval, setup.precision)
+    return {cell.name: by_data[id(pack.data[cell.name])] for cell in pack.cells}
 
 
-def _fit(cells: list[PackedCell], trainer: Any, steps: int, work: Path) -> None:
-    """Train and measure; a member that ends early is recorded at once."""
-    progress = PackProgress(steps)
-    folders = {cell.name: cell.folder for cell in cells}
-    trainer.on_step = progress.update_pack
-    trainer.on_end = lambda member: _end(folders[member.name], member)
-    with timed(cells, "train"), progress:
-        trainer.train(resume_from_checkpoint=str(trainer.resume_from) if trainer.resume_from else None)
-    trainer.drop_not_finite()
-    if trainer.members and trainer.members[0].held_out:
-        with timed(cells, "evaluate"):
-            trainer.evaluate()
-
-
-def _end(folder: RunFolder, member: Any) -> None:
-    """Record a member that left its pack before the end."""
-    facts = dict(member.ended)
+def _record_end(folder: RunFolder, state: CellState) -> None:
+    """Record a cell that left its pack before the end."""
+    facts = dict(state.ended or {})
     status = facts.pop("status")
-    folder.metrics |= {"tokens": member.tokens}
+    folder.metrics |= {"tokens": state.tokens}
     folder.record |= facts
     folder.finish(status, Diverged(facts["reason"]) if status == "diverged" else None)
-    console.warn(f"{member.name} {status} {facts.get('reason', '')}".rstrip())
+    console.warn(f"{state.name} {status} {facts.get('reason', '')}".rstrip())
 
 
-def _answer(trainer: Any, cells: list[PackedCell], generators: dict[str, Any]) -> dict[str, list[str]]:
+def _answer(
+    trainer: PackedTrainer, cells: list[CellRun], generators: dict[str, HeldOutGenerator]
+) -> dict[str, list[str]]:
     """Every cell's answers after training; neighbours with the same prompts are answered together."""
     answers: dict[str, list[str]] = {}
     first = 0
     while first < len(cells):
         generator, last = generators[cells[first].name], first + 1
-        while (
-            last < len(cells)
-            and generators[cells[last].name] is generator
-            and last - first < trainer.cells_per_pass
-        ):
+        limit = min(len(cells), first + trainer.passes.cells_per_pass)
+        while last < limit and generators[cells[last].name] is generator:
             last += 1
         trainer.adapters.state.show(first, last)
         found = generator.answer_pack(trainer.model, last - first, "after training")
@@ -271,38 +259,35 @@ def _answer(trainer: Any, cells: list[PackedCell], generators: dict[str, Any]) -
 
 
 def _conclude(
-    cell: PackedCell, trainer: Any, setup: Setup, generator: Any, before: list[str], after: list[str]
+    pack: Pack,
+    cell: CellRun,
+    trainer: PackedTrainer,
+    index: int,
+    generator: HeldOutGenerator,
+    answers: tuple[list[str], list[str]],
 ) -> None:
-    """Save the adapter and everything that is known of it."""
-    index = [member.name for member in trainer.members].index(cell.name)
-    member, folder = trainer.members[index], cell.folder
-    seconds = max(folder.times["train"], 1e-9)
-    steps = trainer.state.global_step
+    """Save the adapter of a cell, the trainer's cell number ``index``, and all that is known of it."""
+    state, folder = trainer.cells[index], cell.folder
+    seconds, steps = max(folder.times["train"], 1e-9), trainer.state.global_step
+    trained = sum(each.tokens - each.resumed_tokens for each in trainer.cells)
     folder.metrics |= {
-        "train_loss": member.total_loss / max(steps, 1),
+        "train_loss": state.total_loss / max(steps, 1),
         "steps": steps,
-        "tokens": member.tokens,
-        "tokens_per_second": round((member.tokens - member.resumed_tokens) / seconds, 1),
-        "pack_tokens_per_second": round(
-            sum(each.tokens - each.resumed_tokens for each in trainer.members) / seconds, 1
-        ),
-        "pack_cells": len(trainer.members),
-        "pack_cells_at_once": min(trainer.cells_per_pass, len(trainer.members)),
+        "tokens": state.tokens,
+        "tokens_per_second": round((state.tokens - state.resumed_tokens) / seconds, 1),
+        "pack_tokens_per_second": round(trained / seconds, 1),
+        "pack_cells": len(trainer.cells),
+        "pack_cells_at_once": min(trainer.passes.cells_per_pass, len(trainer.cells)),
         "peak_memory_bytes": environment.peak_memory(),
     }
-    if "eval_loss" in member.scores:
-        folder.metrics |= {
-            key.replace("/", "_"): member.scores[key] for key in SCORES if key in member.scores
-        }
-    if member.held_out_rows:
-        rows = [
-            {"index": number, "loss": loss, "tokens": tokens}
-            for number, (loss, tokens) in enumerate(member.held_out_rows)
-        ]
-        folder.write_lines("held_out.jsonl", rows)
+    folder.metrics |= kept_scores(pack.objective, state.scores)
+    if state.held_out_rows:
+        rows = enumerate(state.held_out_rows)
+        lines = [{"index": number, "loss": loss, "tokens": tokens} for number, (loss, tokens) in rows]
+        folder.write_lines("held_out.jsonl", lines)
     target = folder.path / "adapter"
     with folder.timed("save"):
         trainer.adapters.save(index, target)
-        complete_adapter(cell.config, setup, target)
-    conclude(cell.config, folder, target, generator, before, after)
+        complete_adapter(cell.config, pack.setup, target)
+    conclude(cell.config, folder, target, generator, answers)
     folder.finish("completed")

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 import time
 from collections.abc import Callable
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -13,95 +14,103 @@ from torch.optim.lr_scheduler import LambdaLR
 from transformers import Trainer
 
 from runner.core import console, signals
-from runner.data.labels import IGNORE
 from runner.packed import checkpoint
 from runner.packed.adapters import PackedAdapters, as_trl_prepares
 from runner.packed.batches import PackLoader, PackSampler, RowLists, distinct
+from runner.packed.cell import CellState, LogLine, schedule, to_host
 from runner.packed.checkpoint import load_states
-from runner.packed.compiled import CompiledLayers
-from runner.packed.evaluation import evaluate_members
-from runner.packed.member import Line, Member, schedule, to_host
-from runner.packed.memory import fitting, run_in_chunks
-from runner.packed.objective import Batch, PackObjective
-from runner.training.token_loss import TokenLogprobs, token_logprobs
+from runner.packed.evaluation import evaluate_cells
+from runner.packed.memory import probe_cells_per_pass
+from runner.packed.objective import PackObjective
+from runner.packed.passes import Batch, Passes
+from runner.training.context import TrainerContext
 from runner.training.trainer import GuardedTrainer
+
+
+@dataclass(frozen=True)
+class PackPlan:
+    """How a pack is run.
+
+    ``cells_per_pass`` is the estimate of how many cells share a pass, ``longest`` the tokens of the longest
+    sequence. A checkpoint is written when ``checkpoint_seconds`` have passed since the last. ``after_step``
+    is called between steps and may ``drop`` cells, ``on_step`` with each logged step and the losses of the
+    cells, ``on_end`` with a cell that leaves the pack early.
+    """
+
+    cells_per_pass: int
+    longest: int
+    checkpoint_seconds: float
+    after_step: Callable[[PackedTrainer], None]
+    on_step: Callable[[int, list[float]], None]
+    on_end: Callable[[CellState], None]
 
 
 class PackedTrainer(GuardedTrainer):
     """Trains the adapters of a pack side by side, each with the steps of its own run.
 
-    ``objective`` says what rows and losses are; losses, token counts, clipping, optimizer state and schedule
-    are each member's own. ``cells_per_pass`` members share a pass; when the device runs out of memory it is
-    halved, which changes no result. ``after_step`` is called between steps and may ``drop`` members; a
-    checkpoint is written when ``checkpoint_seconds`` have passed since the last.
+    ``objective`` says what examples and losses are; losses, token counts, clipping, optimizer state and
+    schedule are each cell's own.
     """
 
     def __init__(
         self,
         adapters: PackedAdapters,
-        members: list[Member],
+        cells: list[CellState],
         objective: PackObjective,
         tokenizer: Any,
         datasets: tuple[Any, Any],
-        cells_per_pass: int,
-        checkpoint_seconds: float,
-        compiled: CompiledLayers,
-        after_step: Callable[[PackedTrainer], None],
+        plan: PackPlan,
     ) -> None:
-        as_trl_prepares(adapters.model, members[0].arguments)
-        super().__init__(adapters.model, members[0].arguments, tokenizer, *datasets, lambda entry: None)
-        self.adapters, self.members, self.cells_per_pass = adapters, members, cells_per_pass
-        self.objective, self.collator = objective, objective.collator
-        self.compiled, self._after_step = compiled, after_step
-        self._checkpoint_seconds = checkpoint_seconds
+        as_trl_prepares(adapters.model, cells[0].arguments)
+        context = TrainerContext(on_log=lambda entry: None, resume_facts={})
+        super().__init__(adapters.model, cells[0].arguments, tokenizer, datasets, context)
+        self.adapters, self.cells, self.objective, self._plan = adapters, cells, objective, plan
+        self.passes = Passes(adapters, plan.cells_per_pass, self.accelerator.autocast)
         self._dropout = adapters.stream
-        self._all = list(members)  # every batch has rows of them all
-        self._alive = list(range(len(members)))
+        self._all = list(cells)  # every batch has rows of them all
+        self._alive = list(range(len(cells)))
         self._window = self._empty_window()
-        self._norms, self._rates = torch.zeros(len(members)), [0.0] * len(members)
-        self.resume_from: Path | None = None
-        self.longest = 1  # tokens of the longest row
-        self.on_step: Callable[[int, list[float]], None] = lambda step, losses: None
-        self.on_end: Callable[[Member], None] = lambda member: None
-        self._line: Line | None = None
+        self._norms, self._rates = torch.zeros(len(cells)), [0.0] * len(cells)
+        self._line: LogLine | None = None
         self._logged_step, self._started = 0, time.monotonic()
         self._saved = self._started
 
     def train(self, *args: Any, **kwargs: Any) -> Any:
-        """Train; the last line is told as well, and what came after it is counted."""
-        self.objective.start(self)
+        """Train; the last line is logged as well, and what came after it is counted."""
+        self.objective.start(self.passes, self.cells, self.args.per_device_train_batch_size)
         result = super().train(*args, **kwargs)
-        self._tell_line()
-        if self.members and self.state.global_step > self._logged_step:
-            self._keep_line()
-            self._tell_line(logged=False)
+        self._log_line()
+        if self.cells and self.state.global_step > self._logged_step:
+            self._collect_line()
+            self._log_line(logged=False)
         return result
 
     def begin(self) -> None:
-        """Find out how many members fit in a pass, before the first of them."""
+        """Find out how many cells fit in a pass, before the first of them."""
         super().begin()
         if self.args.device.type == "cuda":
-            estimated, self.cells_per_pass = self.cells_per_pass, fitting(self, self.longest)
-            if self.cells_per_pass != estimated:
-                console.warn(f"{self.cells_per_pass} of {len(self.members)} cells share a pass, as was tried")
+            rows = self.args.per_device_train_batch_size * self.objective.sequences
+            probe_cells_per_pass(self.passes, len(self.cells), rows, self._plan.longest)
+            if (tried := self.passes.cells_per_pass) != self._plan.cells_per_pass:
+                console.warn(f"{tried} of {len(self.cells)} cells share a pass, as was tried on the device")
 
     # --- rows
 
     def get_train_dataloader(self) -> PackLoader:
-        """Of every member the batches of its own seed."""
-        lists, which = distinct([member.train for member in self._all])
+        """Of every cell the batches of its own seed."""
+        lists, which = distinct([cell.train for cell in self._all])
         orders = [(number, int(m.arguments.data_seed)) for number, m in zip(which, self._all, strict=True)]
-        sizes = self.args.per_device_train_batch_size, self.objective.sides
+        sizes = self.args.per_device_train_batch_size, self.objective.sequences
         sampler: Any = PackSampler(orders, lists, *sizes)
-        return PackLoader(RowLists(lists), batch_sampler=sampler, collate_fn=self.collator)
+        return PackLoader(RowLists(lists), batch_sampler=sampler, collate_fn=self.objective.collator)
 
     def _get_num_items_in_batch(self, batch_samples: list, device: torch.device) -> torch.Tensor:
-        """What every member's losses of the optimizer step are divided by."""
+        """What every cell's losses of the optimizer step are divided by."""
         batches = [self._own(batch) for batch in batch_samples]
-        return self._to_device(self.objective.divisors(batches, len(self.members)))
+        return self.passes.to_device(self.objective.divisors(batches, len(self.cells)))
 
     def _own(self, batch: Batch) -> Batch:
-        """The rows of the members that are still in the pack."""
+        """The rows of the cells that are still in the pack."""
         if len(self._alive) == len(self._all):
             return batch
         return {
@@ -112,94 +121,75 @@ class PackedTrainer(GuardedTrainer):
     # --- the step
 
     def training_step(self, model: Any, inputs: Any, num_items_in_batch: Any = None) -> torch.Tensor:
-        """Add the gradients of one batch; returns the mean of the members' losses."""
+        """Add the gradients of one batch; returns the mean of the cells' losses."""
         self._count_pass()
         model.train()
         inputs = self._own(inputs)
         losses = []
 
         def run(first: int, last: int) -> None:
-            figures = self._pass(inputs, first, last, num_items_in_batch)
-            losses.append(figures["loss"])
-            for name, values in figures.items():
+            metrics = self._pass(inputs, first, last, num_items_in_batch)
+            losses.append(metrics["loss"])
+            for name, values in metrics.items():
                 self._window[name][first:last] += values
 
-        self.cells_per_pass = run_in_chunks(len(self.members), self.cells_per_pass, run)
-        self._window["tokens"] += self._to_device(
-            inputs["lengths"].unflatten(0, (len(self.members), -1)).sum(1)
+        self.passes.run(len(self.cells), run)
+        self._window["tokens"] += self.passes.to_device(
+            inputs["lengths"].unflatten(0, (len(self.cells), -1)).sum(1)
         )
         self._window["passes"] += 1
         return torch.cat(losses).mean()
 
     def _pass(self, inputs: Batch, first: int, last: int, divisors: torch.Tensor) -> Batch:
-        """Forward and backward for some of the members; their gradients are added only when all went well."""
-        part = self.show(inputs, first, last)
-        with self.compiled:
-            losses, figures = self.objective.measure(self.score(part), part, self.members[first:last])
+        """Forward and backward for some of the cells; their gradients are added only when all went well."""
+        part = self.passes.select(inputs, first, last)
+        with self.passes.compiled:
+            scores = self.passes.score(part, self.objective.mean_logits)
+            losses, metrics = self.objective.measure(scores, part, self.cells[first:last])
             losses = losses / divisors[first:last]
             gradients = torch.autograd.grad(losses.sum(), self.adapters.tensors)
         self.adapters.add_gradients(gradients, self._passes[1] == 0 and first == 0)
-        return {"loss": losses.detach(), **figures}
-
-    def show(self, batch: Batch, first: int, last: int) -> Batch:
-        """Turn to the members ``first`` to ``last``; returns their rows of a batch that has rows of all."""
-        self.adapters.state.show(first, last)
-        rows = batch["input_ids"].shape[0] // len(self.members)
-        return {name: values[first * rows : last * rows] for name, values in batch.items()}
-
-    def score(self, batch: Batch) -> TokenLogprobs:
-        """Score the rows of a batch on the host by the adapters that are shown."""
-        ids, labels = batch["input_ids"], batch["labels"]
-        places = tuple(map(self._to_device, (labels[:, 1:] != IGNORE).nonzero(as_tuple=True)))
-        ids, labels = self._to_device(ids), self._to_device(labels)
-        with self.accelerator.autocast():
-            return token_logprobs(self.model, ids, labels, places, self.objective.mean_logits)
-
-    def _to_device(self, values: torch.Tensor) -> torch.Tensor:
-        """Copy from the host behind the work that the GPU has still to do."""
-        if self.args.device.type != "cuda":
-            return values.to(self.args.device)
-        return values.pin_memory().to(self.args.device, non_blocking=True)
+        return {"loss": losses.detach(), **metrics}
 
     def _clip_grad_norm(self, model: Any) -> None:
-        """Nothing yet: the norm is taken below, also of a member that is not clipped."""
+        """Nothing yet: the norm is taken below, also of a cell that is not clipped."""
 
     def _get_grad_norm(self, model: Any, grad_norm: Any = None) -> None:
-        """Clip each member's gradient to its own ``max_grad_norm``."""
+        """Clip each cell's gradient to its own ``max_grad_norm``."""
         precise = torch.float64 if self.adapters.values.dtype == torch.float64 else torch.float32
         self._rates = [group["lr"] for group in self.optimizer.param_groups]
-        for member, rate in zip(self.members, self._rates, strict=True):
-            member.moved |= rate > 0
-        limits = [member.arguments.max_grad_norm or math.inf for member in self.members]
-        self._norms = self.adapters.clip(self._to_device(torch.tensor(limits, dtype=precise)))
+        for cell, rate in zip(self.cells, self._rates, strict=True):
+            cell.moved |= rate > 0
+        limits = [cell.arguments.max_grad_norm or math.inf for cell in self.cells]
+        self._norms = self.adapters.clip(self.passes.to_device(torch.tensor(limits, dtype=precise)))
 
     def create_optimizer(self, model: Any = None) -> Any:
-        """The library's optimizer with a group for each member, whose values are one tensor."""
+        """The library's optimizer with a group for each cell, whose values are one tensor."""
         self.adapters.flatten()
         kind, settings = Trainer.get_optimizer_cls_and_kwargs(self.args)
         groups = [
             {"params": [row], "lr": m.arguments.learning_rate, "weight_decay": m.arguments.weight_decay}
-            for row, m in zip(self.adapters.rows, self.members, strict=True)
+            for row, m in zip(self.adapters.rows, self.cells, strict=True)
         ]
         self.optimizer = kind(groups, **settings)
         return self.optimizer
 
     def create_scheduler(self, num_training_steps: int, optimizer: Any = None) -> Any:
-        """The library's schedule of each member, for its own group."""
-        schedules = [schedule(member.arguments, num_training_steps) for member in self.members]
+        """The library's schedule of each cell, for its own group."""
+        schedules = [schedule(cell.arguments, num_training_steps) for cell in self.cells]
         inner = getattr(self.optimizer, "optimizer", self.optimizer)  # under accelerate's wrapper
         self.lr_scheduler = LambdaLR(inner, schedules)
         self._created_lr_scheduler = True
         return self.lr_scheduler
 
     def drop(self, gone: list[int]) -> None:
-        """Take members out between two steps; the others go on as if nothing had happened."""
+        """Take cells out between two steps; the others go on as if nothing had happened."""
         if not gone:
             return
         for index in gone:
-            self.on_end(self.members[index])
-        chosen = [index for index in range(len(self.members)) if index not in gone]
-        self.members = [self.members[index] for index in chosen]
+            self._plan.on_end(self.cells[index])
+        chosen = [index for index in range(len(self.cells)) if index not in gone]
+        self.cells = [self.cells[index] for index in chosen]
         self._alive = [self._alive[index] for index in chosen]
         self._norms, self._rates = self._norms[chosen], [self._rates[index] for index in chosen]
         self._window = {
@@ -221,113 +211,113 @@ class PackedTrainer(GuardedTrainer):
         step = self.state.global_step
         control = self.control
         if control.should_log and step > self._logged_step:
-            self._tell_line()
-            self._keep_line()
+            self._log_line()
+            self._collect_line()
         if control.should_evaluate and not signals.pending_signal():
             self.evaluate()
-        due = time.monotonic() - self._saved >= self._checkpoint_seconds
-        if self.members and (control.should_save or due or signals.pending_signal()):
+        due = time.monotonic() - self._saved >= self._plan.checkpoint_seconds
+        if self.cells and (control.should_save or due or signals.pending_signal()):
             self.save_checkpoint()
         control.should_log = control.should_evaluate = control.should_save = False
-        self._after_step(self)
-        if self.members:
+        self._plan.after_step(self)
+        if self.cells:
             self._end_if_asked()
         else:
             self.control.should_training_stop = True
 
     def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
-        """Nothing: every member has lines of its own."""
+        """Nothing: every cell has lines of its own."""
 
-    def _keep_line(self) -> None:
-        """Start copying the figures since the last line to the host."""
+    def _collect_line(self) -> None:
+        """Start copying the metrics since the last line to the host."""
         window, step = self._window, self.state.global_step
-        figures = {name: values.double() for name, values in window.items() if name != "passes"}
-        names = [*figures, "grad_norm"]
-        table = torch.stack([*figures.values(), self._norms.double()])
+        metrics = {name: values.double() for name, values in window.items() if name != "passes"}
+        names = [*metrics, "grad_norm"]
+        table = torch.stack([*metrics.values(), self._norms.double()])
         facts = {"steps": step - self._logged_step, "passes": window["passes"], "step": step}
-        self._line = Line(names, to_host(table), self._rates, facts, self.state.epoch, self._seconds())
+        self._line = LogLine(names, to_host(table), self._rates, facts, self.state.epoch, self._seconds())
         self._logged_step, self._window = step, self._empty_window()
 
-    def _tell_line(self, logged: bool = True) -> None:
-        """Give every member the line that its own run would log; one that is not finite ends there."""
+    def _log_line(self, logged: bool = True) -> None:
+        """Give every cell the line that its own run would log; one that is not finite ends there."""
         line, self._line = self._line, None
         if line is None:
             return
-        figures = dict(zip(line.names, line.table(), strict=True))
+        metrics = dict(zip(line.names, line.table(), strict=True))
         steps, passes, step = (line.facts[name] for name in ("steps", "passes", "step"))
         lost = []
-        for index, member in enumerate(self.members):
-            own = {name: values[index] for name, values in figures.items()}
-            member.tokens += int(own["tokens"])
-            member.total_loss += own["loss"]
+        for index, cell in enumerate(self.cells):
+            own = {name: values[index] for name, values in metrics.items()}
+            cell.tokens += int(own["tokens"])
+            cell.total_loss += own["loss"]
             loss, norm = own["loss"] / steps, own["grad_norm"]
             entry = {"step": step, "loss": loss, "grad_norm": norm, "learning_rate": line.rates[index]}
-            entry |= {name: own[name] / passes for name in self.objective.figures}
+            entry |= {name: own[name] / passes for name in self.objective.metrics}
             times = {"epoch": line.epoch, "seconds": line.seconds}
             if logged:
-                member.log({**entry, "num_tokens": member.tokens, **times})
+                cell.log({**entry, "num_tokens": cell.tokens, **times})
             if not (math.isfinite(loss) and math.isfinite(norm)):
                 what = f"loss is {loss}" if math.isfinite(norm) else f"gradient norm is {norm}"
-                member.ended = {"status": "diverged", "reason": f"the {what} at step {step}"}
+                cell.ended = {"status": "diverged", "reason": f"the {what} at step {step}"}
                 lost.append(index)
-        self.on_step(step, [value / steps for value in figures["loss"]])
+        self._plan.on_step(step, [value / steps for value in metrics["loss"]])
         self.drop(lost)
 
     def _seconds(self) -> float:
         return round(time.monotonic() - self._started, 6)
 
     def evaluate(self, *args: Any, **kwargs: Any) -> dict[str, float]:
-        """Measure all members on their held-out rows; returns the mean of their held-out losses."""
-        self._tell_line()
-        if not self.members:
+        """Measure all cells on their held-out rows; returns the mean of their held-out losses."""
+        self._log_line()
+        if not self.cells:
             return {}
         self.adapters.model.eval()
-        evaluate_members(self)
+        evaluate_cells(self.passes, self.cells, self.objective, self.args.per_device_eval_batch_size)
         times = {"epoch": self.state.epoch, "seconds": self._seconds()}
-        for member in self.members:
-            line = {"step": self.state.global_step, **member.scores, "eval_num_tokens": member.tokens}
-            member.log(line | times)
-        return {"eval_loss": sum(m.scores["eval_loss"] for m in self.members) / len(self.members)}
+        for cell in self.cells:
+            line = {"step": self.state.global_step, **cell.scores, "eval_num_tokens": cell.tokens}
+            cell.log(line | times)
+        return {"eval_loss": sum(m.scores["eval_loss"] for m in self.cells) / len(self.cells)}
 
     def save_checkpoint(self) -> None:
-        """Write a checkpoint of all members, between two steps."""
+        """Write a checkpoint of all cells, between two steps."""
         self._check_weights()
-        if self.members:
+        if self.cells:
             self._save_checkpoint(self.model, None)
 
     def save_model(self, output_dir: str | None = None, _internal_call: bool = False) -> None:
-        """Write all members' adapters of a checkpoint."""
+        """Write all cells' adapters of a checkpoint."""
         self._saved = time.monotonic()
         window = {name: values.tolist() for name, values in self._window.items() if name != "passes"}
         unlogged = {"step": self._logged_step, "passes": self._window["passes"], "figures": window}
-        checkpoint.save(Path(str(output_dir)), self.adapters, self.members, unlogged)
+        checkpoint.save(Path(str(output_dir)), self.adapters, self.cells, unlogged)
 
     def _check_weights(self) -> None:
-        """Before a checkpoint: members that have diverged end, and the others are saved."""
-        self._tell_line()
+        """Before a checkpoint: cells that have diverged end, and the others are saved."""
+        self._log_line()
         self.drop_not_finite()
 
     def drop_not_finite(self) -> None:
-        """End the members that have a weight which is not finite."""
-        lost = self.adapters.not_finite() if self.members else []
+        """End the cells that have a weight which is not finite."""
+        lost = self.adapters.not_finite() if self.cells else []
         for index in lost:
-            self.members[index].ended = {"status": "diverged", "reason": "a trained weight is not finite"}
+            self.cells[index].ended = {"status": "diverged", "reason": "a trained weight is not finite"}
         self.drop(lost)
 
     def _manifest_facts(self) -> dict[str, Any]:
-        return self.facts
+        return {}  # the totals are the cells' own, in pack.json
 
     def _load_from_checkpoint(self, resume_from_checkpoint: str, model: Any = None) -> None:
-        checkpoint.load(Path(resume_from_checkpoint), self.adapters, self.members)
+        checkpoint.load(Path(resume_from_checkpoint), self.adapters, self.cells)
 
     def _load_optimizer_and_scheduler(self, checkpoint: str | None) -> None:
         if checkpoint is not None:
-            unlogged = load_states(Path(checkpoint), self.members, self.optimizer, self.lr_scheduler)
+            unlogged = load_states(Path(checkpoint), self.cells, self.optimizer, self.lr_scheduler)
             self._logged_step, self._window["passes"] = unlogged["step"], unlogged["passes"]
             for name, values in unlogged["figures"].items():
                 self._window[name] += torch.tensor(values, dtype=torch.float64, device=self.args.device)
 
     def _empty_window(self) -> dict[str, Any]:
-        names = ("loss", *self.objective.figures, "tokens")
-        zeros = torch.zeros(len(names), len(self.members), dtype=torch.float64, device=self.args.device)
+        names = ("loss", *self.objective.metrics, "tokens")
+        zeros = torch.zeros(len(names), len(self.cells), dtype=torch.float64, device=self.args.device)
         return dict(zip(names, zeros, strict=True)) | {"passes": 0}

@@ -34,6 +34,11 @@ class Start:
         """The run's facts in the checkpoint's manifest; empty without a checkpoint."""
         return checkpoint.facts(self.checkpoint) if self.checkpoint else {}
 
+    def step_in(self, run: Path) -> int:
+        """The step at which the log of this run folder resumes; 0 where the checkpoint is another run's."""
+        own = self.checkpoint is not None and self.checkpoint.parent.parent == run
+        return checkpoint.step_of(self.checkpoint) if own else 0
+
 
 def find_start(config: RunConfig) -> Start:
     """The checkpoint that ``resume`` names: a folder, a run's newest, or with ``auto`` ``output_dir``'s own.

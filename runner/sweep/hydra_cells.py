@@ -123,7 +123,7 @@ class ComposedCells:
                 continue
             HydraConfig.instance().set_config(composed)
             try:
-                configs.append(run_config.freeze(composed, multirun=True))
+                configs.append(run_config.freeze(composed, self._handle.command.objectives, multirun=True))
             except ConfigError as error:
                 for issue in error.issues:
                     found.setdefault(issue, []).append(name)

@@ -9,9 +9,9 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
 
+from recipes import OBJECTIVES
 from runner.config.settings import RunConfig
 from runner.sweep.cells import Cell
-from runner.training.objectives import OBJECTIVES
 
 # What may differ inside a pack. The seed draws adapter and order of rows, and of random weights the base.
 AXES = {

@@ -15,6 +15,7 @@ import traceback
 from pathlib import Path
 from typing import Any
 
+from recipes import OBJECTIVES, quiet_libraries, run_recipe
 from runner.cli import run_config
 from runner.config.settings import RunConfig, SweepSettings
 from runner.core import console, signals
@@ -34,7 +35,6 @@ def main(argv: list[str]) -> int:
 
 def run_job(file: Path) -> int:
     """Run a job that the launcher has written down; every cell's outcome is in its run folder."""
-    from recipes import quiet_libraries
     from runner.core import environment
     from runner.packed import CannotPack
 
@@ -61,8 +61,6 @@ def _interrupted(record: Path) -> bool:
 
 def _run_alone(job: dict[str, Any], cell: dict[str, Any]) -> int:
     """One cell as a run of its own; an interrupted one goes on from its checkpoint."""
-    from recipes import run_recipe
-
     folder = Path(job["sweep"]) / cell["name"]
     run = dataclasses.replace(RunConfig.of(cell["config"]), output_dir=str(folder), resume="auto")
     return run_recipe(run, job["command"], cell["overrides"], {"cell": _mark(job, cell)})
@@ -70,7 +68,8 @@ def _run_alone(job: dict[str, Any], cell: dict[str, Any]) -> int:
 
 def _run_pack(job: dict[str, Any], work: Path) -> int:
     """All cells together; those that cannot keep step with the first one, in packs after it."""
-    from runner.packed.train_pack import PackedCell, train_pack
+    from runner.packed.cell import CellRun
+    from runner.packed.train_pack import train_pack
 
     settings = SweepSettings(**job["settings"])
     cells = []
@@ -80,12 +79,12 @@ def _run_pack(job: dict[str, Any], work: Path) -> int:
         path.mkdir(parents=True, exist_ok=True)
         folder = RunFolder(path, job["command"], cell["overrides"], run_config.to_yaml(run), run.seed)
         folder.record |= {"recipe": run.recipe, "parents": [], "cell": _mark(job, cell)}
-        cells.append(PackedCell(cell["name"], run, folder))
-    left, rounds = cells, itertools.count(1)
+        cells.append(CellRun(cell["name"], run, folder))
+    left, rounds, objective = cells, itertools.count(1), OBJECTIVES[cells[0].config.recipe]
     try:
         with signals.signal_handlers():
             while left:
-                left = train_pack(left, settings, work / str(next(rounds)))
+                left = train_pack(left, objective, settings, work / str(next(rounds)))
     except Exception as error:
         return _fail(cells, explained(error, cells[0].config))
     shutil.rmtree(work, ignore_errors=True)  # its checkpoints: every cell is complete

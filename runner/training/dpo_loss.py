@@ -14,7 +14,7 @@ from trl.trainer.utils import FusedCausalLMOutput
 from runner.training.token_loss import TokenLogprobs, supports_chunked_loss, token_logprobs
 
 # What TRL logs of a batch of pairs, in its order; ``num_tokens`` is a running total, which is kept elsewhere.
-FIGURES = (
+METRICS = (
     "entropy",
     "logits/chosen",
     "logits/rejected",
@@ -47,7 +47,7 @@ def as_output(scores: TokenLogprobs) -> FusedCausalLMOutput:
 def pair_loss(
     arguments: Any, output: FusedCausalLMOutput, batch: dict[str, torch.Tensor]
 ) -> tuple[torch.Tensor, list[float]]:
-    """The loss of a batch under a ``DPOConfig``, and ``FIGURES``.
+    """The loss of a batch under a ``DPOConfig``, and ``METRICS``.
 
     ``batch`` has ``input_ids`` and ``completion_mask`` [2 pairs, length], chosen rows before rejected ones,
     and the reference's ``ref_chosen_logps`` and ``ref_rejected_logps`` [pairs]; ``output`` is what the model
@@ -74,7 +74,7 @@ def pair_loss(
     )
     inputs = {**batch, "attention_mask": batch["completion_mask"]}
     loss = DPOTrainer._compute_loss(stand_in, lambda **_: output, inputs, False)
-    return loss, [found[name][0] for name in FIGURES]
+    return loss, [found[name][0] for name in METRICS]
 
 
 def _same(values: torch.Tensor) -> torch.Tensor:

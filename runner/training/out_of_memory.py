@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import gc
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from typing import Any
 
 from runner.config.settings import RunConfig
 from runner.core.errors import RunnerError
+from runner.runs.resume import Start
 
 _ON_A_CPU = ("DefaultCPUAllocator: can't allocate memory", "not enough memory: you tried to allocate")
 
@@ -62,37 +64,49 @@ def smaller(batch: int, passes: int) -> tuple[int, int]:
     return (fitting, passes * batch // fitting) if fitting else (0, 0)
 
 
-def train_shrinking(
-    build: Callable[[], Any],
-    arguments: Any,
-    checkpoint: str | None,
-    on_shrink: Callable[[str], None] | None,
-) -> tuple[Any, Any]:
-    """Train with the ``GuardedTrainer`` that ``build`` makes of ``arguments``; returns it and its result.
+class BatchShrinker:
+    """``on_oom=shrink``: a training that runs out of memory is tried again with a smaller batch.
 
-    With ``on_shrink``, which is told so, a step that runs out of memory leaves a checkpoint of the one before
-    it, from which a new trainer goes on with a smaller batch and more passes.
+    The step that ran out of memory leaves a checkpoint of the step before it, from which a new trainer
+    resumes with a smaller batch and more passes, so that a step still has the same examples. ``checkpoint``
+    is where the next attempt begins (None: at step 0). Without ``on_shrink``, which is told of each change,
+    errors pass.
     """
-    while True:
-        trainer = build()
+
+    def __init__(self, arguments: Any, start: Start, on_shrink: Callable[[str], None] | None) -> None:
+        """``arguments`` get the batch of the checkpoint in ``start``: an earlier start may have shrunk it."""
+        self._arguments, self._on_shrink = arguments, on_shrink
+        self.checkpoint = str(start.checkpoint) if start.checkpoint else None
+        for name, size in start.facts.get("batch", {}).items():
+            setattr(arguments, name, size)
+
+    @contextmanager
+    def attempt(self, trainer: Any) -> Iterator[None]:
+        """In this block ``trainer`` trains; if memory runs out, the block ends and the arguments have
+        changed."""
         try:
-            return trainer, trainer.train(resume_from_checkpoint=checkpoint)
+            yield
         except Exception as error:
             batch, passes = smaller(
-                arguments.per_device_train_batch_size, arguments.gradient_accumulation_steps
+                self._arguments.per_device_train_batch_size, self._arguments.gradient_accumulation_steps
             )
-            if not (on_shrink and batch and is_out_of_memory(error)):
+            if not (self._on_shrink and batch and is_out_of_memory(error)):
                 raise
+        else:
+            return
         # outside of the handler, whose traceback holds the tensors of the step
         step = trainer.state.global_step
         trainer.model.zero_grad(set_to_none=True)
         free_memory()
         if step:
-            checkpoint = str(trainer.leave_checkpoint())
-        on_shrink(f"out of memory in step {step + 1}: {batch} rows in {passes} passes a step from here on")
-        arguments.per_device_train_batch_size, arguments.gradient_accumulation_steps = batch, passes
-        del trainer
+            self.checkpoint = str(trainer.leave_checkpoint())
+        trainer.optimizer.state.clear()  # who called still holds the trainer while the next one is built
         free_memory()
+        self._on_shrink(
+            f"out of memory in step {step + 1}: {batch} rows in {passes} passes a step from here on"
+        )
+        self._arguments.per_device_train_batch_size = batch
+        self._arguments.gradient_accumulation_steps = passes
 
 
 def free_memory() -> None:

@@ -12,6 +12,7 @@ from trl.trainer.dpo_trainer import DPOTrainer
 from trl.trainer.kto_trainer import KTOTrainer
 
 from runner.data.labels import IGNORE
+from runner.training.context import TrainerContext
 from runner.training.dpo_loss import use_chunked_loss
 from runner.training.trainer import GuardedTrainer
 
@@ -57,21 +58,20 @@ class PreferenceTrainer(GuardedTrainer):
     _metrics: dict[str, dict[str, list[float]]]
 
     def __init__(
-        self, model: Any, args: Any, tokenizer: Any, train: Dataset, held_out: Any, on_log: Any, fresh: bool
+        self, model: Any, args: Any, tokenizer: Any, datasets: tuple[Dataset, Any], context: TrainerContext
     ) -> None:
         whole = not hasattr(model, "peft_config")
         super().__init__(
             model,
             args,
             tokenizer,
-            train,
-            held_out,
-            on_log,
+            datasets,
+            context,
             data_collator=PaddedRows(tokenizer.pad_token_id, self.groups, self.kept),
             ref_model=copy.deepcopy(model) if whole and not args.precompute_ref_log_probs else None,
         )
         # TRL copies any adapter; a fresh one changes nothing, and without it the reference pass is cheaper
-        if fresh and "ref" in getattr(model, "peft_config", {}):
+        if context.fresh_adapter and "ref" in getattr(model, "peft_config", {}):
             model.delete_adapter("ref")
         self._eval_sizes: list[int] = []
 

@@ -5,7 +5,6 @@ from __future__ import annotations
 
 import os
 import time
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -29,19 +28,19 @@ from runner.core.signals import Preempted
 from runner.data.labels import IGNORE
 from runner.models.keyed_dropout import key_dropout
 from runner.runs import checkpoint
+from runner.training.context import OnLog, TrainerContext
 from runner.training.out_of_memory import free_memory, is_out_of_memory
 from runner.training.token_loss import TokenLogprobs, supports_chunked_loss, token_logprobs
 
-# Called at every logged step with what the trainer logs, the step and the seconds since training began.
-OnLog = Callable[[dict[str, Any]], None]
+_BATCH = ("per_device_train_batch_size", "gradient_accumulation_steps")
 
 
 class GuardedTrainer(Trainer):
     """What every trainer here adds to the library's, before which it stands among the base classes.
 
-    Raises ``Diverged`` from the first step whose loss or gradient norm is not finite, before the optimizer
-    uses it, and ``Preempted`` from the step in which a signal came, behind its checkpoint. ``facts`` go into
-    the manifest of every checkpoint.
+    ``datasets`` are the tokenised training examples and the held-out ones, if there are any. Raises
+    ``Diverged`` from the first step whose loss or gradient norm is not finite, before the optimizer uses it,
+    and ``Preempted`` from the step in which a signal came, behind its checkpoint.
     """
 
     _total_train_tokens: int = 0
@@ -52,9 +51,8 @@ class GuardedTrainer(Trainer):
         model: Any,
         args: TrainingArguments,
         tokenizer: Any,
-        train: Dataset,
-        held_out: Dataset | None,
-        on_log: OnLog,
+        datasets: tuple[Dataset, Dataset | None],
+        context: TrainerContext,
         **more: Any,
     ) -> None:
         if getattr(args, "_n_gpu", 1) > 1 and "WORLD_SIZE" not in os.environ:
@@ -63,13 +61,12 @@ class GuardedTrainer(Trainer):
             model=model,
             args=args,
             processing_class=tokenizer,
-            train_dataset=train,
-            eval_dataset=held_out,
-            callbacks=[_Report(on_log), _Begin(self)],
+            train_dataset=datasets[0],
+            eval_dataset=datasets[1],
+            callbacks=[_Report(context.on_log), _Begin(self)],
             **more,
         )
-        self.facts: dict[str, Any] = {}
-        self.on_shrink: Callable[[str], None] | None = None
+        self._context = context
         self.resumed_totals: dict[str, Any] | None = None
         self.resumed_tokens = 0
         self.remove_callback(PrinterCallback)
@@ -100,8 +97,8 @@ class GuardedTrainer(Trainer):
         step = self.state.global_step
         self._passes = (step, self._passes[1] + 1 if self._passes[0] == step else 0)
         if self._passes[1] == 0:
-            figures = {name: list(found) for name, found in self._train_figures().items()}
-            self._before_step = self._total_train_tokens, self._tr_loss.clone(), figures
+            metrics = {name: list(found) for name, found in self._train_metrics().items()}
+            self._before_step = self._total_train_tokens, self._tr_loss.clone(), metrics
         if self._dropout is not None:
             self._dropout.at(step * self.args.gradient_accumulation_steps + self._passes[1])
 
@@ -171,23 +168,24 @@ class GuardedTrainer(Trainer):
 
     def leave_checkpoint(self) -> Path:
         """Write a checkpoint of the last step, from within one that did not end; returns its folder."""
-        self._total_train_tokens, self._tr_loss, figures = self._before_step
-        self._train_figures().update(figures)
+        self._total_train_tokens, self._tr_loss, metrics = self._before_step
+        self._train_metrics().update(metrics)
         self._save_checkpoint(self.model, None)
         return Path(str(self.args.output_dir)) / f"checkpoint-{self.state.global_step}"
 
     def evaluate(self, *args: Any, **kwargs: Any) -> dict[str, float]:
-        """As the library does it; where ``on_shrink`` is set, with smaller batches when memory runs out."""
+        """As the library does it; with ``on_oom=shrink``, in smaller batches when memory runs out."""
+        on_shrink = self._context.on_shrink
         while True:
             try:
                 return super().evaluate(*args, **kwargs)
             except Exception as error:
                 size = self.args.per_device_eval_batch_size // 2
-                if not (self.on_shrink and size and is_out_of_memory(error)):
+                if not (on_shrink and size and is_out_of_memory(error)):
                     raise
             free_memory()
             self.args.per_device_eval_batch_size = size
-            self.on_shrink(f"out of memory in an evaluation: {size} rows at a time from here on")
+            on_shrink(f"out of memory in an evaluation: {size} rows at a time from here on")
 
     def _check_weights(self) -> None:
         if not all_finite(self.model):
@@ -195,7 +193,8 @@ class GuardedTrainer(Trainer):
 
     def _manifest_facts(self) -> dict[str, Any]:
         """What the manifest of a checkpoint says: how it was trained, and the totals of the run so far."""
-        return {**self.facts, "totals": self._totals()}
+        batch = {name: getattr(self.args, name) for name in _BATCH}
+        return {**self._context.resume_facts, "batch": batch, "totals": self._totals()}
 
     def _totals(self) -> dict[str, Any]:
         """Sums that the library starts anew when it goes on from a checkpoint."""
@@ -205,7 +204,7 @@ class GuardedTrainer(Trainer):
             "unlogged_loss": float(self._tr_loss),
             "logged_step": self._globalstep_last_logged,
             "unlogged": {
-                key: [float(each) for each in found] for key, found in self._train_figures().items()
+                key: [float(each) for each in found] for key, found in self._train_metrics().items()
             },
         }
 
@@ -217,11 +216,11 @@ class GuardedTrainer(Trainer):
         self._total_train_tokens, self._total_loss_scalar = totals["tokens"], totals["loss"]
         self._tr_loss = torch.full_like(self._tr_loss, totals["unlogged_loss"], dtype=torch.float64)
         self._globalstep_last_logged = totals["logged_step"]
-        self._train_figures().update(totals["unlogged"])
+        self._train_metrics().update(totals["unlogged"])
         self.resumed_tokens = self.tokens_seen
 
-    def _train_figures(self) -> dict[str, list[Any]]:
-        """Figures that TRL collects between two logged steps; a trainer without them has none."""
+    def _train_metrics(self) -> dict[str, list[Any]]:
+        """Metrics that TRL collects between two logged steps; a trainer without them has none."""
         return getattr(self, "_metrics", {}).get("train", {})
 
     def _load_best_model(self) -> None:
@@ -267,7 +266,7 @@ class SupervisedTrainer(GuardedTrainer, SFTTrainer):
         return -scores.log_probs.sum() / torch.as_tensor(count, device=mask.device).clamp(min=1)
 
     def _note(self, scores: TokenLogprobs, tokens: int) -> None:
-        """Keep the figures that TRL logs with the loss, under its names."""
+        """Keep the metrics that TRL logs with the loss, under its names."""
         mode = "train" if scores.log_probs.requires_grad else "eval"
         count = scores.mask.sum().clamp(min=1)
         self._metrics[mode]["entropy"].append((scores.entropy.sum() / count).item())

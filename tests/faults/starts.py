@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 _server = multiprocessing.get_context("forkserver")
-_server.set_forkserver_preload(["recipes.training", "runner.packed.train_pack", "runner.packed.trainer"])
+_server.set_forkserver_preload(["recipes.train", "runner.packed.train_pack", "runner.packed.trainer"])
 
 
 def start(target: Callable[..., Any], folder: Path, *arguments: Any) -> Any:

@@ -1,4 +1,4 @@
-"""One adapter of a pack as the trainer keeps it, and the figures by member that are read off a pass."""
+"""A cell of a pack: as a run, as the trainer keeps it, and the metrics by cell that are read off a pass."""
 
 from __future__ import annotations
 
@@ -9,18 +9,29 @@ from typing import Any
 import torch
 from transformers import get_scheduler
 
+from runner.config.settings import RunConfig
 from runner.data.labels import Encoded
+from runner.runs.run_folder import RunFolder
+from runner.training.context import OnLog
 from runner.training.token_loss import TokenLogprobs
-from runner.training.trainer import OnLog
+
+
+@dataclass(frozen=True)
+class CellRun:
+    """A cell of a sweep that is trained in a pack, as a run: its name, its config and its run folder."""
+
+    name: str
+    config: RunConfig
+    folder: RunFolder
 
 
 @dataclass
-class Member:
-    """One adapter of a pack: its own arguments, rows and log, and what is known of it so far.
+class CellState:
+    """A cell as the trainer keeps it: its own arguments, examples and log, and what is known of it so far.
 
-    ``moved`` says that a step has changed it, ``ended`` why it left the pack before the end.
-    ``held_out_rows`` are of each held-out row the summed loss (nats) and the labelled tokens, of a pair its
-    loss and 1, as the last evaluation found them.
+    ``moved`` says that a step has changed its adapter, ``ended`` why it left the pack before the end.
+    ``held_out_rows`` are of each held-out example the summed loss (nats) and the labelled tokens, of a
+    preference pair its loss and 1, as the last evaluation found them.
     """
 
     name: str
@@ -38,8 +49,8 @@ class Member:
 
 
 @dataclass
-class Line:
-    """Figures [names, members] on their way to the host, and what belongs to them."""
+class LogLine:
+    """Metrics [names, cells] on their way to the host, and what belongs to them."""
 
     names: list[str]
     copy: tuple[torch.Tensor, Any]
@@ -49,7 +60,7 @@ class Line:
     seconds: float
 
     def table(self) -> list[list[float]]:
-        """The figures, when they have arrived."""
+        """The values, when they have arrived."""
         values, arrived = self.copy
         if arrived is not None:
             arrived.synchronize()
@@ -79,13 +90,13 @@ def schedule(arguments: Any, steps: int) -> Callable[[int], float]:
     return scheduler.lr_lambdas[0]
 
 
-def by_member(values: torch.Tensor, members: int) -> torch.Tensor:
-    """Sums [members] of values [rows, length], the same number of rows each."""
-    return values.reshape(members, -1).sum(1)
+def by_cell(values: torch.Tensor, cells: int) -> torch.Tensor:
+    """Sums [cells] of values [rows, length], the same number of rows each."""
+    return values.reshape(cells, -1).sum(1)
 
 
-def shares(scores: TokenLogprobs, members: int) -> dict[str, torch.Tensor]:
-    """Each member's mean entropy and accuracy over its labelled tokens, under TRL's names."""
-    counts = by_member(scores.mask, members).clamp(min=1)
+def shares(scores: TokenLogprobs, cells: int) -> dict[str, torch.Tensor]:
+    """Each cell's mean entropy and accuracy over its labelled tokens, under TRL's names."""
+    counts = by_cell(scores.mask, cells).clamp(min=1)
     columns = {"entropy": scores.entropy, "mean_token_accuracy": scores.is_top1}
-    return {name: by_member(values.detach(), members) / counts for name, values in columns.items()}
+    return {name: by_cell(values.detach(), cells) / counts for name, values in columns.items()}

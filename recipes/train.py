@@ -1,0 +1,76 @@
+"""Every training recipe from top to bottom: check, prepare, load, answer, train, save, answer, report."""
+
+from __future__ import annotations
+
+from runner.config.objective import Objective
+from runner.config.settings import RunConfig
+from runner.core.errors import Diverged
+from runner.core.progress import TrainingProgress
+from runner.data.prepare import prepare
+from runner.reports import terminal
+from runner.runs.resume import check_same
+from runner.runs.run_folder import RunFolder
+from runner.training.context import run_context
+from runner.training.load import load_trainable
+from runner.training.out_of_memory import BatchShrinker
+from runner.training.results import conclude, kept_scores, save_trained, training_metrics
+from runner.training.setup import check_training, total_steps
+
+
+def train(config: RunConfig, folder: RunFolder, objective: Objective) -> None:
+    """Train one adapter, or the whole model, in a run folder.
+
+    Raises ``ConfigError`` before weights are loaded, ``Diverged`` when the loss, a gradient or a weight stops
+    being finite, and ``Preempted`` after a signal, behind a checkpoint.
+    """
+    with folder.timed("check"):
+        setup = check_training(config, objective, folder.path)
+    with folder.timed("data"):
+        data = prepare(config.data, setup.renderer, setup.max_length, config.seed, objective.kind)
+        head = objective.head(data) if objective.head else None
+        data.check_held_out()
+        check_same(setup.start, setup.resume_facts(data))
+    steps = total_steps(setup.arguments, len(data.train.rows))
+    setup.record_inputs(folder, data)
+    terminal.opening(config, data, setup.precision, steps, folder.path, folder.notes)
+
+    with folder.timed("load"):
+        trained = load_trainable(config, objective, setup, steps, head)
+        folder.metrics |= trained.parameter_counts()
+    # only now, as both import torch
+    from runner.evaluation.generate import HeldOutGenerator
+    from runner.training.trainer import all_finite
+
+    held_out = data.eval if objective.generates else None
+    generator = HeldOutGenerator(config, setup.renderer, held_out, setup.precision)
+    with folder.timed("score_before"):
+        before = generator.answer(trained.model, "before training", base_only=trained.fresh_adapter)
+
+    folder.rewind(setup.start.step_in(folder.path))
+    with folder.timed("train"), TrainingProgress(steps) as progress:
+        context = run_context(config, folder, progress, setup.resume_facts(data), trained.fresh_adapter)
+        datasets = (data.train.dataset(), data.eval.dataset() if data.eval else None)
+        attempts = BatchShrinker(setup.arguments, setup.start, context.on_shrink)
+        while True:  # once; with on_oom=shrink again, with a smaller batch
+            trainer = objective.trainer()(
+                trained.model, setup.arguments, setup.base.tokenizer, datasets, context
+            )
+            with attempts.attempt(trainer):
+                result = trainer.train(resume_from_checkpoint=attempts.checkpoint)
+                break
+    if not all_finite(trained.model):
+        raise Diverged("a trained weight is not finite; nothing was saved")
+    folder.metrics |= training_metrics(trainer, result.training_loss, folder.times["train"])
+    if data.eval is not None:
+        with folder.timed("evaluate"):
+            folder.metrics |= kept_scores(objective, trainer.evaluate())
+
+    with folder.timed("save"):
+        target = save_trained(config, setup, trained, folder.path, head)
+    with folder.timed("score_after"):
+        after = generator.answer(trained.model, "after training")
+    terminal.samples(conclude(config, folder, target, generator, (before, after)))
+    if config.push_to:
+        from runner.runs.push_to_hub import publish
+
+        publish(config, folder, target)

@@ -1,0 +1,52 @@
+"""What makes a training recipe what it is, as plain data; each recipe declares its own in
+``recipes/NAME.py``."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass
+from typing import Any, Literal
+
+Kind = Literal["answers", "pairs", "feedback", "labels"]
+TaskType = Literal["CAUSAL_LM", "SEQ_CLS"]  # PEFT's names: a head for tokens, or one for classes and scores
+
+
+@dataclass(frozen=True)
+class Objective:
+    """One way to train: its examples, its trainer, its losses, and what may differ between packed cells.
+
+    ``kind`` is what an example is (TRL's data set types). ``trainer`` and ``packed`` import the trainer's
+    class and the objective of a pack when they are called, and with them torch; without ``packed`` every
+    cell of a sweep runs alone. ``reference`` says that the loss compares with a frozen copy of the model as
+    it was at the start. ``head`` gives the outputs of a new head from the prepared data (class names; one
+    for a score); without it the model writes tokens. ``losses`` are the allowed values of
+    ``trainer.loss_type`` (empty: not checked here), ``check`` yields further config errors of the
+    ``trainer`` section as (key, message, hint). ``pack_axes`` are the fields of ``trainer`` that may differ
+    between the cells of a pack, beside those of the optimizer. ``scores`` are the metrics of an evaluation
+    that the run keeps, by the trainer's names. ``tag`` is the model card's.
+    """
+
+    kind: Kind
+    tag: str
+    trainer: Callable[[], Any]
+    task_type: TaskType = "CAUSAL_LM"
+    reference: bool = False
+    head: Callable[[Any], list[str]] | None = None
+    losses: tuple[str, ...] = ()
+    check: Callable[[Mapping[str, Any]], Iterator[tuple[str, str, str]]] | None = None
+    packed: Callable[[], Any] | None = None
+    pack_axes: tuple[str, ...] = ()
+    scores: tuple[str, ...] = ("eval_loss",)
+
+    @property
+    def generates(self) -> bool:
+        """Whether the trained model writes text, so that held-out prompts can be answered and scored."""
+        return self.task_type == "CAUSAL_LM"
+
+
+Objectives = Mapping[str, Objective]  # by recipe
+
+
+def task_type(objective: Objective | None) -> TaskType:
+    """PEFT's task type of a recipe; one that does not train reads models that write tokens."""
+    return objective.task_type if objective else "CAUSAL_LM"

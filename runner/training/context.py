@@ -1,0 +1,51 @@
+"""The run around a trainer: its log, its checkpoints' manifest, and what happens when memory runs out."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+from runner.config.settings import RunConfig
+from runner.core import console
+from runner.core.progress import TrainingProgress
+from runner.runs.run_folder import RunFolder
+
+# Called at every logged step with what the trainer logs, the step and the seconds since training began.
+OnLog = Callable[[dict[str, Any]], None]
+
+
+@dataclass(frozen=True)
+class TrainerContext:
+    """The run around a trainer.
+
+    ``resume_facts`` go into the manifest of every checkpoint. ``on_shrink`` is told when an evaluation runs
+    out of memory and goes on with smaller batches; without it, the error passes. ``fresh_adapter`` says that
+    the model without its adapter is the model as it was before training.
+    """
+
+    on_log: OnLog
+    resume_facts: dict[str, Any]
+    on_shrink: Callable[[str], None] | None = None
+    fresh_adapter: bool = True
+
+
+def run_context(
+    config: RunConfig,
+    folder: RunFolder,
+    progress: TrainingProgress,
+    resume_facts: dict[str, Any],
+    fresh_adapter: bool,
+) -> TrainerContext:
+    """The context of a run of its own: steps go to its folder and its progress bar."""
+
+    def on_log(entry: dict[str, Any]) -> None:
+        progress.update(entry)
+        folder.log({key: value for key, value in entry.items() if key != "max_steps"})
+
+    def on_shrink(warning: str) -> None:
+        folder.notes.append(f"{warning} (on_oom=shrink)")
+        console.warn(folder.notes[-1])
+
+    shrinks = config.on_oom is not None
+    return TrainerContext(on_log, resume_facts, on_shrink if shrinks else None, fresh_adapter)
