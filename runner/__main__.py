@@ -99,7 +99,7 @@ def _placed(composed: DictConfig) -> DictConfig:
 
 @contextmanager
 def _hydra_argv(argv: list[str]) -> Iterator[None]:
-    """Hydra reads these words instead of the typed ones, and raises errors instead of printing them itself."""
+    """Hydra reads these words instead of the typed ones, and raises errors instead of printing them."""
     words, full = sys.argv, os.environ.get("HYDRA_FULL_ERROR")
     sys.argv, os.environ["HYDRA_FULL_ERROR"] = [sys.argv[0], *argv], "1"
     try:
