@@ -168,8 +168,8 @@ def _losses(config: RunConfig, model: Any, rows: Split, pad: int, precision: Pre
     from runner.evaluation.row_loss import row_losses
 
     size = config.trainer.get("per_device_eval_batch_size", 8)
-    loss = ratio("loss", row_losses(model, rows.rows, size, pad, precision.autocast), higher=False)
-    return [loss, Measure("perplexity", loss.statistics, lambda sums: math.exp(loss.score(sums)), False)]
+    loss = ratio("loss", row_losses(model, rows.rows, size, pad, precision.autocast))
+    return [loss, Measure("perplexity", loss.statistics, lambda sums: math.exp(loss.score(sums)))]
 
 
 def _scores(

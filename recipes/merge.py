@@ -28,7 +28,7 @@ from runner.export.tensors import CheckpointTensors, ModelTensors
 from runner.export.write_merged import write_model
 from runner.models.adapter import attach, set_base
 from runner.models.model import load_model
-from runner.runs.model_card import merged_card
+from runner.runs.model_card import card_facts, merged_card
 from runner.runs.run_folder import RunFolder
 
 
@@ -68,7 +68,8 @@ def run(config: RunConfig, folder: RunFolder) -> None:
             with folder.timed("verify"):
                 results[name] = compare(expected, _merged_logits(setup, aside, texts))
         chosen = _record(config, folder, setup, results)
-        card = merged_card(config, folder.record, setup.adapters)
+        facts = card_facts(OBJECTIVES[setup.trained.recipe].tag, asides[chosen])
+        card = merged_card(config, folder.record, setup.adapters, facts)
         (asides[chosen] / "README.md").write_text(card, encoding="utf-8")
         asides[chosen].rename(target)
     finally:

@@ -22,7 +22,8 @@ from runner.cli.inherit import inherited
 from runner.config.adapters import find_adapter
 from runner.core.errors import ConfigError
 from runner.reports.importance import importance
-from runner.reports.sweep_figures import log_ticks, smooth, ticks
+from runner.reports.scales import log_ticks, tick_labels, ticks
+from runner.reports.series import points_of, smooth
 from runner.reports.sweep_report import write_sweep_report
 
 SAMPLE = {
@@ -326,7 +327,7 @@ def test_every_cell_has_a_line_with_its_values(tmp_path: Path) -> None:
     assert {len(levels.split()) for _, _, levels in lines} == {3}, "two axes and the status"
     assert [kind for kind, _, _ in lines].count("line best") == 1
     assert [kind for kind, _, _ in lines].count("line partial") == 4
-    assert training[0].count('class="cross"') == 1
+    assert training[0].count('class="bad cross"') == 1
 
 
 def test_the_importance_of_an_axis_is_its_share_of_the_variance() -> None:
@@ -359,11 +360,29 @@ def test_a_share_of_chance_is_what_noise_explains() -> None:
         assert sum(shares) / len(shares) == pytest.approx(expected, abs=0.03)
 
 
-def test_curves_are_smoothed_and_thinned() -> None:
+def test_curves_are_smoothed() -> None:
     assert smooth([(1, 1.0), (2, 3.0), (3, 5.0)], 2) == [(1, 1.0), (2, 2.0), (3, 4.0)]
-    thin = smooth([(n, float(n)) for n in range(5000)], 1)
-    assert len(thin) <= 160
-    assert thin[-1] == (4999, 4999.0)
+    nan = float("nan")
+    (_, first), (_, gap), (_, last) = smooth([(1, 1.0), (2, nan), (3, 5.0)], 3)
+    assert (first, last) == (1.0, 3.0)
+    assert gap != gap
+
+
+def test_a_loss_of_null_is_a_gap_and_the_last_line_of_a_step_wins() -> None:
+    lines: list[dict[str, Any]] = [
+        {"step": 1, "loss": 3.0, "lr": None},
+        {"step": 2, "loss": None, "lr": 1},
+        {"step": 2, "eval_loss": 2.5, "loss": None},
+        {"step": 3, "loss": 9.0},
+        {"step": 3, "loss": 2.0},
+        {"step": None, "loss": 7.0},
+        {"loss": 1.5},
+    ]
+    found = points_of(lines, "loss")
+    assert [(x, y) for x, y in found if y == y] == [(1, 3.0), (3, 2.0), (7, 1.5)]
+    assert [x for x, y in found if y != y] == [2]
+    assert points_of(lines, "eval_loss") == [(2, 2.5)]
+    assert points_of(lines, "lr") == [(2, 1.0)]
 
 
 def test_ticks_are_round() -> None:
@@ -371,6 +390,10 @@ def test_ticks_are_round() -> None:
     assert ticks(0, 3, 5, whole=True) == [0, 1, 2, 3]
     assert ticks(1, 1, 5) == [1]
     assert log_ticks(0.01, 4) == [0.01, 0.02, 0.05, 0.1, 0.2, 0.5, 1, 2]
+    assert log_ticks(0.6, 0.9) == [0.6, 0.7, 0.8, 0.9]
+    assert tick_labels([0.45, 0.5, 0.55]) == ["0.45", "0.50", "0.55"]
+    assert tick_labels([0, 5e-5, 1e-4, 1.5e-4]) == ["0", "0.5e−4", "1e−4", "1.5e−4"]
+    assert tick_labels([-1, 0, 1000]) == ["−1", "0", "1,000"]
 
 
 def with_adapter(folder: Path, name: str, rank: int) -> None:

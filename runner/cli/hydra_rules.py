@@ -15,6 +15,7 @@ from omegaconf.errors import OmegaConfBaseException
 from runner.config.path_rules import check_sweep_folder
 from runner.config.settings import SweepSettings
 from runner.core.errors import Issue
+from runner.core.metric_names import find_metric
 
 # Keys of Hydra that run code or change the process around the run: why not, and what instead.
 _CLOSED = {
@@ -64,9 +65,7 @@ def check_direction(sweeper: DictConfig, settings: Any) -> Iterator[Issue]:
     direction, metric = sweeper.get("direction"), (settings or {}).get("metric", SweepSettings.metric)
     if direction is None or not isinstance(metric, str):
         return
-    from runner.reports.leaderboard import higher_is_better
-
-    wanted = "maximize" if higher_is_better(metric) else "minimize"
+    wanted = "maximize" if find_metric(metric).higher else "minimize"
     given = getattr(direction, "name", str(direction))
     if given != wanted:
         message = f"the best {metric} is the {'largest' if wanted == 'maximize' else 'smallest'}"

@@ -10,11 +10,12 @@ from typing import Any
 import torch
 
 from runner.config.settings import RunConfig
+from runner.core.metric_names import find_metric
 from runner.core.progress import Progress
 from runner.data.formats import Example
 from runner.data.prepare import Split
 from runner.data.template import Renderer
-from runner.evaluation.metrics import ROW_SCORES, SHARES, measure
+from runner.evaluation.metrics import ROW_SCORES, measure
 from runner.evaluation.row_loss import cast
 from runner.models.model import Precision
 
@@ -103,7 +104,7 @@ class HeldOutGenerator:
     def _right(self, answers: list[str]) -> list[bool | None]:
         """Whether each answer is right; None where the metric does not say so of single rows."""
         name = self._config.data.metric
-        if name not in SHARES:
+        if name not in ROW_SCORES or not find_metric(name).share:
             return [None] * len(answers)
         pairs = zip(answers, self._examples, strict=True)
         return [bool(ROW_SCORES[name](text, example.answer)) for text, example in pairs]

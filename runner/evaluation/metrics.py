@@ -16,25 +16,28 @@ from typing import Any
 
 import numpy as np
 
+from runner.core.metric_names import find_metric
+
 Statistics = np.ndarray  # (rows, statistics of a row)
 
 
 @dataclass(frozen=True)
 class Measure:
-    """One score of one model: ``score`` turns the summed ``statistics`` into a number.
-
-    ``higher`` says which direction is better.
-    """
+    """One score of one model: ``score`` turns the summed ``statistics`` into a number."""
 
     name: str
     statistics: Statistics
     score: Callable[[np.ndarray], float]
-    higher: bool = True
 
     @property
     def value(self) -> float:
         """The score over all rows."""
         return float(self.score(self.statistics.sum(axis=0)))
+
+    @property
+    def higher(self) -> bool:
+        """Whether more is better."""
+        return find_metric(self.name).higher
 
 
 def exact_match(answer: str, expected: str) -> bool:
@@ -83,8 +86,6 @@ ROW_SCORES: dict[str, Callable[[str, str], float]] = {
 }
 CORPUS_SCORES = ("chrf", "bleu")
 METRICS = (*ROW_SCORES, *CORPUS_SCORES)
-# Scores that are shares of the rows, and are shown as such.
-SHARES = ("exact_match", "json_valid")
 
 
 def fitting(expected: Sequence[str]) -> list[str]:
@@ -116,9 +117,9 @@ def mean_of(
     return ratio(name, [(float(function(answer, right)), 1.0) for answer, right in pairs])
 
 
-def ratio(name: str, rows: Sequence[tuple[float, float]], higher: bool = True) -> Measure:
+def ratio(name: str, rows: Sequence[tuple[float, float]]) -> Measure:
     """A score that is one sum over another, such as loss over tokens."""
-    return Measure(name, np.array(rows, dtype=float), lambda sums: sums[0] / max(sums[1], 1e-12), higher)
+    return Measure(name, np.array(rows, dtype=float), lambda sums: sums[0] / max(sums[1], 1e-12))
 
 
 def load_function(place: str) -> Callable[[str, str], float]:

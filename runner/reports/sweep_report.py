@@ -13,12 +13,14 @@ from markupsafe import Markup
 
 from runner.core.atomic import write_atomically
 from runner.core.hydra_quoting import hydra_value
+from runner.core.metric_names import find_metric
 from runner.reports.curves import curves_context
-from runner.reports.figures import flatten, format_value
+from runner.reports.labels import cell_label, label, short_names
 from runner.reports.leaderboard import Leaderboard, Row, leaderboard
-from runner.reports.results import CellResult, Sweep, cell_label, label, mapping, read_lines, short_names
+from runner.reports.number_format import flatten, format_value
+from runner.reports.results import CellResult, Sweep, mapping, read_lines
 from runner.reports.run_report import MAX_SAMPLES, OPEN_SAMPLES, OUTCOMES, page_environment
-from runner.reports.table import score_label, score_text
+from runner.reports.table import score_text
 from runner.reports.views import TONES, board_view, heatmaps_view, importance_view, parallel_view
 
 _HEADLESS = ("classify", "reward")  # recipes whose models answer with a class or a score
@@ -30,7 +32,7 @@ def write_sweep_report(folder: Path, board: Leaderboard | None = None) -> Path:
     ``board`` saves reading and comparing the cells again, where that was just done.
     """
     context = sweep_context(board or leaderboard(folder))
-    page = page_environment().get_template("sweep/sweep.html.j2").render(context)
+    page = page_environment().get_template("sweep.html.j2").render(context)
     write_atomically(folder / "report.html", page.encode("utf-8", "backslashreplace").decode("utf-8"))
     return folder / "report.html"
 
@@ -83,8 +85,8 @@ def use_command(board: Leaderboard) -> str:
     best = board.best_cell
     if best is None or best.config.get("recipe") in _HEADLESS:
         return ""
-    path = hydra_value(str(board.sweep.folder))
-    return f"python -m runner recipe=chat {shlex.quote(f'adapter={path}')}"
+    adapter = f"adapter={hydra_value(str(board.sweep.folder))}"
+    return f"python -m runner recipe=chat {shlex.quote(adapter)}"
 
 
 def _answer(board: Leaderboard) -> dict[str, Any]:
@@ -99,7 +101,9 @@ def _answer(board: Leaderboard) -> dict[str, Any]:
             why = f"No completed cell has a finite {board.metric}: {said}."
         return {"best": "", "nothing": why}
     first, *others = board.ranked
-    scores = [(score_label(name), score_text(first.scores.get(name), name)) for name in board.scores[:2]]
+    scores = [
+        (find_metric(name).label, score_text(first.scores.get(name), name)) for name in board.scores[:2]
+    ]
     return {
         "best": label(first.values, names) or first.group,
         "so_far": bool(open_cells),

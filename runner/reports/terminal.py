@@ -10,7 +10,7 @@ from rich.markup import escape
 from rich.table import Table
 
 from runner.core.console import out, warn
-from runner.core.metric_names import RESULTS, SHARES
+from runner.core.metric_names import RESULTS, find_metric
 from runner.data.splits import Data, Split
 from runner.models.model import Precision
 
@@ -60,12 +60,11 @@ def closing(record: dict[str, Any], folder: Path) -> None:
     table = Table(show_header=False, box=None, padding=(0, 2, 0, 0))
     names = [name.removesuffix("_after") for name in metrics if name.endswith("_after")]
     for name in names:
-        kind = ".1%" if name in SHARES else ".4g"
-        before, after = (format(metrics[f"{name}_{when}"], kind) for when in ("before", "after"))
-        table.add_row(name.replace("_", " "), f"{before} before, [bold green]{after} after[/]")
-    for key, label in RESULTS.items():
-        if metrics.get(key) is not None and not key.endswith("_after"):
-            table.add_row(label, f"{metrics[key]:.1%}" if key in SHARES else f"{metrics[key]:.4g}")
+        before, after = (_number(metrics[f"{name}_{when}"], name) for when in ("before", "after"))
+        table.add_row(find_metric(name).label, f"{before} before, [bold green]{after} after[/]")
+    for key in RESULTS:
+        if metrics.get(key) is not None:
+            table.add_row(find_metric(key).label, _number(metrics[key], key))
     if "trainable_parameters" in metrics:
         trained, total = metrics["trainable_parameters"], metrics["total_parameters"]
         table.add_row("trained", f"{trained:,} of {total:,} parameters ({trained / total:.2%})")
@@ -107,7 +106,9 @@ def stages(done: dict[str, Any]) -> None:
         table.add_column(name, overflow="fold")
     for name, stage in done.items():
         scores = {key: value for key, value in stage["metrics"].items() if isinstance(value, float)}
-        shown = ", ".join(f"{key} {value:.4g}" for key, value in scores.items() if key in RESULTS)
+        shown = ", ".join(
+            f"{key} {value:.4g}" for key, value in scores.items() if key.removesuffix("_after") in RESULTS
+        )
         table.add_row(escape(name), stage["recipe"], f"{stage['seconds']:.0f}", shown)
     out.print()
     out.print(table)
@@ -151,7 +152,7 @@ def _verdict(gap: dict[str, Any], higher: bool) -> str:
 
 def _number(value: float, name: str, sign: str = "") -> str:
     """Shares as percentages, everything else with four digits."""
-    return format(value, f"{sign}.1%" if name in SHARES else f"{sign}.4g")
+    return format(value, f"{sign}.1%" if find_metric(name).share else f"{sign}.4g")
 
 
 def marked_row(source: int, pieces: list[tuple[str, bool]], side: str = "") -> None:

@@ -188,13 +188,14 @@ class Sweep:
     def _conclude(self) -> None:
         from runner.reports.leaderboard import leaderboard
         from runner.reports.sweep_report import write_sweep_report
+        from runner.reports.table import print_leaderboard
 
         board = leaderboard(self.folder)
         self.ledger.record |= {"best": board.best, "notes": board.sweep.notes}
         self.ledger.write()
         board.write(self.folder)
         console.out.print()
-        board.print()
+        print_leaderboard(board)
         for note in board.sweep.notes:
             console.warn(note)
         write_sweep_report(self.folder)
