@@ -42,7 +42,7 @@ def run_recipe(
         _check_single_process()
         find_start(run)  # before the folder is touched, which with resume=auto is that of the earlier run
         parents = adapters.parents(run)  # raises for what is no adapter, so before there is a folder
-        path = run_folder.create(run.output_dir, f"{run.recipe}-{model}", go_on=run.resume == "auto")
+        path = run_folder.create(run.output_dir, f"{run.recipe}-{model}", resume=run.resume == "auto")
         folder = run_folder.RunFolder(path, command, overrides, run_config.to_yaml(run), run.seed)
         folder.record |= {"recipe": run.recipe, "parents": parents, **(facts or {})}
     except ConfigError as error:

@@ -9,12 +9,9 @@ import traceback
 from collections.abc import Iterator
 from contextlib import contextmanager
 
-# Read when the libraries are imported: no usage statistics leave the machine, and the runner prints its own.
-os.environ.setdefault("HF_HUB_DISABLE_TELEMETRY", "1")
-os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
-os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
-os.environ.setdefault("DATASETS_VERBOSITY", "error")
-os.environ.setdefault("HF_DATASETS_DISABLE_PROGRESS_BARS", "1")
+from runner.core.library_env import set_library_env
+
+set_library_env()
 
 import hydra
 from hydra.core.hydra_config import HydraConfig

@@ -74,7 +74,7 @@ def check_direction(sweeper: DictConfig, settings: Any) -> Iterator[Issue]:
 
 
 def check_sweep_dir(composed: DictConfig) -> Iterator[Issue]:
-    """A folder that holds something else is refused before Hydra's sweeper writes a file of its own there."""
+    """A folder that is not a sweep's is rejected before Hydra's sweeper writes a file into it."""
     try:
         _ = composed.hydra.sweep.dir  # where Hydra writes, long after everything else was read
     except OmegaConfBaseException as error:

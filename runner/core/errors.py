@@ -1,4 +1,4 @@
-"""What can go wrong, as the exit codes and messages that a user sees."""
+"""Exit codes, config issues and the errors whose message is meant for the user."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ class ExitCode(IntEnum):
 
 @dataclass(frozen=True)
 class Issue:
-    """One mistake: where it stands, what is wrong there, and what to do instead.
+    """One config or data error: where it is, what is wrong, and what to do instead.
 
     ``where`` is a file (with line) or an override as it was typed; ``hint`` names what is allowed or the
     nearest right name.
@@ -41,7 +41,7 @@ class RunnerError(Exception):
 
 
 class ConfigError(RunnerError):
-    """A config or data mistake, found before anything was loaded. Carries every issue found."""
+    """Config or data errors, found before anything was loaded; ``issues`` are all that were found."""
 
     code = ExitCode.CONFIG_ERROR
 

@@ -1,4 +1,4 @@
-"""A bound on time and memory for what others wrote and we evaluate: a chat template may loop or swell."""
+"""A bound on time and memory for code of others that we evaluate: a chat template may loop forever."""
 
 from __future__ import annotations
 
@@ -16,14 +16,14 @@ MEMORY = 2**30
 
 
 class TooMuch(Exception):
-    """It took longer, or more memory, than it may."""
+    """The time or memory limit was exceeded."""
 
 
 @contextmanager
 def limited(seconds: float = SECONDS, memory: int = MEMORY) -> Iterator[None]:
-    """Raise ``TooMuch`` from what takes more seconds, or more bytes on top of what the process has.
+    """Raise ``TooMuch`` when the block takes more seconds, or more bytes on top of what the process has.
 
-    Time is bounded in the main thread, memory on Linux; elsewhere what follows runs as it is.
+    Time is bounded in the main thread, memory on Linux; elsewhere the block runs without a limit.
     """
     with _timed(seconds), _sized(memory):
         yield

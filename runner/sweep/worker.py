@@ -2,14 +2,9 @@
 
 from __future__ import annotations
 
-import os
+from runner.core.library_env import set_library_env
 
-# before the libraries are imported: as at the command line
-os.environ.setdefault("HF_HUB_DISABLE_TELEMETRY", "1")
-os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
-os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
-os.environ.setdefault("DATASETS_VERBOSITY", "error")
-os.environ.setdefault("HF_DATASETS_DISABLE_PROGRESS_BARS", "1")
+set_library_env()
 
 import dataclasses
 import itertools

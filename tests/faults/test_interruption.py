@@ -79,7 +79,7 @@ def test_27_twenty_kills_while_saving(cli, tmp_path, kind):
     kills, last = 0, 0
     for _ in range(200):
         process = start(target[0], tmp_path, *target[1:])
-        if not kill_while_saving(process, work / "checkpoints" / checkpoint.ASIDE, 0.03):
+        if not kill_while_saving(process, work / "checkpoints" / checkpoint.TEMPORARY, 0.03):
             assert process.exitcode == 0, (tmp_path / "out.log").read_text()[-3000:]
             break
         found = checkpoint.newest(work / "checkpoints")
@@ -273,7 +273,7 @@ def test_31_a_used_folder_is_refused(cli, capsys):
     first = cli(*WORDS, "trainer.max_steps=1")
     before = (first.folder / "run.json").read_bytes()
     assert cli(*WORDS, "trainer.max_steps=1").code == 2
-    assert "two runs are never mixed" in capsys.readouterr().err
+    assert "a run needs a folder of its own" in capsys.readouterr().err
     assert (first.folder / "run.json").read_bytes() == before
 
 
