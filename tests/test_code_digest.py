@@ -44,7 +44,8 @@ def test_words_and_formatting_do_not_count(tmp_path: Path, before: str, after: s
 
 
 @pytest.mark.parametrize(
-    ("before", "after"), [("number * 2", "number * 3"), ("= 2", "= 1"), ("double", "twice"), ("int:", "float:")]
+    ("before", "after"),
+    [("number * 2", "number * 3"), ("= 2", "= 1"), ("double", "twice"), ("int =", "float =")],
 )
 def test_code_counts(tmp_path: Path, before: str, after: str) -> None:
     assert before in CODE
