@@ -82,7 +82,7 @@ def _rows(setup: Setup) -> Split:
     few = {key: min(getattr(config.data, key) or count, count) for key in ("max_rows", "eval_max_rows")}
     settings = dataclasses.replace(config.data, **few)
     renderer = Renderer(tokenizer, config.template, config.data.train_on)
-    kind: Any = {"kto": "feedback", "classify": "labels"}.get(config.recipe, "answers")
+    kind: Any = {"kto": "unpaired_preference", "classify": "classification"}.get(config.recipe, "completion")
     data = prepare(settings, renderer, config.trainer.get("max_length", 1024), config.seed, kind)
     return data.eval or data.train
 

@@ -44,16 +44,16 @@ def _imported(place: str) -> Any:
 
 OBJECTIVES = {
     "sft": Objective(
-        "answers", "runner.training.trainer:SupervisedTrainer", packed="runner.packed.objective:Answers"
+        "completion", "runner.training.trainer:SupervisedTrainer", packed="runner.packed.objective:Answers"
     ),
     "dpo": Objective(
-        "pairs",
+        "preference",
         "runner.training.preference:DirectPreferenceTrainer",
         reference=True,
         packed="runner.packed.preference:Pairs",
     ),
-    "kto": Objective("feedback", "runner.training.preference:FeedbackTrainer", reference=True),
-    "orpo": Objective("pairs", "runner.training.orpo:OddsRatioTrainer"),
-    "reward": Objective("pairs", "runner.training.reward:RewardModelTrainer", "SEQ_CLS"),
-    "classify": Objective("labels", "runner.training.classifier:ClassifierTrainer", "SEQ_CLS"),
+    "kto": Objective("unpaired_preference", "runner.training.preference:FeedbackTrainer", reference=True),
+    "orpo": Objective("preference", "runner.training.orpo:OddsRatioTrainer"),
+    "reward": Objective("preference", "runner.training.reward:RewardModelTrainer", "SEQ_CLS"),
+    "classify": Objective("classification", "runner.training.classifier:ClassifierTrainer", "SEQ_CLS"),
 }
