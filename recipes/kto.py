@@ -24,7 +24,7 @@ def _check(trainer: Mapping[str, Any]) -> Iterator[tuple[str, str, str]]:
 
 
 OBJECTIVE = Objective(
-    kind="feedback",
+    kind="unpaired_preference",
     tag="kto",
     trainer=_trainer,
     reference=True,

@@ -85,7 +85,8 @@ def _rows(setup: Setup) -> Split:
     few = {key: min(getattr(config.data, key) or count, count) for key in ("max_rows", "eval_max_rows")}
     settings = dataclasses.replace(config.data, **few)
     renderer = Renderer(tokenizer, config.template, config.data.train_on)
-    kind: Kind = "answers" if setup.kind == "pairs" else setup.kind  # of a pair the chosen sequence
+    # of a preference pair the chosen sequence is compared
+    kind: Kind = "completion" if setup.kind == "preference" else setup.kind
     data = prepare(settings, renderer, config.trainer.get("max_length", 1024), config.seed, kind)
     return data.eval or data.train
 

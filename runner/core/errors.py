@@ -49,6 +49,9 @@ class ConfigError(RunnerError):
         self.issues = [issues] if isinstance(issues, Issue) else list(issues)
         super().__init__("\n".join(str(issue) for issue in self.issues))
 
+    def __reduce__(self) -> tuple[type[ConfigError], tuple[list[Issue]]]:
+        return type(self), (self.issues,)  # by default pickle would give the text for the issues
+
 
 class Diverged(RunnerError):
     """The loss or the weights stopped being finite."""

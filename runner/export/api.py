@@ -48,6 +48,6 @@ def _texts(config: RunConfig, source: Path) -> list[list[int]]:
     tokenizer: Any = AutoTokenizer.from_pretrained(source)
     renderer = Renderer(tokenizer, config.template, config.data.train_on)
     made_by = adapters(config)[0].sections.get("recipe")
-    kind: Any = "feedback" if made_by == "kto" else "answers"
+    kind: Any = "unpaired_preference" if made_by == "kto" else "completion"
     data = prepare(data_settings, renderer, config.trainer.get("max_length", 1024), config.seed, kind)
     return [row.input_ids for row in (data.eval or data.train).rows]
