@@ -57,7 +57,7 @@ class Terminal:
         self._conversation.reset()
 
     def _read(self) -> str:
-        """One turn; a line that ends in a backslash goes on in the next."""
+        """One turn; a line that ends in a backslash continues in the next."""
         asks = sys.stdin.isatty()
         lines = [input(f"\n{self._conversation.active or 'base'}> " if asks else "")]
         while lines[-1].endswith("\\"):

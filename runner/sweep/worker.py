@@ -27,15 +27,11 @@ from runner.sweep import orphan
 from runner.training.out_of_memory import explained
 
 
-def main(argv: list[str]) -> int:
-    """Run the job and return the exit code of its worst cell."""
-    orphan.die_with_parent()
-    mask_uncaught()
-    return run_job(Path(argv[0]))
-
-
 def run_job(file: Path) -> int:
-    """Run a job that the launcher has written down; every cell's outcome is in its run folder."""
+    """Run a job that the sweep has written down, and return the exit code of its worst cell.
+
+    Every cell's outcome is in its run folder.
+    """
     from runner.core import environment
     from runner.packed import CannotPack
 
@@ -56,12 +52,12 @@ def run_job(file: Path) -> int:
 
 
 def _interrupted(record: Path) -> bool:
-    """Whether a run was asked to end; a run that was refused has left no record."""
+    """Whether a run was ended by a signal; one with a config error has left no record."""
     return record.is_file() and json.loads(record.read_text(encoding="utf-8"))["status"] == "preempted"
 
 
 def _run_alone(job: dict[str, Any], cell: dict[str, Any]) -> int:
-    """One cell as a run of its own; an interrupted one goes on from its checkpoint."""
+    """One cell as a run of its own; an interrupted one resumes from its checkpoint."""
     folder = Path(job["sweep"]) / cell["name"]
     run = dataclasses.replace(RunConfig.of(cell["config"]), output_dir=str(folder), resume="auto")
     return run_recipe(run, job["command"], cell["overrides"], {"cell": _mark(job, cell)})
@@ -117,4 +113,6 @@ def _mark(job: dict[str, Any], cell: dict[str, Any]) -> dict[str, Any]:
 
 
 if __name__ == "__main__":
-    sys.exit(main(sys.argv[1:]))
+    orphan.die_with_parent()
+    mask_uncaught()
+    sys.exit(run_job(Path(sys.argv[1])))
