@@ -19,7 +19,7 @@ from runner.evaluation.metrics import ROW_SCORES, measure
 from runner.evaluation.row_loss import cast
 from runner.models.model import Precision
 
-_MARGIN = 8  # tokens beyond the longest expected answer: room to end the turn, or to show that it does not end
+_MARGIN = 8  # tokens beyond the longest expected answer: room to end the turn, or to show that it does not
 
 
 # The most likely token each time; without the last three transformers warns that they have no effect.
