@@ -89,7 +89,7 @@ _SHARE = re.compile(r"(^|_)(match|accuracy|accuracies|f1|share)(_|$)")
 
 
 def find_metric(key: str) -> Metric:
-    """The metric that a key names; what the table does not know is told from the words of its name."""
+    """The metric that a key names; one that the table lacks is judged by the words of its name."""
     name = key.replace("/", "_").removesuffix("_before").removesuffix("_after")
     known = METRICS.get(name) or METRICS.get(name.removeprefix("eval_"))
     if known:

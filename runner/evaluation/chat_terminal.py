@@ -1,4 +1,4 @@
-"""A conversation in the terminal: lines that are said, and commands that begin with a slash."""
+"""A conversation in the terminal: user turns, and commands that begin with a slash."""
 
 from __future__ import annotations
 
@@ -106,7 +106,7 @@ class Terminal:
 
     def _save(self, name: str) -> None:
         if not self._conversation.turns:
-            console.warn("nothing was said yet")
+            console.warn("the conversation is empty")
             return
         words = shlex.split(name)
         file = Path(words[0]).expanduser() if words else self._folder / "saved.jsonl"

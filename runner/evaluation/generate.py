@@ -57,12 +57,12 @@ class HeldOutGenerator:
                 progress.advance,
             )
 
-    def answer_pack(self, model: Any, members: int, label: str) -> list[list[str]]:
-        """Greedy answers of every member of a pack, whose rows stand in a batch one after the other."""
+    def answer_pack(self, model: Any, cells: int, label: str) -> list[list[str]]:
+        """Greedy answers of every cell of a pack, whose prompts are concatenated in a batch."""
         if not self._examples:
-            return [[] for _ in range(members)]
+            return [[] for _ in range(cells)]
         settings = self._config.generation
-        with Progress(f"answering, {label}", members * len(self._examples)) as progress:
+        with Progress(f"answering, {label}", cells * len(self._examples)) as progress:
             answers = generate(
                 model,
                 self._renderer,
@@ -71,7 +71,7 @@ class HeldOutGenerator:
                 settings.max_new_tokens,
                 self._autocast,
                 progress.advance,
-                members=members,
+                cells=cells,
             )
         count = len(self._examples)
         return [answers[start : start + count] for start in range(0, len(answers), count)]
@@ -111,7 +111,7 @@ class HeldOutGenerator:
 
 
 def answerable(rows: Split) -> Iterator[Example]:
-    """The examples that can be answered: those that ask, but not with an answer that was disliked."""
+    """The examples that can be answered: those that ask, but not with an undesirable answer (KTO)."""
     return (example for example in rows.examples if example.messages and example.label is not False)
 
 
@@ -124,14 +124,14 @@ def generate(
     autocast: torch.dtype | None = None,
     on_batch: Callable[[int], None] | None = None,
     drawing: dict[str, Any] | None = None,
-    members: int = 1,
+    cells: int = 1,
 ) -> list[str]:
     """Answer the last turn of every example, in batches of similar length; the order is kept.
 
     ``drawing`` says how tokens are chosen, as keywords of transformers' ``generate``; greedily by default.
     ``max_new_tokens`` of None allows as many as the longest expected answer has, and a few more.
-    ``on_batch`` is called with the number of answers of each finished batch. With ``members`` adapters in a
-    pack all examples are answered by each, and the answers of the first come first.
+    ``on_batch`` is called with the number of answers of each finished batch. With a pack of ``cells``
+    all examples are answered by each, and the answers of the first come first.
     """
     tokenizer = renderer.tokenizer
     prompts = [
@@ -149,16 +149,16 @@ def generate(
         for start in range(0, len(order), batch_size):
             chosen = order[start : start + batch_size]
             with torch.inference_mode(), cast(model.device, autocast):
-                batch = [prompts[index] for index in chosen] * members
+                batch = [prompts[index] for index in chosen] * cells
                 texts = _answer(model, tokenizer, batch, max_new_tokens, drawing or GREEDY)
-            places = [member * len(prompts) + index for member in range(members) for index in chosen]
+            places = [cell * len(prompts) + index for cell in range(cells) for index in chosen]
             answers_by_index |= dict(zip(places, texts, strict=True))
             if on_batch:
                 on_batch(len(places))
     finally:
         hook.remove()
         model.train(training)
-    return [answers_by_index[index] for index in range(members * len(prompts))]
+    return [answers_by_index[index] for index in range(cells * len(prompts))]
 
 
 def _answer(

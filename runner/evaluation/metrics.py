@@ -53,11 +53,11 @@ def json_valid(answer: str, expected: str) -> bool:
 def is_json(text: str) -> bool:
     """Whether a text is one JSON value and nothing else."""
 
-    def refuse(constant: str) -> None:  # NaN and the infinities, which Python reads and JSON does not have
+    def reject(constant: str) -> None:  # NaN and the infinities, which Python reads and JSON does not have
         raise ValueError(constant)
 
     try:
-        json.loads(text, parse_constant=refuse)
+        json.loads(text, parse_constant=reject)
     except (ValueError, RecursionError):
         return False
     return True
@@ -69,11 +69,11 @@ def rouge_l(answer: str, expected: str) -> float:
     Words are runs of letters and digits, lower-cased, and single characters where a script writes no spaces;
     the package ``rouge-score`` keeps ASCII letters only, so that other scripts always score 0.
     """
-    said, wanted = _words(answer), _words(expected)
-    if not said or not wanted:
-        return float(said == wanted)
-    common = _common_subsequence(said, wanted)
-    return 2 * common / (len(said) + len(wanted))
+    found, wanted = _words(answer), _words(expected)
+    if not found or not wanted:
+        return float(found == wanted)
+    common = _common_subsequence(found, wanted)
+    return 2 * common / (len(found) + len(wanted))
 
 
 _SPACELESS = r"\u0e00-\u0e7f\u3040-\u30ff\u3400-\u9fff"  # letters of Thai, Japanese and Chinese
@@ -123,7 +123,7 @@ def ratio(name: str, rows: Sequence[tuple[float, float]]) -> Measure:
 
 
 def load_function(place: str) -> Callable[[str, str], float]:
-    """The function that ``FILE.py:NAME`` names; running the file is what the user asked for."""
+    """The function that ``FILE.py:NAME`` names; running the file is intended."""
     file, _, name = place.rpartition(":")
     spec = spec_from_file_location("runner_user_metric", Path(file).expanduser())
     assert spec is not None

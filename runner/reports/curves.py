@@ -49,7 +49,7 @@ def curves_context(board: Leaderboard, foremost: str = "") -> dict[str, Any] | N
 def _figure(lines: list[Line], name: str, window: int) -> dict[str, Any]:
     title = f"{name} by step of {len(lines)} cell{'s' * (len(lines) != 1)}"
     drawn = line_figure(lines, title, size=(440, 260), kind="curves")
-    return {"title": name, "svg": drawn.svg, "remark": drawn.remark, "window": window}
+    return {"title": name, "svg": drawn.svg, "comment": drawn.comment, "window": window}
 
 
 def _filters(board: Leaderboard, cells: list[CellResult]) -> list[dict[str, Any]]:

@@ -15,9 +15,9 @@ Cell = tuple[str, str, str, str, str]  # value, interval, verdict, tone, figure 
 def evaluation_context(found: Mapping[str, Any]) -> dict[str, Any]:
     """What the page shows of an ``evaluation.json``.
 
-    ``rows`` has a line for each score: its label, a remark, and a ``Cell`` for each of ``columns``: the first
-    model, then every other with its difference from the first. Raises ``KeyError``, ``TypeError`` and others
-    for a file of another shape.
+    ``rows`` has a line for each score: its label, a comment, and a ``Cell`` for each of ``columns``: the
+    first model, then every other with its difference from the first. Raises ``KeyError``, ``TypeError`` and
+    others for a file of another shape.
     """
     models, differences = found["models"], found["differences"]
     first, *others = models

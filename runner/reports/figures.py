@@ -52,7 +52,7 @@ class LineFigure:
     """A drawn figure, and what its caption should say of the vertical axis (empty: nothing)."""
 
     svg: Markup
-    remark: str
+    comment: str
 
 
 @dataclass(frozen=True)
@@ -121,11 +121,11 @@ def line_figure(
         spot = frame.x(step)
         parts.append(f'<path class="bad dashed" d="M{spot:.1f},{_TOP}V{bottom}"/>')
         parts.append(f'<path class="bad" d="{_cross(spot, _TOP)}"/>')
-    remarks = ["log scale"] if log else []
+    comments = ["log scale"] if log else []
     if outside := [x for line in lines for x, y in line.finite if not low <= y <= high]:
         early = max(outside) <= first + (last - first) / 10
-        remarks.append("first steps cut off" if early else "values outside the frame cut off")
-    return LineFigure(svg_element(parts, size, title, _described(lines), kind), ", ".join(remarks))
+        comments.append("first steps cut off" if early else "values outside the frame cut off")
+    return LineFigure(svg_element(parts, size, title, _description(lines), kind), ", ".join(comments))
 
 
 def thin(points: Sequence[Point], most: int) -> list[Point]:
@@ -193,7 +193,7 @@ def _cross(x: float, y: float) -> str:
     return f"M{x:.1f},{y:.1f}m-4,-4l8,8m0,-8l-8,8"
 
 
-def _described(lines: Sequence[Line]) -> str:
+def _description(lines: Sequence[Line]) -> str:
     """Begin and end of a few lines in words, of many their range."""
     ends = [(line.name, line.finite[0], line.finite[-1]) for line in lines if line.finite]
     if len(ends) > 4:
@@ -232,13 +232,15 @@ def label_text(text: str, most: int = 13) -> str:
     return escape(short) + (f"<title>{escape(text)}</title>" if short != text else "")
 
 
-def svg_element(parts: Sequence[str], size: tuple[int, int], title: str, said: str, kind: str) -> Markup:
-    """A figure of ``parts``: natural size in pixels, name, what it shows in words (``said``), CSS class."""
+def svg_element(
+    parts: Sequence[str], size: tuple[int, int], title: str, description: str, kind: str
+) -> Markup:
+    """A figure of ``parts``: natural size in pixels, name, ``description`` for screen readers, CSS class."""
     width, height = size
     return Markup(
         f'<svg class="{f"plot {kind}".strip()}" viewBox="0 0 {width} {height}" role="img"'
         f' aria-label="{escape(title)}">'
-        + (f"<desc>{escape(said)}</desc>" if said else "")
+        + (f"<desc>{escape(description)}</desc>" if description else "")
         + "".join(parts)
         + "</svg>"
     )

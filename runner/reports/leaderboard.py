@@ -75,7 +75,7 @@ class Row:
 
 @dataclass(frozen=True)
 class Leaderboard:
-    """The rows of a sweep, ranked ones first; ``method`` says how noise was told, or why it is not known."""
+    """The rows of a sweep, ranked ones first; ``method`` says how noise was estimated, or why not."""
 
     sweep: Sweep
     metric: str
@@ -109,7 +109,7 @@ class Leaderboard:
         return score_names(self.sweep, self.metric)
 
     def write(self, folder: Path) -> Path:
-        """Write ``leaderboard.csv`` whole, a line a group, and return its path."""
+        """Write ``leaderboard.csv`` atomically, a line a group, and return its path."""
         stream = io.StringIO()
         writer = csv.writer(stream, lineterminator="\n")
         writer.writerow(self._header())
@@ -167,9 +167,9 @@ def leaderboard(folder: Path) -> Leaderboard:
 
 def metric_of(sweep: Sweep) -> str:
     """The metric that decides, as run.json names it (``exact_match`` may stand for ``exact_match_after``)."""
-    asked = str(sweep.settings.get("metric") or "eval_loss")
+    wanted = str(sweep.settings.get("metric") or "eval_loss")
     known = {name for cell in sweep.cells for name in cell.metrics}
-    return next((name for name in (asked, f"{asked}_after", f"eval_{asked}") if name in known), asked)
+    return next((name for name in (wanted, f"{wanted}_after", f"eval_{wanted}") if name in known), wanted)
 
 
 def score_names(sweep: Sweep, metric: str) -> list[str]:
@@ -228,7 +228,7 @@ def _reasons(
 
 
 def _noise(ranked: list[Row], metric: str) -> tuple[list[Verdict | None], str]:
-    """Each row against the best, and how that was told."""
+    """Each row compared with the best, and by which method."""
     if len(ranked) < 2:
         return [None] * len(ranked), ""
     groups = [_finite(cell.metric(metric) for cell in row.completed) for row in ranked]

@@ -35,7 +35,7 @@ class CellResult:
     status: str
     values: dict[str, str]
     record: dict[str, Any] = field(repr=False)
-    told: str = ""  # the reason in sweep.json
+    recorded_reason: str = ""  # in sweep.json
     other_code: bool = False  # finished by an earlier version of the code, and kept
 
     @property
@@ -90,10 +90,10 @@ class CellResult:
         if self.status == "dropped" and (dropped := mapping(self.record.get("dropped"))):
             return _dropped(dropped) + _standing(dropped)
         if self.status not in _ENDED:
-            return self.told
+            return self.recorded_reason
         message = (str(self.error.get("message") or "").strip().splitlines() or [""])[0]
         parts = (str(self.error.get("type") or ""), message)
-        why = ": ".join(part for part in parts if part) or self.told or "no reason is recorded"
+        why = ": ".join(part for part in parts if part) or self.recorded_reason or "no reason is recorded"
         step = self.last_step
         return f"after step {step}: {why}" if step is not None else f"before the first step: {why}"
 
@@ -140,15 +140,15 @@ class Sweep:
 
 
 def read_sweep(folder: Path) -> Sweep:
-    """Read a sweep folder. What is missing or broken becomes a note, never an error.
+    """Read a sweep folder. What is missing or broken becomes a warning, never an error.
 
     Without ``sweep.json`` every subfolder with a run.json is a cell, and what differs between their overrides
     is an axis.
     """
     notes: list[str] = []
     record = _read_json(folder / SWEEP_FILE, notes)
-    told = record.get("cells")
-    entries = [mapping(entry) for entry in told] if isinstance(told, list) else []
+    listed = record.get("cells")
+    entries = [mapping(entry) for entry in listed] if isinstance(listed, list) else []
     if not entries:
         entries = _entries_of_folders(folder)
     cells = [_cell(folder, entry, notes) for entry in entries if isinstance(entry.get("name"), str)]
@@ -189,22 +189,22 @@ def _cell(folder: Path, entry: Mapping[str, Any], notes: list[str]) -> CellResul
     name = entry["name"]
     record = _read_json(folder / name / "run.json", notes) if (folder / name).is_dir() else {}
     ledger, own = str(entry.get("status") or "waiting"), record.get("status")
-    told = str(entry.get("reason") or "")
+    reason = str(entry.get("reason") or "")
     if own in _ENDED:
         status = own
     elif ledger in ("completed", "dropped"):
-        status, told = "failed", _LOST.format(ledger)
+        status, reason = "failed", _LOST.format(ledger)
     elif own == "running" and ledger == "waiting":
         status = "running"
     else:  # a child that was killed leaves a run.json that says running
         status = ledger if ledger in STATUSES else "waiting"
     overrides = {str(key): str(value) for key, value in mapping(entry.get("overrides")).items()}
     group, other_code = str(entry.get("group") or name), entry.get("other_code") is True
-    return CellResult(name, group, folder / name, status, overrides, record, told, other_code)
+    return CellResult(name, group, folder / name, status, overrides, record, reason, other_code)
 
 
 def _dropped(dropped: Mapping[str, Any]) -> str:
-    """When halving gave a cell up."""
+    """When successive halving stopped a cell."""
     share = format_value(dropped.get("fraction"), "share").replace(" ", "")
     return f"at step {format_value(dropped.get('step'))} ({share} of the run)"
 

@@ -162,7 +162,7 @@ def _figures(rows: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
             {
                 "known": key in CURVES,
                 "title": title,
-                "remark": drawn.remark,
+                "comment": drawn.comment,
                 "bad": bad,
                 "svg": drawn.svg,
                 "legend": [(line.name, line.finite[-1][1] if line.finite else None) for line in lines],
@@ -172,7 +172,7 @@ def _figures(rows: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
 
 
 def _key_metrics(run: Mapping[str, Any], rows: Iterable[Mapping[str, Any]]) -> tuple[list[Any], list[Any]]:
-    """Return the cards as (label, value, note), scores first, and the measurements that have no card."""
+    """The cards as (label, value, change), scores first, and the metrics that have no card."""
     metrics = dict(run["metrics"])
     cards: list[tuple[str, str, str]] = []
     for name in sorted(
@@ -226,7 +226,7 @@ def _read(path: Path) -> str:
 
 
 def _evaluation(path: Path, run: dict[str, Any]) -> dict[str, Any]:
-    """Read a run's evaluation, if it has one; what cannot be read becomes a note on the run."""
+    """Read a run's evaluation, if it has one; what cannot be read becomes a warning of the run."""
     text = _read(path)
     try:
         return evaluation_context(json.loads(text)) if text else {}
@@ -236,7 +236,7 @@ def _evaluation(path: Path, run: dict[str, Any]) -> dict[str, Any]:
 
 
 def _read_lines(path: Path, run: dict[str, Any]) -> list[dict[str, Any]]:
-    """Read JSON lines; a line that cannot be read becomes a note on the run."""
+    """Read JSON lines; a line that cannot be read becomes a warning of the run."""
     rows = []
     for n, line in enumerate(_read(path).split("\n"), 1):
         try:

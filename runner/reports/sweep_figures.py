@@ -56,8 +56,8 @@ def heatmap(
                 f'<text x="{x + across / 2:.0f}" y="{y + down / 2:.0f}" dy=".35em" text-anchor="middle">'
                 f"{escape(text)}</text></g>"
             )
-    said = f"{len(rows)} rows, {len(columns)} columns"
-    return svg_element(parts, (width, height), title, said, "heat"), width
+    description = f"{len(rows)} rows, {len(columns)} columns"
+    return svg_element(parts, (width, height), title, description, "heat"), width
 
 
 @dataclass(frozen=True)
@@ -112,8 +112,8 @@ def parallel(
     values = [value for value in ticks(low, high, 5) if low <= value <= high] if high > low else [low]
     for value, text in zip(values, tick_labels(values), strict=True):
         parts.append(f'<text x="{end + 8}" y="{height_of(value):.1f}" dy=".35em">{text}</text>')
-    said = f"best: {strands[0].name}, {format_value(strands[0].score)}"
-    return svg_element(parts, (width, height), title, said, "parallel"), width
+    description = f"best: {strands[0].name}, {format_value(strands[0].score)}"
+    return svg_element(parts, (width, height), title, description, "parallel"), width
 
 
 def _parallel_axis(x: int, top: int, tall: int, name: str, levels: Sequence[str]) -> str:

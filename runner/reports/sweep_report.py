@@ -23,7 +23,7 @@ from runner.reports.run_report import MAX_SAMPLES, OPEN_SAMPLES, OUTCOMES, page_
 from runner.reports.table import score_text
 from runner.reports.views import TONES, board_view, heatmaps_view, importance_view, parallel_view
 
-_HEADLESS = ("classify", "reward")  # recipes whose models answer with a class or a score
+_HEADLESS = ("classify", "reward")  # recipes whose models write no text
 
 
 def write_sweep_report(folder: Path, board: Leaderboard | None = None) -> Path:
@@ -81,7 +81,7 @@ def sweep_context(board: Leaderboard) -> dict[str, Any]:
 
 
 def use_command(board: Leaderboard) -> str:
-    """The command that talks to the best cell; empty where there is none, or it has no words."""
+    """The command that chats with the best cell; empty without one, or where it only classifies or scores."""
     best = board.best_cell
     if best is None or best.config.get("recipe") in _HEADLESS:
         return ""
@@ -95,10 +95,10 @@ def _answer(board: Leaderboard) -> dict[str, Any]:
     counts = board.sweep.counts()
     open_cells = counts.get("running", 0) + counts.get("waiting", 0)
     if not board.ranked:
-        said = ", ".join(f"{count} {status}" for status, count in counts.items())
-        why = f"No cell has a result{' yet' if open_cells else ''}" + (f": {said}." if said else ".")
+        statuses = ", ".join(f"{count} {status}" for status, count in counts.items())
+        why = f"No cell has a result{' yet' if open_cells else ''}" + (f": {statuses}." if statuses else ".")
         if counts.get("completed"):
-            why = f"No completed cell has a finite {board.metric}: {said}."
+            why = f"No completed cell has a finite {board.metric}: {statuses}."
         return {"best": "", "nothing": why}
     first, *others = board.ranked
     scores = [
@@ -124,14 +124,14 @@ def _noise(board: Leaderboard, others: list[Row]) -> str:
     if unknown == len(others):
         reason = board.method.removeprefix("unknown: ")
         return f"Whether any other is as good is not known: {reason}."
-    said = f" Of {unknown} it is not known." if unknown else ""
+    rest = f" Of {unknown} it is not known." if unknown else ""
     if near:
         which = "; ".join(label(row.values, names) or row.group for row in near[:4])
         which += f"; and {len(near) - 4} more" if len(near) > 4 else ""
         are = "is" if len(near) == 1 else "are"
-        return f"{len(near)} of {len(others)} others {are} within noise of it: {which}.{said}"
+        return f"{len(near)} of {len(others)} others {are} within noise of it: {which}.{rest}"
     if unknown:
-        return f"{len(others) - unknown} of {len(others)} others are worse by more than noise.{said}"
+        return f"{len(others) - unknown} of {len(others)} others are worse by more than noise.{rest}"
     return f"{'Each' if len(others) > 1 else 'The'} other is worse by more than noise."
 
 
@@ -155,7 +155,7 @@ def _failures(sweep: Sweep) -> list[dict[str, Any]]:
         if cell.status not in ("failed", "diverged", "preempted"):
             continue
         error = cell.error
-        kind, message = str(error.get("type") or ""), str(error.get("message") or cell.told)
+        kind, message = str(error.get("type") or ""), str(error.get("message") or cell.recorded_reason)
         entry = found.setdefault(
             (cell.status, kind, message),
             {

@@ -50,7 +50,7 @@ def board_view(board: Leaderboard) -> dict[str, Any]:
                 row.tokens_per_second,
             ),
         ]
-        rows.append({"cells": cells, "row": row, "remark": _remark(board, row), "links": _links(row)})
+        rows.append({"cells": cells, "row": row, "status": _status(board, row), "links": _links(row)})
     texts = [{item["cells"][n][0] for item in rows} - {"", "–"} for n in range(len(columns))]
     kept = {"Rank", *names, board.metric}
     varies = [n for n, (_, key) in enumerate(columns) if key in kept or len(texts[n]) > 1]
@@ -75,8 +75,8 @@ def _behind(board: Leaderboard, row: Row) -> float | None:
     return row.scores[board.metric].mean - board.rows[0].scores[board.metric].mean
 
 
-def _remark(board: Leaderboard, row: Row) -> tuple[str, str, str, str]:
-    """What is said of a row, its tone, what is said below it, and the figures behind a verdict."""
+def _status(board: Leaderboard, row: Row) -> tuple[str, str, str, str]:
+    """Status of a row, its tone, a second line, and the numbers behind the verdict."""
     briefs = "; ".join(dict.fromkeys(cell.brief for cell in row.cells if cell.brief))
     if row.rank is None:
         tone = TONES.get(row.status, "") if row.status != "completed" else "warn"
@@ -87,9 +87,9 @@ def _remark(board: Leaderboard, row: Row) -> tuple[str, str, str, str]:
     if row.rank == 1:
         return "best", "good", below, row.reason
     noise = row.noise
-    said = {True: "within noise", False: "", None: "noise unknown"}[noise.within] if noise else ""
+    verdict = {True: "within noise", False: "", None: "noise unknown"}[noise.within] if noise else ""
     why = "; ".join(filter(None, (noise.why if noise else "", row.reason)))
-    return said, "muted", below, why
+    return verdict, "muted", below, why
 
 
 def _links(row: Row) -> list[tuple[str, str]]:
@@ -159,12 +159,12 @@ def _tile(
 ) -> tuple[str, str]:
     """A tile's text, and in words what it is the mean of and what is missing."""
     missing = others.get(spot, [])
-    said = ", ".join(f"{missing.count(status)} {status}" for status in dict.fromkeys(missing))
+    absent = ", ".join(f"{missing.count(status)} {status}" for status in dict.fromkeys(missing))
     if value is None:
-        return missing[0], said
+        return missing[0], absent
     text, n = score_value(value, board.metric), len(means[spot])
     tip = f"{find_metric(board.metric).title} {text}" + (f", mean of {n}" if n > 1 else "")
-    return text, tip + (f"; {said}" if said else "")
+    return text, tip + (f"; {absent}" if absent else "")
 
 
 def parallel_view(board: Leaderboard) -> dict[str, Any] | None:

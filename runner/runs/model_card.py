@@ -142,34 +142,32 @@ def _usage(card: CardFacts, config: RunConfig, base: ModelSettings | None) -> st
         options += [f"num_labels={len(card.classes)}"] if card.classes is not None else []
         lines.append(f"model = {card.auto_class}.from_pretrained({', '.join(options)})")
         if card.classes is not None:
-            lines.append(
-                "# the head that was drawn just now is replaced by the trained one, which the adapter has"
-            )
+            lines.append("# its head is random here; the adapter brings the trained one")
         lines.append(f'model = PeftModel.from_pretrained(model, "{_SELF}")')
     code = "\n".join([*lines, "", *_answering(card, config)])
     return f"```python\n{code}\n```\n"
 
 
 def _answering(card: CardFacts, config: RunConfig) -> list[str]:
-    """Lines that give the model an input as it was trained on them, and print its output."""
+    """Lines that encode an input as in training, and print the output."""
     system = [{"role": "system", "content": config.template.system}] if config.template.system else []
     if card.classes is None:
         question = [*system, {"role": "user", "content": "Hello!"}]
-        asked = 'inputs = tokenizer("Once upon a time", return_tensors="pt")'
+        encode = 'inputs = tokenizer("Once upon a time", return_tensors="pt")'
         if card.chat:
             options = 'add_generation_prompt=True, return_dict=True, return_tensors="pt"'
-            asked = f"inputs = tokenizer.apply_chat_template(messages, {options})"
+            encode = f"inputs = tokenizer.apply_chat_template(messages, {options})"
         return [
             *([f"messages = {_literal(question)}"] if card.chat else []),
-            asked,
+            encode,
             "output = model.generate(**inputs, max_new_tokens=100, eos_token_id=tokenizer.eos_token_id)",
             'print(tokenizer.decode(output[0, inputs["input_ids"].shape[1]:], skip_special_tokens=True))',
         ]
     scored = "logits = model(**inputs).logits"
     if len(card.classes) == 1:
-        answered = [*system, {"role": "user", "content": "2 + 2?"}, {"role": "assistant", "content": "4"}]
+        conversation = [*system, {"role": "user", "content": "2 + 2?"}, {"role": "assistant", "content": "4"}]
         return [
-            f"messages = {_literal(answered)}",
+            f"messages = {_literal(conversation)}",
             "# what a template writes behind the answer's end was not read in training",
             "text = tokenizer.apply_chat_template(messages, tokenize=False).rstrip()",
             'inputs = tokenizer(text, add_special_tokens=False, return_tensors="pt")',

@@ -198,7 +198,7 @@ def test_report_tells_the_run(tmp_path: Path) -> None:
         "3 GiB",
         "3.5 % of 139 million",
         "Perplexity 1.107",
-        "440 rows, 50,000 tokens",
+        "440 examples, 50,000 tokens",
         "32.0 %",
         "Duplicate 3",
         "2 min 10 s, 61 %",
@@ -409,11 +409,11 @@ def test_a_figure_follows_the_page_and_says_what_it_shows() -> None:
 
 
 def curve(values: list[float]) -> tuple[str, str]:
-    """The path of a line over the steps from 1, and the figure's remark."""
+    """The path of a line over the steps from 1, and the figure's comment."""
     figure = line_figure([Line("a", list(enumerate(values, 1)))], "a")
     path = re.search(r'<g class="line".*?<path d="([^"]*)"', figure.svg)
     assert path
-    return path[1], figure.remark
+    return path[1], figure.comment
 
 
 def heights(path: str) -> list[float]:
@@ -430,7 +430,7 @@ def test_a_value_that_is_not_finite_is_a_gap() -> None:
 
 
 @pytest.mark.parametrize(
-    ("values", "remark"),
+    ("values", "comment"),
     [
         ([3.0 - n / 30 for n in range(60)], ""),
         ([2.4 / n + 0.1 for n in range(1, 61)], "log scale"),
@@ -440,12 +440,12 @@ def test_a_value_that_is_not_finite_is_a_gap() -> None:
         ([1.0, 500.0] * 30, "log scale"),
     ],
 )
-def test_the_first_steps_do_not_squash_the_rest(values: list[float], remark: str) -> None:
+def test_the_first_steps_do_not_squash_the_rest(values: list[float], comment: str) -> None:
     path, found = curve(values)
-    assert found == remark
+    assert found == comment
     late = heights(path)[6:]
     assert max(late) - min(late) > 30 or len(set(values[6:])) == 1, "a third of the figure, unless it is flat"
-    shown = heights(path) if "cut off" not in remark else late
+    shown = heights(path) if "cut off" not in comment else late
     assert all(12 <= y <= 184 for y in shown)
 
 

@@ -263,7 +263,7 @@ ALWAYS = {"settings"}
         (
             one_axis,
             {"leaderboard", "curves", "heatmap", "parallel", "importance", "jobs"},
-            "cannot be told from noise",
+            "cannot be separated from noise",
         ),
         (
             none_completed,
@@ -278,7 +278,7 @@ ALWAYS = {"settings"}
         ),
         (no_held_out_rows, {"leaderboard", "curves", "jobs"}, "run.json has no eval_loss"),
         (many, {"leaderboard", "curves", "heatmap", "parallel", "importance", "jobs"}, "64 cells"),
-        (scattered, {"leaderboard", "parallel", "importance", "jobs"}, "cannot be told from noise"),
+        (scattered, {"leaderboard", "parallel", "importance", "jobs"}, "cannot be separated from noise"),
         (
             equal,
             {"leaderboard", "curves", "heatmap", "parallel", "importance", "jobs"},
@@ -349,7 +349,7 @@ def test_axes_that_change_together_are_one_effect() -> None:
     found = importance(values, [1.0, 1.1, 1.0, 2.0, 2.1, 2.0])
     assert found.effects[0].axes == ("r", "alpha")
     nested = [{"a": str(n // 2), "b": str(n)} for n in range(4) for _ in range(2)]
-    assert "cannot be told from the other axes" in importance(nested, [1, 2, 3, 4, 5, 6, 7, 9]).why_not
+    assert "cannot be separated from the other axes" in importance(nested, [1, 2, 3, 4, 5, 6, 7, 9]).why_not
 
 
 def test_a_share_of_chance_is_what_noise_explains() -> None:
