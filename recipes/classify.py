@@ -8,9 +8,9 @@ from runner.config.objective import Objective
 
 
 def _trainer() -> Any:
-    from runner.training.classifier import ClassifierTrainer
+    from runner.training.classifier import GuardedClassifierTrainer
 
-    return ClassifierTrainer
+    return GuardedClassifierTrainer
 
 
 def _head(data: Any) -> list[str]:

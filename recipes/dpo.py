@@ -12,13 +12,13 @@ _DIVERGENT = ("sigmoid", "sigmoid_norm", "hinge", "ipo", "exo_pair", "robust", "
 
 
 def _trainer() -> Any:
-    from runner.training.preference import DirectPreferenceTrainer
+    from runner.training.dpo import GuardedDPOTrainer
 
-    return DirectPreferenceTrainer
+    return GuardedDPOTrainer
 
 
 def _packed() -> Any:
-    from runner.packed.preference import PackedDpo
+    from runner.packed.dpo import PackedDpo
 
     return PackedDpo
 

@@ -9,9 +9,9 @@ from runner.config.objective import Objective
 
 
 def _trainer() -> Any:
-    from runner.training.preference import UnpairedPreferenceTrainer
+    from runner.training.kto import GuardedKTOTrainer
 
-    return UnpairedPreferenceTrainer
+    return GuardedKTOTrainer
 
 
 def _check(trainer: Mapping[str, Any]) -> Iterator[tuple[str, str, str]]:

@@ -8,9 +8,9 @@ from runner.config.objective import Objective
 
 
 def _trainer() -> Any:
-    from runner.training.orpo import OddsRatioTrainer
+    from runner.training.orpo import GuardedORPOTrainer
 
-    return OddsRatioTrainer
+    return GuardedORPOTrainer
 
 
 OBJECTIVE = Objective(

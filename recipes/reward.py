@@ -8,9 +8,9 @@ from runner.config.objective import Objective
 
 
 def _trainer() -> Any:
-    from runner.training.reward import RewardModelTrainer
+    from runner.training.reward import GuardedRewardTrainer
 
-    return RewardModelTrainer
+    return GuardedRewardTrainer
 
 
 def _head(data: Any) -> list[str]:

@@ -8,13 +8,13 @@ from runner.config.objective import Objective
 
 
 def _trainer() -> Any:
-    from runner.training.trainer import SupervisedTrainer
+    from runner.training.sft import GuardedSFTTrainer
 
-    return SupervisedTrainer
+    return GuardedSFTTrainer
 
 
 def _packed() -> Any:
-    from runner.packed.objective import PackedSft
+    from runner.packed.sft import PackedSft
 
     return PackedSft
 

@@ -11,7 +11,7 @@ from transformers import DataCollatorWithPadding, EvalPrediction, Trainer
 from runner.training.trainer import GuardedTrainer
 
 
-class ClassifierTrainer(GuardedTrainer, Trainer):
+class GuardedClassifierTrainer(GuardedTrainer, Trainer):
     """``Trainer`` on rows of ``input_ids`` and ``label``, the number of the class."""
 
     _total_train_tokens = 0

@@ -9,7 +9,7 @@ from trl.experimental.orpo import ORPOTrainer
 from runner.training.trainer import GuardedTrainer
 
 
-class OddsRatioTrainer(GuardedTrainer, ORPOTrainer):
+class GuardedORPOTrainer(GuardedTrainer, ORPOTrainer):
     """``ORPOTrainer`` on ``chosen_`` and ``rejected_`` rows of ``input_ids`` and ``labels``.
 
     As in TRL, the likelihood part of the loss runs over the prompt too (ORPO, arXiv:2403.07691, equation 6).

@@ -8,12 +8,9 @@ from typing import Any
 import torch
 from datasets import Dataset
 from torch.nn.utils.rnn import pad_sequence
-from trl.trainer.dpo_trainer import DPOTrainer
-from trl.trainer.kto_trainer import KTOTrainer
 
 from runner.data.labels import IGNORE
 from runner.training.context import TrainerContext
-from runner.training.dpo_loss import use_chunked_loss
 from runner.training.trainer import GuardedTrainer
 
 Rows = list[dict[str, Any]]
@@ -46,7 +43,7 @@ class PaddedRows:
         return batch | {key: torch.tensor([row[key] for row in rows]) for key in self._kept if key in rows[0]}
 
 
-class PreferenceTrainer(GuardedTrainer):
+class ReferenceTrainer(GuardedTrainer):
     """What the trainers with a reference policy share.
 
     The reference is the model as it is when training starts: the base under a fresh adapter, a frozen copy of
@@ -98,49 +95,6 @@ class PreferenceTrainer(GuardedTrainer):
                     pairs = zip(values, sizes, strict=True)
                     values[:] = [sum(value * size for value, size in pairs) / sum(sizes)]
         super().log(logs, *args, **kwargs)
-
-
-class DirectPreferenceTrainer(PreferenceTrainer, DPOTrainer):
-    """``DPOTrainer`` on ``chosen_`` and ``rejected_`` rows of ``input_ids`` and ``labels``."""
-
-    groups = {"": ("chosen_", "rejected_")}  # noqa: RUF012
-    kept = ("ref_chosen_logps", "ref_rejected_logps")
-
-    def __init__(self, model: Any, args: Any, *rows: Any, **more: Any) -> None:
-        super().__init__(model, args, *rows, **more)
-        use_chunked_loss(model, args)
-
-
-class UnpairedPreferenceTrainer(PreferenceTrainer, KTOTrainer):
-    """``KTOTrainer`` on rows of ``input_ids``, ``labels`` and ``label``: liked or not."""
-
-    groups = {"": ("",), "KL_": ("KL_",)}  # noqa: RUF012
-    kept = ("label", "ref_logps", "ref_KL_logps")
-
-    def _prepare_dataset(self, dataset: Dataset, tokenizer: Any, args: Any, name: str) -> Dataset:
-        """Add the mismatched rows of the KL estimate: each prompt with the answer of the row before it in its
-        batch (KTO, arXiv:2402.01306, section 4.1); TRL keeps the order of the rows for that reason."""
-        rows = dataset.map(_mismatched, batched=True, batch_size=args.per_device_train_batch_size)
-        return rows.with_format("numpy")
-
-
-def _mismatched(batch: dict[str, list[Any]]) -> dict[str, list[Any]]:
-    starts = [_first_trained(labels) for labels in batch["labels"]]
-    answers = [(ids[at:], labels[at:]) for ids, labels, at in zip(*_columns(batch), starts, strict=True)]
-    others = [answers[-1], *answers[:-1]]
-    rows = list(zip(*_columns(batch), starts, others, strict=True))
-    return {
-        "KL_input_ids": [ids[:at] + other[0] for ids, _, at, other in rows],
-        "KL_labels": [labels[:at] + other[1] for _, labels, at, other in rows],
-    }
-
-
-def _columns(batch: dict[str, list[Any]]) -> tuple[list[Any], list[Any]]:
-    return batch["input_ids"], batch["labels"]
-
-
-def _first_trained(labels: list[int]) -> int:
-    return next((index for index, label in enumerate(labels) if label != IGNORE), len(labels))
 
 
 def _padded(rows: list[torch.Tensor]) -> torch.Tensor:

@@ -10,7 +10,7 @@ from trl.trainer.reward_trainer import RewardTrainer
 from runner.training.trainer import GuardedTrainer
 
 
-class RewardModelTrainer(GuardedTrainer, RewardTrainer):
+class GuardedRewardTrainer(GuardedTrainer, RewardTrainer):
     """``RewardTrainer`` on ``chosen_`` and ``rejected_`` rows: the better answer shall score higher."""
 
     def _prepare_dataset(self, dataset: Dataset, *_: Any) -> Dataset:

@@ -19,18 +19,14 @@ from transformers import (
     TrainingArguments,
 )
 from transformers.trainer_utils import rotate_checkpoints
-from trl.trainer.sft_config import SFTConfig
-from trl.trainer.sft_trainer import SFTTrainer
 
 from runner.core import signals
 from runner.core.errors import Diverged, RunnerError
 from runner.core.signals import Preempted
-from runner.data.labels import IGNORE
 from runner.models.keyed_dropout import key_dropout
 from runner.runs import checkpoint
 from runner.training.context import OnLog, TrainerContext
 from runner.training.out_of_memory import free_memory, is_out_of_memory
-from runner.training.token_loss import TokenLogprobs, supports_chunked_loss, token_logprobs
 
 _BATCH = ("per_device_train_batch_size", "gradient_accumulation_steps")
 
@@ -229,58 +225,6 @@ class GuardedTrainer(Trainer):
         if reason := checkpoint.verify(best):
             raise RunnerError(f"the best checkpoint cannot be loaded: {best} {reason}")
         super()._load_best_model()
-
-
-class SupervisedTrainer(GuardedTrainer, SFTTrainer):
-    """``SFTTrainer`` on rows that are already ``input_ids`` and ``labels``.
-
-    Where the head is a plain frozen one, the loss comes from ``runner.training.token_loss``, elsewhere from
-    TRL.
-    """
-
-    def __init__(self, model: Any, args: SFTConfig, *rows: Any, **more: Any) -> None:
-        if not args.packing:
-            args.max_length = None  # the rows are cut already; TRL would look at each again
-        super().__init__(model, args, *rows, **more)
-        if args.packing:
-            self.train_dataset = _labelled(self.train_dataset)
-            self.eval_dataset = _labelled(self.eval_dataset)
-        self._own_loss = (
-            args.loss_type == "nll"
-            and not args.label_smoothing_factor
-            and not (args.packing or args.padding_free)
-            and supports_chunked_loss(model)
-        )
-
-    def compute_loss(
-        self, model: Any, inputs: dict[str, Any], return_outputs: bool = False, num_items_in_batch: Any = None
-    ) -> Any:
-        """The mean over the labelled tokens of the batch, or of all batches of the optimizer step."""
-        if not self._own_loss or return_outputs:
-            return super().compute_loss(model, inputs, return_outputs, num_items_in_batch)
-        with self.accelerator.autocast():
-            mask = inputs["attention_mask"]
-            scores = token_logprobs(self.model, inputs["input_ids"], inputs["labels"], attention_mask=mask)
-        self._note(scores, int(mask.sum()))
-        count = scores.mask.sum() if num_items_in_batch is None else num_items_in_batch
-        return -scores.log_probs.sum() / torch.as_tensor(count, device=mask.device).clamp(min=1)
-
-    def _note(self, scores: TokenLogprobs, tokens: int) -> None:
-        """Keep the metrics that TRL logs with the loss, under its names."""
-        mode = "train" if scores.log_probs.requires_grad else "eval"
-        count = scores.mask.sum().clamp(min=1)
-        self._metrics[mode]["entropy"].append((scores.entropy.sum() / count).item())
-        self._metrics[mode]["mean_token_accuracy"].append((scores.is_top1.sum() / count).item())
-        self._total_train_tokens += tokens if mode == "train" else 0
-        self._metrics[mode]["num_tokens"] = [self._total_train_tokens]
-
-
-def _labelled(packed: Any) -> Any:
-    """The packed rows without those that train nothing, as the wrapped strategy cuts between two answers:
-    their batch would have no loss, which is logged as 0."""
-    if packed is None:
-        return None
-    return packed.filter(lambda row: any(label != IGNORE for label in row["labels"][1:]))
 
 
 class _Report(TrainerCallback):

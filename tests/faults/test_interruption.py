@@ -20,7 +20,7 @@ from runner.__main__ import main
 from runner.core.signals import Preempted
 from runner.packed.trainer import PackedTrainer
 from runner.runs import checkpoint, run_folder
-from runner.training.trainer import SupervisedTrainer
+from runner.training.sft import GuardedSFTTrainer
 
 # Uneven windows (5 batches in windows of 2), epochs, dropout, lines of three steps, saves between them.
 WORDS = (
@@ -109,7 +109,7 @@ def saved(tmp_path_factory: pytest.TempPathFactory) -> Path:
         patch.chdir(place)
         words = (*WORDS, "trainer.num_train_epochs=2")
         assert main([*words, "output_dir=whole"]) == 0
-        signalled(patch, SupervisedTrainer, signal.SIGTERM, 4)
+        signalled(patch, GuardedSFTTrainer, signal.SIGTERM, 4)
         assert main([*words, "output_dir=cut"]) == 75
     return place
 
@@ -201,7 +201,7 @@ def test_29_a_signal_leaves_an_exact_checkpoint(cli, monkeypatch, capsys, number
     words = (*without, "trainer.num_train_epochs=2", "trainer.save_strategy=no")
     whole = cli(*words, folder="whole")
     with monkeypatch.context() as patch:
-        signalled(patch, SupervisedTrainer, number, 4)
+        signalled(patch, GuardedSFTTrainer, number, 4)
         cut = cli(*words)
     assert (cut.code, cut.record["status"]) == (75, "preempted")
     assert f"ended by {signal.Signals(number).name} after step 4" in cut.record["error"]["message"]
@@ -211,14 +211,14 @@ def test_29_a_signal_leaves_an_exact_checkpoint(cli, monkeypatch, capsys, number
 
 
 def test_29_a_second_signal_ends_at_once(cli, monkeypatch):
-    step = SupervisedTrainer.training_step
+    step = GuardedSFTTrainer.training_step
 
     def twice(self, *args, **kwargs):
         os.kill(os.getpid(), signal.SIGTERM)
         os.kill(os.getpid(), signal.SIGTERM)
         return step(self, *args, **kwargs)
 
-    monkeypatch.setattr(SupervisedTrainer, "training_step", twice)
+    monkeypatch.setattr(GuardedSFTTrainer, "training_step", twice)
     run = cli(*WORDS)
     assert (run.code, run.record["status"]) == (75, "preempted")
     assert checkpoint.newest(run.folder / "checkpoints") is None
@@ -256,7 +256,7 @@ def test_30_a_changed_config_or_file_is_refused_with_the_difference(
     rows.write_text(text)
     words = (*WORDS, f"data.path={rows}")
     with monkeypatch.context() as patch:
-        signalled(patch, SupervisedTrainer, signal.SIGTERM, 1)
+        signalled(patch, GuardedSFTTrainer, signal.SIGTERM, 1)
         assert cli(*words).code == 75
     capsys.readouterr()
     before = {path: path.read_bytes() for path in Path("run").rglob("*") if path.is_file()}

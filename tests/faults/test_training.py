@@ -12,7 +12,7 @@ import torch
 from helpers.command import TINY
 from runner.runs import checkpoint
 from runner.runs.checkpoint import newest, verify
-from runner.training.trainer import SupervisedTrainer
+from runner.training.sft import GuardedSFTTrainer
 
 SAVING = (*TINY, "trainer.max_steps=4", "trainer.save_strategy=steps", "trainer.save_steps=1")
 QUIET = ("generation.samples=0", "data.metric=null")
@@ -25,7 +25,7 @@ def weights(folder: str) -> bytes:
 
 def spoil(patch: pytest.MonkeyPatch, what: str) -> None:
     """Make the loss, the gradient or a weight of the third step not finite."""
-    step, save = SupervisedTrainer.training_step, SupervisedTrainer._save_checkpoint
+    step, save = GuardedSFTTrainer.training_step, GuardedSFTTrainer._save_checkpoint
 
     def training_step(self, model, *args, **kwargs):
         loss = step(self, model, *args, **kwargs)
@@ -44,10 +44,10 @@ def spoil(patch: pytest.MonkeyPatch, what: str) -> None:
             next(p for p in model.parameters() if p.requires_grad).data.view(-1)[7] = torch.nan
         save(self, model, trial)
 
-    original = SupervisedTrainer.compute_loss
-    patch.setattr(SupervisedTrainer, "training_step", training_step)
-    patch.setattr(SupervisedTrainer, "compute_loss", compute_loss)
-    patch.setattr(SupervisedTrainer, "_save_checkpoint", save_checkpoint)
+    original = GuardedSFTTrainer.compute_loss
+    patch.setattr(GuardedSFTTrainer, "training_step", training_step)
+    patch.setattr(GuardedSFTTrainer, "compute_loss", compute_loss)
+    patch.setattr(GuardedSFTTrainer, "_save_checkpoint", save_checkpoint)
 
 
 @pytest.mark.parametrize("what", ["loss", "gradient", "weight"])
@@ -71,12 +71,12 @@ def test_24_an_absurd_learning_rate_is_flagged(cli, capsys):
 
 
 def test_24_a_loss_that_rises_is_flagged(cli, monkeypatch, capsys):
-    compute = SupervisedTrainer.compute_loss
+    compute = GuardedSFTTrainer.compute_loss
 
     def rising(self, *args, **kwargs):
         return compute(self, *args, **kwargs) * (1 + self.state.global_step)
 
-    monkeypatch.setattr(SupervisedTrainer, "compute_loss", rising)
+    monkeypatch.setattr(GuardedSFTTrainer, "compute_loss", rising)
     run = cli(*TINY, *QUIET)
     assert run.code == 0
     assert any("the training loss rose from" in note for note in run.record["notes"])
@@ -84,14 +84,14 @@ def test_24_a_loss_that_rises_is_flagged(cli, monkeypatch, capsys):
 
 
 def out_of_memory_above(patch: pytest.MonkeyPatch, rows: int) -> None:
-    compute = SupervisedTrainer.compute_loss
+    compute = GuardedSFTTrainer.compute_loss
 
     def compute_loss(self, model, inputs, *args, **kwargs):
         if len(inputs["input_ids"]) > rows and self.state.global_step >= 1:
             raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB.")
         return compute(self, model, inputs, *args, **kwargs)
 
-    patch.setattr(SupervisedTrainer, "compute_loss", compute_loss)
+    patch.setattr(GuardedSFTTrainer, "compute_loss", compute_loss)
 
 
 def test_25_out_of_memory_says_what_to_change(cli, monkeypatch, capsys):
@@ -168,7 +168,7 @@ def full_disk():
 @pytest.mark.report
 def test_26_a_full_disk_leaves_the_last_checkpoint_intact(cli, monkeypatch, capsys, full_disk):
     whole = cli(*SAVING, *QUIET, folder="whole")
-    step = SupervisedTrainer.training_step
+    step = GuardedSFTTrainer.training_step
 
     def fill(self, *args, **kwargs):
         if self.state.global_step == 2:
@@ -176,7 +176,7 @@ def test_26_a_full_disk_leaves_the_last_checkpoint_intact(cli, monkeypatch, caps
         return step(self, *args, **kwargs)
 
     with monkeypatch.context() as patch:
-        patch.setattr(SupervisedTrainer, "training_step", fill)
+        patch.setattr(GuardedSFTTrainer, "training_step", fill)
         assert cli(*SAVING, *QUIET, folder="cut").code == 1
     full_disk(resource.RLIM_INFINITY)
     said = " ".join(capsys.readouterr().err.split())

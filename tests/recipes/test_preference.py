@@ -10,7 +10,8 @@ from safetensors.torch import load_file
 
 from helpers.command import ADAPTER, RECORD, TINY
 from recipes import OBJECTIVES
-from runner.training.preference import PaddedRows, _mismatched
+from runner.training.kto import _mismatched
+from runner.training.preference import PaddedRows
 
 SAVES = ("trainer.save_strategy=steps", "trainer.save_steps=2")
 FAST = ("trainer.learning_rate=0.05", "trainer.warmup_steps=0", "trainer.lr_scheduler_type=constant")

@@ -150,12 +150,12 @@ def test_a_loss_that_is_not_finite_stops_the_run(cli):
 
 @pytest.mark.report
 def test_a_failure_in_training_leaves_a_complete_record(cli, monkeypatch):
-    from runner.training.trainer import SupervisedTrainer
+    from runner.training.sft import GuardedSFTTrainer
 
     def fail(self, *args, **kwargs):
         raise RuntimeError("the machine is on fire")
 
-    monkeypatch.setattr(SupervisedTrainer, "training_step", fail)
+    monkeypatch.setattr(GuardedSFTTrainer, "training_step", fail)
     run = cli(*TINY)
     assert run.code == 1
     assert run.record["status"] == "failed"
@@ -258,7 +258,7 @@ def test_loftq_without_what_it_needs_is_refused(cli, capsys):
 
 
 def test_a_resumed_run_ends_with_the_bytes_of_an_undisturbed_one(cli, monkeypatch):
-    from runner.training.trainer import SupervisedTrainer
+    from runner.training.sft import GuardedSFTTrainer
 
     steps = (
         *TINY,
@@ -268,7 +268,7 @@ def test_a_resumed_run_ends_with_the_bytes_of_an_undisturbed_one(cli, monkeypatc
         "lora.lora_dropout=0.1",
     )
     whole = cli(*steps, folder="whole")
-    step = SupervisedTrainer.training_step
+    step = GuardedSFTTrainer.training_step
 
     def stop(self, *args, **kwargs):
         if self.state.global_step == 3:
@@ -276,7 +276,7 @@ def test_a_resumed_run_ends_with_the_bytes_of_an_undisturbed_one(cli, monkeypatc
         return step(self, *args, **kwargs)
 
     with monkeypatch.context() as patch:
-        patch.setattr(SupervisedTrainer, "training_step", stop)
+        patch.setattr(GuardedSFTTrainer, "training_step", stop)
         assert cli(*steps, folder="cut").code == 1
     assert cli(*steps, "resume=auto", folder="cut").code == 0
     weights = [(Path(name) / "adapter/adapter_model.safetensors").read_bytes() for name in ("whole", "cut")]
