@@ -22,7 +22,7 @@ from runner.data.template import Renderer
 from runner.evaluation.logit_kl import Fidelity, compare, read_texts
 from runner.export.combine import combine, combines, parts
 from runner.export.merge import Skeleton
-from runner.export.merge_check import Setup, check_merge
+from runner.export.merge_check import MergeSetup, check_merge
 from runner.export.tensors import CheckpointTensors, ModelTensors
 from runner.export.write_merged import write_model
 from runner.models.adapter import attach, set_base
@@ -78,7 +78,7 @@ def run(config: RunConfig, folder: RunFolder) -> None:
     _hand_over(config, folder, target)
 
 
-def _rows(setup: Setup) -> Split:
+def _rows(setup: MergeSetup) -> Split:
     """The rows whose logits are compared, prompts with their answers: held-out ones where there are any."""
     config, tokenizer = setup.trained, setup.base.tokenizer
     count = config.merge.prompts
@@ -91,7 +91,7 @@ def _rows(setup: Setup) -> Split:
     return data.eval or data.train
 
 
-def _combine(config: RunConfig, setup: Setup, target: Path) -> Adapter:
+def _combine(config: RunConfig, setup: MergeSetup, target: Path) -> Adapter:
     """Save the combination of all adapters like any adapter."""
     named = parts(setup.adapters)
     skeleton = Skeleton(setup.base, named, setup.classes, torch.float32, setup.device)
@@ -102,7 +102,7 @@ def _combine(config: RunConfig, setup: Setup, target: Path) -> Adapter:
     return Adapter("combined", target, None)
 
 
-def _adapter_logits(setup: Setup, adapter: Adapter, texts: list[list[int]]) -> list[torch.Tensor]:
+def _adapter_logits(setup: MergeSetup, adapter: Adapter, texts: list[list[int]]) -> list[torch.Tensor]:
     """What the model says as it was trained: the base, quantised if it was then, under the adapter."""
     exact = setup.compared != setup.precision
     dtype = setup.own if exact else setup.precision.dtype
@@ -115,7 +115,7 @@ def _adapter_logits(setup: Setup, adapter: Adapter, texts: list[list[int]]) -> l
     return logits
 
 
-def _merge(config: RunConfig, setup: Setup, adapter: Adapter, name: str, target: Path) -> None:
+def _merge(config: RunConfig, setup: MergeSetup, adapter: Adapter, name: str, target: Path) -> None:
     """Merge into one of the bases and write the model to ``target``."""
     base = setup.base
     skeleton = Skeleton(base, [adapter], setup.classes, setup.dtype, setup.device)
@@ -131,7 +131,7 @@ def _merge(config: RunConfig, setup: Setup, adapter: Adapter, name: str, target:
     free_memory()
 
 
-def _merged_logits(setup: Setup, folder: Path, texts: list[list[int]]) -> list[torch.Tensor]:
+def _merged_logits(setup: MergeSetup, folder: Path, texts: list[list[int]]) -> list[torch.Tensor]:
     """What the merged model says, loaded from its folder."""
     merged = dataclasses.replace(setup.base, folder=folder)
     model = load_model(merged, None, setup.compared.dtype, setup.trained.seed, setup.classes)
@@ -141,7 +141,7 @@ def _merged_logits(setup: Setup, folder: Path, texts: list[list[int]]) -> list[t
     return logits
 
 
-def _record(config: RunConfig, folder: RunFolder, setup: Setup, results: dict[str, Fidelity]) -> str:
+def _record(config: RunConfig, folder: RunFolder, setup: MergeSetup, results: dict[str, Fidelity]) -> str:
     """Store how faithful each merged model is, and return the base of the best. Raises ``RunnerError``."""
     chosen = min(results, key=lambda name: (not math.isfinite(results[name].kl), results[name].kl))
     best = results[chosen]

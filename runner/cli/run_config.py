@@ -1,7 +1,7 @@
-"""Compose the run config with Hydra, find every mistake in it, and freeze it into plain objects.
+"""Compose the run config with Hydra, find every error in it, and freeze it into plain objects.
 
-Only this module, ``runner.cli.command``, ``runner.cli.axes``, ``runner.cli.compose``, the entry and the
-launcher in ``runner/plugins`` know Hydra and OmegaConf.
+Only this room, the entry, ``runner.sweep.hydra_cells`` and the launcher in ``runner/plugins`` know Hydra and
+OmegaConf.
 """
 
 from __future__ import annotations

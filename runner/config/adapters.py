@@ -160,7 +160,7 @@ def check_base(config: RunConfig, identity: dict[str, Any]) -> list[str]:
 
 
 def head_issues(config: RunConfig) -> list[Issue]:
-    """The adapters whose model answers with a class or a score, and has no words."""
+    """An issue for each adapter of a classifier or reward model, which writes no text."""
     return [
         Issue(
             f"adapter={adapter.folder}",

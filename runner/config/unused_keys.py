@@ -1,4 +1,4 @@
-"""Keys that have no effect as another key stands: who sets one believes in something that is not so."""
+"""Keys that have no effect because of the value of another key."""
 
 from __future__ import annotations
 

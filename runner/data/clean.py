@@ -1,4 +1,4 @@
-"""One row by itself: tidied, what speaks against it, and what makes it the same as another."""
+"""One example by itself: cleaned, whether it is dropped and why, and what identifies duplicates."""
 
 from __future__ import annotations
 

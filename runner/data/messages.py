@@ -63,7 +63,7 @@ def side_of(row: Row, key: str, role: str) -> list[Message]:
 
 
 def said(text: str, role: str) -> Message:
-    """A message of these words."""
+    """A message with this text."""
     return {"role": role, "content": _sound(text, role)}
 
 

@@ -1,4 +1,4 @@
-"""Whether the tokenizer knows the marks that the template puts around turns, and a model stops after its."""
+"""Whether the chat template's delimiters are special tokens, and generation stops after an answer."""
 
 from __future__ import annotations
 
@@ -13,14 +13,14 @@ _MARK = re.compile(r"<[^<>\s]+>")
 
 
 def check_turns(base: Base, renderer: Renderer, answers: bool) -> list[str]:
-    """Remarks on the marks of the template; ``answers`` says that the model learns to write them.
+    """Warnings about the template's delimiters; ``answers`` says that the model learns to write answers.
 
     Raises ``ConfigError`` if answers end with a token at which generation would not stop.
     """
     try:
         text, ends = renderer.sample_turn()
     except BadRow:
-        return []  # the template wants other messages than these; the rows will tell
+        return []  # the template wants other messages than these; each row is checked when it is rendered
     vocabulary = base.tokenizer.get_vocab()
     stops = {base.tokenizer.eos_token, *base.tokenizer.convert_ids_to_tokens(_stop_ids(base))}
     if answers and not stops & set(ends):
@@ -31,8 +31,8 @@ def check_turns(base: Base, renderer: Renderer, answers: bool) -> list[str]:
     pieces = [mark for mark in dict.fromkeys(_MARK.findall(text)) if mark not in vocabulary]
     if not pieces:
         return []
-    marks = f"the template's marks {', '.join(pieces)} are no tokens of this tokenizer"
-    return [f"{marks}: they are read and written in pieces, and an answer ends with {ends[0]}"]
+    marks = f"the chat template's delimiters {', '.join(pieces)} are not special tokens of this tokenizer"
+    return [f"{marks}: each is split into several tokens, and an answer ends with {ends[0]}"]
 
 
 def _stop_ids(base: Base) -> list[int]:

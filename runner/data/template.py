@@ -114,7 +114,7 @@ class Renderer:
         return sorted(set(found))
 
     def trained_text(self, row: Encoded) -> str:
-        """What the labelled tokens say, decoded."""
+        """The loss tokens, decoded."""
         return self.tokenizer.decode([label for label in row.labels if label != IGNORE])
 
     def _turn(self, messages: list[Message], index: int, tools: Tools) -> _Turn:

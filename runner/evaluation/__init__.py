@@ -1,1 +1,1 @@
-"""What a model says, and what it is worth: answers, metrics, losses, intervals, a chat."""
+"""Evaluation: generated answers, metrics, held-out loss, confidence intervals, a chat."""

@@ -30,7 +30,7 @@ _AS_TRAINED = ("precision", "bf16", "fp16", "max_length")
 
 
 @dataclass
-class Setup:
+class MergeSetup:
     """The checked parts of a merge.
 
     ``trained`` is the config with the recipe and number formats of the training run, ``kind`` what
@@ -61,7 +61,7 @@ class Setup:
         return ["dequantised", "original"] if self.quantization else ["original"]
 
 
-def check_merge(config: RunConfig, objectives: Objectives, folder: Path) -> Setup:
+def check_merge(config: RunConfig, objectives: Objectives, folder: Path) -> MergeSetup:
     """Check a merge whose result goes into ``folder``; ``objectives`` are those of the training recipes.
 
     Raises ``ConfigError``.
@@ -93,7 +93,7 @@ def check_merge(config: RunConfig, objectives: Objectives, folder: Path) -> Setu
         notes.append("the base's files name its weights otherwise than its model: it is merged as a whole")
     layout = skeleton.layout()
     exact = quantization is None and _has_room(layout, device)
-    setup = Setup(
+    setup = MergeSetup(
         adapters=found,
         trained=trained,
         kind=objective.kind,

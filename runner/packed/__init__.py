@@ -4,4 +4,4 @@ from __future__ import annotations
 
 
 class CannotPack(Exception):
-    """Cells that looked packable are not on this machine or with this model; the message says why."""
+    """Cells that could share a pack by their configs cannot with this model or machine; says why."""

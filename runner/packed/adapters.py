@@ -214,7 +214,7 @@ def _continue(model: Any, start: Path, count: int) -> Drawn:
         or config.layer_replication
         or any(not name.endswith((".lora_A.default.weight", ".lora_B.default.weight")) for name in trained)
     ):
-        raise CannotPack(f"{start} is more than one low-rank term of one size a layer")
+        raise CannotPack(f"{start} is not plain LoRA with one rank and scaling for all layers")
     values = _take(layers, "default")
     return wrapped, layers, [values] * count, [copy.deepcopy(config) for _ in range(count)]
 

@@ -92,7 +92,7 @@ class Collator:
         return self.pad(rows)
 
     def pad(self, rows: Sequence[Encoded]) -> dict[str, torch.Tensor]:
-        """The three of them."""
+        """Pads, without anything that a subclass adds."""
         longest = max(len(row.input_ids) for row in rows)
         ids = [row.input_ids + [self.pad_token_id] * (longest - len(row.input_ids)) for row in rows]
         labels = [row.labels + [IGNORE] * (longest - len(row.labels)) for row in rows]

@@ -50,7 +50,7 @@ class CellState:
 
 @dataclass
 class LogLine:
-    """Metrics [names, cells] on their way to the host, and what belongs to them."""
+    """Metrics [names, cells] of a logged step, being copied to the host, with step, rates and time."""
 
     names: list[str]
     copy: tuple[torch.Tensor, Any]

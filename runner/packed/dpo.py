@@ -110,7 +110,8 @@ def _loss(
     """Loss and metrics of some rows of a batch: chosen ones, then as many rejected ones."""
     own: Any = {name: values[rows] for name, values in output.items()}
     labels, log_probs = batch["labels"][rows], own["log_probs"]
-    # until its first step a cell is the reference: no rounding may come between equal rewards
+    # before its first step a cell equals the reference; with log-probabilities of another batch layout,
+    # rounding would make rewards differ from 0
     reference = batch["reference"][rows] if cell.moved else log_probs.detach().sum(1)
     chosen, rejected = reference.to(log_probs.dtype).chunk(2)
     return pair_loss(

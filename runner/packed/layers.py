@@ -26,7 +26,7 @@ class PackState:
         return self.scaling.shape[0]
 
     def show(self, first: int, last: int) -> None:
-        """Name the adapters of the next batch."""
+        """Set the adapters that the next batch is for."""
         self.first, self.last = first, last
 
     def keep(self, chosen: list[int]) -> None:

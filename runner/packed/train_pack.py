@@ -29,7 +29,7 @@ from runner.runs.checkpoint import step_of
 from runner.runs.run_folder import RunFolder
 from runner.training.load import total_parameters
 from runner.training.results import complete_adapter, conclude, kept_scores
-from runner.training.setup import Setup, check_training, total_steps
+from runner.training.setup import TrainingSetup, check_training, total_steps
 from runner.training.token_loss import supports_chunked_loss
 
 
@@ -39,7 +39,7 @@ class Pack:
 
     cells: list[CellRun]
     objective: Objective
-    setup: Setup
+    setup: TrainingSetup
     data: dict[str, Data]  # by the name of the cell; cells with the same rows share them
     work: Path
 
@@ -68,7 +68,7 @@ def train_pack(
     with timed(cells, "check"):
         setup = check_training(cells[0].config, objective, work)
     if setup.arguments.fp16:
-        raise CannotPack("in fp16 one scale of the loss would serve them all")
+        raise CannotPack("fp16 has one loss scaler for the whole batch")
     with timed(cells, "data"):
         data = _prepare(cells, setup, objective)
     later = [cell for cell in cells if _size(data[cell.name]) != _size(data[cells[0].name])]
@@ -130,7 +130,7 @@ def _without_dropped(cells: list[CellRun], work: Path) -> list[CellRun]:
     return [cell for cell in cells if cell not in gone]
 
 
-def _prepare(cells: list[CellRun], setup: Setup, objective: Objective) -> dict[str, Data]:
+def _prepare(cells: list[CellRun], setup: TrainingSetup, objective: Objective) -> dict[str, Data]:
     """The data of each cell; cells whose seeds split the file alike share them."""
     by_seed: dict[int, Data] = {}
     alike: dict[tuple[str, str], Data] = {}

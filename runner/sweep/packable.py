@@ -26,18 +26,8 @@ AXES = {
         "max_grad_norm",
     ),
 }
-# Of the preference loss, which is called for each cell with the cell's own arguments.
-_LOSS_AXES = (
-    "beta",
-    "loss_type",
-    "loss_weights",
-    "label_smoothing",
-    "discopop_tau",
-    "f_divergence_type",
-    "f_alpha_divergence_coef",
-)
-# What must be the same, and is the same for an adapter among others as for one alone. Any other key, when it
-# says something, runs alone: better slow than silently different.
+# What must be the same for all cells of a pack, and has the same effect there as in a solo run. A cell with
+# any other key that is set runs alone: better slow than silently different.
 _SHARED = {
     "lora": (
         "_target_",
@@ -77,7 +67,7 @@ _SHARED = {
         "precompute_ref_batch_size",
     ),
 }
-# Values of other keys that mean nothing out of the ordinary.
+# Values of other keys with which an adapter trains in a pack as it does alone.
 _ORDINARY = {
     "init_lora_weights": (True, "gaussian"),
     "bias": ("none",),
@@ -132,7 +122,7 @@ def reasons_alone(config: RunConfig) -> Iterator[str]:
     if objective is None or not objective.packed:
         yield f"recipe={config.recipe} is not packed"
     if not config.lora:
-        yield "every weight is trained"
+        yield "full fine-tuning is not packed"
     elif config.lora.get("_target_") != "peft.LoraConfig":
         yield f"{config.lora.get('_target_')} is not packed"
     for key in ("resume", "push_to"):
@@ -140,14 +130,16 @@ def reasons_alone(config: RunConfig) -> Iterator[str]:
             yield f"{key}={getattr(config, key)}"
     if config.model.device_map:
         yield f"model.device_map={config.model.device_map}"
-    if config.adapter and config.trainer.get("disable_dropout") is False:
-        yield "trainer.disable_dropout=false drops inputs of the reference, too, which is computed once"
+    dropout = config.adapter and config.trainer.get("disable_dropout") is False
+    if objective and objective.reference and dropout:
+        yield "trainer.disable_dropout=false: the reference, which is computed once, would have dropout too"
     if (config.trainer.get("gradient_checkpointing_kwargs") or {}).get("selective"):
         yield "trainer.gradient_checkpointing_kwargs: TRL's selective checkpointing is not packed"
     if config.trainer.get("precision") == "fp16":
-        yield "trainer.precision=fp16 scales the loss of all cells at once"
+        yield "trainer.precision=fp16 has one loss scaler for the whole batch"
     if config.trainer.get("lr_scheduler_type", "linear") not in _SCHEDULES:
-        yield f"trainer.lr_scheduler_type={config.trainer['lr_scheduler_type']} is no function of the step"
+        schedule = config.trainer["lr_scheduler_type"]
+        yield f"trainer.lr_scheduler_type={schedule} does not depend on the step alone"
     for section, axes in _axes(config).items():
         for key, value in getattr(config, section).items():
             if key in (*axes, *AXES[section], *_SHARED[section]) or value in (
@@ -166,8 +158,9 @@ def reasons_alone(config: RunConfig) -> Iterator[str]:
 
 def _axes(config: RunConfig) -> dict[str, tuple[str, ...]]:
     """What may differ between cells of this recipe; an adapter that is continued keeps its shape."""
-    losses = _LOSS_AXES if config.recipe == "dpo" else ()
-    return {"lora": () if config.adapter else AXES["lora"], "trainer": (*AXES["trainer"], *losses)}
+    objective = OBJECTIVES.get(config.recipe)
+    own = objective.pack_axes if objective else ()
+    return {"lora": () if config.adapter else AXES["lora"], "trainer": (*AXES["trainer"], *own)}
 
 
 def _shared_part(config: RunConfig) -> str:

@@ -64,7 +64,7 @@ def _run_alone(job: dict[str, Any], cell: dict[str, Any]) -> int:
 
 
 def _run_pack(job: dict[str, Any], work: Path) -> int:
-    """All cells together; those that cannot keep step with the first one, in packs after it."""
+    """All cells together; those with another number of examples than the first, in packs after it."""
     from runner.packed.cell import CellRun
     from runner.packed.train_pack import train_pack
 

@@ -14,8 +14,6 @@ from runner.training.trainer import GuardedTrainer
 class GuardedClassifierTrainer(GuardedTrainer, Trainer):
     """``Trainer`` on rows of ``input_ids`` and ``label``, the number of the class."""
 
-    _total_train_tokens = 0
-
     def __init__(self, model: Any, args: Any, tokenizer: Any, *rows: Any, **more: Any) -> None:
         collator = DataCollatorWithPadding(tokenizer)
         super().__init__(

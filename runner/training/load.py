@@ -11,7 +11,7 @@ from runner.config.settings import RunConfig
 from runner.models.adapter import AdapterSaver, add_adapter, changes_base, continue_adapter
 from runner.models.build import peft_config
 from runner.models.model import load_model
-from runner.training.setup import Setup
+from runner.training.setup import TrainingSetup
 
 
 @dataclass(frozen=True)
@@ -42,7 +42,7 @@ def total_parameters(model: Any) -> int:
 
 
 def load_trainable(
-    config: RunConfig, objective: Objective, setup: Setup, steps: int, head: list[str] | None
+    config: RunConfig, objective: Objective, setup: TrainingSetup, steps: int, head: list[str] | None
 ) -> Trainable:
     """Load the base, with a new ``head`` of named outputs if there is one, and put the adapter on it.
 

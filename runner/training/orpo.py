@@ -1,4 +1,4 @@
-"""TRL's experimental ORPO trainer on rows that are rendered and masked already."""
+"""TRL's experimental ORPO trainer on examples that are tokenised and masked already."""
 
 from __future__ import annotations
 
@@ -10,15 +10,13 @@ from runner.training.trainer import GuardedTrainer
 
 
 class GuardedORPOTrainer(GuardedTrainer, ORPOTrainer):
-    """``ORPOTrainer`` on ``chosen_`` and ``rejected_`` rows of ``input_ids`` and ``labels``.
+    """``ORPOTrainer`` on ``chosen_`` and ``rejected_`` sequences of ``input_ids`` and ``labels``.
 
     As in TRL, the likelihood part of the loss runs over the prompt too (ORPO, arXiv:2403.07691, equation 6).
     """
 
-    _total_train_tokens = 0
-
     def tokenize_row(self, feature: dict[str, Any], model: Any = None) -> dict[str, Any]:
-        """Only the attention masks are missing."""
+        """Called by ``ORPOTrainer`` for each example: only the attention masks are to be added."""
         sides = ("chosen", "rejected")
         return {f"{side}_attention_mask": [1] * len(feature[f"{side}_input_ids"]) for side in sides}
 

@@ -100,7 +100,7 @@ class BatchShrinker:
         free_memory()
         if step:
             self.checkpoint = str(trainer.leave_checkpoint())
-        trainer.optimizer.state.clear()  # who called still holds the trainer while the next one is built
+        trainer.optimizer.state.clear()  # the caller still holds this trainer while the next one is built
         free_memory()
         self._on_shrink(
             f"out of memory in step {step + 1}: {batch} rows in {passes} passes a step from here on"

@@ -15,7 +15,7 @@ from runner.models.adapter import set_base
 from runner.runs.model_card import card_facts, model_card
 from runner.runs.run_folder import RunFolder
 from runner.training.load import Trainable
-from runner.training.setup import Setup
+from runner.training.setup import TrainingSetup
 
 if TYPE_CHECKING:
     from runner.evaluation.generate import HeldOutGenerator
@@ -39,7 +39,7 @@ def training_metrics(trainer: Any, train_loss: float, seconds: float) -> dict[st
 
 
 def save_trained(
-    config: RunConfig, setup: Setup, trained: Trainable, folder: Path, head: list[str] | None
+    config: RunConfig, setup: TrainingSetup, trained: Trainable, folder: Path, head: list[str] | None
 ) -> Path:
     """Write ``adapter/``, or ``model/`` where every weight was trained, into a run folder; returns it."""
     if trained.saver is None:
@@ -53,7 +53,9 @@ def save_trained(
     return target
 
 
-def complete_adapter(config: RunConfig, setup: Setup, target: Path, head: list[str] | None = None) -> None:
+def complete_adapter(
+    config: RunConfig, setup: TrainingSetup, target: Path, head: list[str] | None = None
+) -> None:
     """Put beside an adapter what makes it usable alone: its base's name and identity, its tokenizer."""
     set_base(target, config.model.path or f"random:{config.model.architecture}")
     write_base(target, dataclasses.asdict(config.model), setup.identity, head)

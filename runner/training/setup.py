@@ -28,7 +28,7 @@ from runner.runs.run_folder import RunFolder
 
 
 @dataclass(frozen=True)
-class Setup:
+class TrainingSetup:
     """The checked parts of a training run.
 
     ``identity`` are the digests of the base, ``max_length`` (tokens) is where sequences are cut,
@@ -65,7 +65,7 @@ class Setup:
         folder.write()
 
 
-def check_training(config: RunConfig, objective: Objective, folder: Path) -> Setup:
+def check_training(config: RunConfig, objective: Objective, folder: Path) -> TrainingSetup:
     """Find every config error that needs neither examples nor weights; checkpoints will go into ``folder``.
 
     Raises ``ConfigError``.
@@ -89,7 +89,7 @@ def check_training(config: RunConfig, objective: Objective, folder: Path) -> Set
     modules = module_names(base.config, config.model.trust_remote_code)
     check_adapter(config, objective.task_type, base, modules, has_cuda)
     identity = base_identity(base, config.seed, precision.dtype)
-    return Setup(
+    return TrainingSetup(
         base=base,
         identity=identity,
         precision=precision,

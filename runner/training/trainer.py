@@ -32,7 +32,7 @@ _BATCH = ("per_device_train_batch_size", "gradient_accumulation_steps")
 
 
 class GuardedTrainer(Trainer):
-    """What every trainer here adds to the library's, before which it stands among the base classes.
+    """What our trainers add to TRL's and transformers', before which this stands among the base classes.
 
     ``datasets`` are the tokenised training examples and the held-out ones, if there are any. Raises
     ``Diverged`` from the first step whose loss or gradient norm is not finite, before the optimizer uses it,

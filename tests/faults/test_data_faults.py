@@ -355,7 +355,7 @@ def test_17_marks_that_are_no_tokens_are_said_and_the_answer_still_ends(cli, mad
     run = cli(*TRAIN, *words)
     assert run.code == 0
     [note] = run.record["notes"]
-    assert "marks <start_of_turn>, <end_of_turn> are no tokens of this tokenizer" in note
+    assert "delimiters <start_of_turn>, <end_of_turn> are not special tokens of this tokenizer" in note
     assert "an answer ends with <|im_end|>" in note
     _, [row, *_] = inspected(cli, *words)
     assert row["trained_text"] == f"answer 0<end_of_turn>{END}"

@@ -255,13 +255,13 @@ def cell(name: str, *overrides: str) -> Cell:
     ("overrides", "reason"),
     [
         (["lora.use_dora=true"], "lora.use_dora=True is not packed"),
-        (["lora=none"], "every weight is trained"),
+        (["lora=none"], "full fine-tuning is not packed"),
         (["lora=ia3"], "peft.IA3Config is not packed"),
         (["lora=pissa"], "lora.init_lora_weights=pissa_niter_4 is not packed"),
         (["trainer.packing=true"], "trainer.packing=True is not packed"),
         (["trainer.optim=adafactor"], "trainer.optim=adafactor is not packed"),
         (["trainer.neftune_noise_alpha=5"], "trainer.neftune_noise_alpha=5 is not packed"),
-        (["trainer.lr_scheduler_type=reduce_lr_on_plateau"], "is no function of the step"),
+        (["trainer.lr_scheduler_type=reduce_lr_on_plateau"], "does not depend on the step alone"),
         (["recipe=orpo", "data=orders-pairs"], "recipe=orpo is not packed"),
     ],
 )

@@ -12,7 +12,7 @@ from typing import Any
 import pytest
 import yaml
 
-from conftest import TINY, Run
+from helpers.command import TINY, Run
 from runner.config.settings import ModelSettings
 from runner.models.model import find_base, load_model
 from runner.runs.model_card import CardFacts, card_facts
