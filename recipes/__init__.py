@@ -3,125 +3,39 @@
 from __future__ import annotations
 
 import importlib
-import logging
-import os
-import sys
-import warnings
 from collections.abc import Iterator, Mapping
-from contextlib import suppress
+from functools import cache
 from pathlib import Path
-from typing import Any
 
-from recipes.train import train
-from runner.cli import run_config
-from runner.config import adapters
 from runner.config.objective import Objective
 from runner.config.recipe_rules import recipe_names
-from runner.config.settings import RunConfig
-from runner.core import console, environment, signals
-from runner.core.errors import ConfigError, ExitCode, Issue, RunnerError
-from runner.reports import terminal
-from runner.runs import run_folder
-from runner.runs.resume import find_start
-from runner.training.out_of_memory import explained
 
 
 class _Objectives(Mapping[str, Objective]):
-    """The training recipes by name. A recipe's module is imported when it is looked up, and not before."""
+    """The training recipes by name: those whose file declares an ``OBJECTIVE``.
+
+    That is read from the source, and a module imported only when it is looked up: ``recipes.merge`` imports
+    torch, for which a config error must not wait.
+    """
 
     def __getitem__(self, name: str) -> Objective:
-        if name not in recipe_names():
+        if name not in self._names():
             raise KeyError(name)
-        objective = getattr(importlib.import_module(f"recipes.{name}"), "OBJECTIVE", None)
-        if objective is None:
-            raise KeyError(name)
-        return objective
+        return importlib.import_module(f"recipes.{name}").OBJECTIVE
 
     def __iter__(self) -> Iterator[str]:
-        for name in recipe_names():
-            with suppress(KeyError):
-                self[name]
-                yield name
+        return iter(self._names())
 
     def __len__(self) -> int:
-        return len(list(iter(self)))
+        return len(self._names())
+
+    @staticmethod
+    @cache
+    def _names() -> list[str]:
+        folder = Path(__file__).parent
+        return [
+            name for name in recipe_names() if "\nOBJECTIVE = " in (folder / f"{name}.py").read_text("utf-8")
+        ]
 
 
 OBJECTIVES = _Objectives()
-
-_STATUS = {ExitCode.FAILED: "failed", ExitCode.DIVERGED: "diverged", ExitCode.PREEMPTED: "preempted"}
-
-
-def run_recipe(
-    run: RunConfig, command: str, overrides: list[str], facts: dict[str, Any] | None = None
-) -> int:
-    """Make the run folder, run the recipe in it, record how it ended, and return the exit code.
-
-    ``command`` is what the user typed, ``overrides`` what this run or cell took from it; ``facts`` are more
-    entries of its record.
-    """
-    quiet_libraries()
-    environment.keep_freed_memory()
-    console.out.stderr = bool(run.prompt)  # an answer that is piped stands alone
-    objective = OBJECTIVES.get(run.recipe)
-    model = run.model.architecture or Path(str(run.model.path)).name
-    try:
-        _refuse_several_processes()
-        find_start(run)  # before the folder is touched, which with resume=auto is the earlier run's own
-        parents = adapters.parents(run)  # refuses an adapter that is none, so before there is a folder
-        path = run_folder.create(run.output_dir, f"{run.recipe}-{model}", go_on=run.resume == "auto")
-        folder = run_folder.RunFolder(path, command, overrides, run_config.to_yaml(run), run.seed)
-        folder.record |= {"recipe": run.recipe, "parents": parents, **(facts or {})}
-    except ConfigError as error:
-        console.config_errors(error.issues)
-        return ExitCode.CONFIG_ERROR
-    try:
-        with signals.signal_handlers():
-            if objective is not None:
-                train(run, folder, objective)
-            else:
-                importlib.import_module(f"recipes.{run.recipe}").run(run, folder)
-            folder.finish("completed")
-    except ConfigError as error:
-        console.config_errors(error.issues)
-        folder.withdraw()
-        return ExitCode.CONFIG_ERROR
-    except Exception as raised:
-        return _end(run, folder, raised)
-    terminal.closing(folder.record, path)
-    return ExitCode.COMPLETED
-
-
-def _end(run: RunConfig, folder: run_folder.RunFolder, raised: Exception) -> int:
-    """Record and say how a run ended that did not complete; returns its exit code."""
-    error = explained(raised, run)
-    code = error.code if isinstance(error, RunnerError) else ExitCode.FAILED
-    message = str(error) if isinstance(error, RunnerError) else f"{type(error).__name__}: {error}"
-    try:
-        folder.finish(_STATUS[code], error)
-    except OSError as unwritten:  # a full disk, which may be what ended the run
-        console.failed(f"{message}; and run.json could not be written: {unwritten}", folder.path)
-        return code
-    if code == ExitCode.PREEMPTED:
-        console.preempted(message, folder.path)
-    else:
-        console.failed(message, folder.path, details=not isinstance(error, RunnerError))
-    return code
-
-
-def _refuse_several_processes() -> None:
-    """Ranks of a launcher would each make a run folder of their own."""
-    if int(os.environ.get("WORLD_SIZE", "1")) > 1:
-        message = "several processes cannot share a run yet"
-        hint = (
-            "start one python -m runner; CUDA_VISIBLE_DEVICES chooses its GPU, model.device_map=auto uses all"
-        )
-        raise ConfigError(Issue(f"WORLD_SIZE={os.environ['WORLD_SIZE']}", message, hint))
-
-
-def quiet_libraries() -> None:
-    """Advice of the libraries, where the runner prints its own."""
-    logging.getLogger("bitsandbytes").setLevel(logging.ERROR)
-    if not sys.warnoptions:
-        warnings.filterwarnings("ignore", category=FutureWarning)
-        warnings.filterwarnings("ignore", category=UserWarning)

@@ -19,7 +19,7 @@ from runner.core.errors import ConfigError, ExitCode, Issue, RunnerError
 from runner.reports import terminal
 from runner.runs.run_folder import RunFolder
 
-# Overrides of the whole that mean nothing to a stage.
+# Overrides of the chain that mean nothing to a stage.
 _OF_THE_CHAIN = ("experiment", "recipe", "output_dir", "resume", "stages")
 
 
@@ -27,7 +27,7 @@ _POLL = 0.5  # seconds between looks at a signal while a stage runs
 
 
 class StageFailed(RunnerError):
-    """A stage did not complete; the code is its own, but for a refusal, before which others have run."""
+    """A stage did not complete; the exit code is its own, but 1 for a config error: other stages have run."""
 
     def __init__(self, message: str, code: int) -> None:
         self.code = ExitCode.FAILED if code not in (ExitCode.DIVERGED, ExitCode.PREEMPTED) else ExitCode(code)
@@ -38,7 +38,7 @@ def run(config: RunConfig, folder: RunFolder) -> None:
     """Check all stages, then run one after the other, each in a process and a folder of its own.
 
     With ``resume=auto`` the stages that have completed are not run again. Raises ``ConfigError`` for a
-    mistake in any stage before the first one runs, ``StageFailed`` for the first that does not complete.
+    config error in any stage before the first one runs, ``StageFailed`` for the first that does not complete.
     """
     stages: dict[str, list[str]] = config.stages or {}
     common = [text for text in folder.record["overrides"] if _key(text) not in _OF_THE_CHAIN]

@@ -21,7 +21,7 @@ def _head(data: Any) -> list[str]:
 
 
 OBJECTIVE = Objective(
-    kind="labels",
+    kind="classification",
     tag="text-classification",
     trainer=_trainer,
     task_type="SEQ_CLS",

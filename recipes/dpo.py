@@ -37,7 +37,7 @@ def _check(trainer: Mapping[str, Any]) -> Iterator[tuple[str, str, str]]:
 
 
 OBJECTIVE = Objective(
-    kind="pairs",
+    kind="preference",
     tag="dpo",
     trainer=_trainer,
     reference=True,

@@ -55,8 +55,8 @@ def run(config: RunConfig, folder: RunFolder) -> None:
         model = attach(model, adapters(config))
     named = [adapter.name for adapter in adapters(config)]
     columns: dict[str, str | None] = {"base" if named else "model": None, **{name: name for name in named}}
-    asked = (example for example in rows.examples if example.messages)
-    answered = list(islice(asked, config.generation.rows))
+    prompted = (example for example in rows.examples if example.messages)
+    answered = list(islice(prompted, config.generation.rows))
     measured: dict[str, Any] = {}
     answers: dict[str, list[str]] = {}
     tasks: dict[str, dict[str, float]] = {}
@@ -168,8 +168,8 @@ def _losses(config: RunConfig, model: Any, rows: Split, pad: int, precision: Pre
     from runner.evaluation.row_loss import row_losses
 
     size = config.trainer.get("per_device_eval_batch_size", 8)
-    loss = ratio("loss", row_losses(model, rows.rows, size, pad, precision.autocast), higher=False)
-    return [loss, Measure("perplexity", loss.statistics, lambda sums: math.exp(loss.score(sums)), False)]
+    loss = ratio("loss", row_losses(model, rows.rows, size, pad, precision.autocast))
+    return [loss, Measure("perplexity", loss.statistics, lambda sums: math.exp(loss.score(sums)))]
 
 
 def _scores(

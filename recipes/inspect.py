@@ -33,7 +33,7 @@ def run(config: RunConfig, folder: RunFolder) -> None:
         apply_template(base.tokenizer, config.template)
         renderer = Renderer(base.tokenizer, config.template, config.data.train_on)
         kind = _kind(config)
-        marks = check_turns(base, renderer, kind != "labels" and config.data.format != "text")
+        marks = check_turns(base, renderer, kind != "classification" and config.data.format != "text")
         max_length = row_limit(config, base.config)
     with folder.timed("data"):
         data = prepare(config.data, renderer, max_length, config.seed, kind)
@@ -62,7 +62,7 @@ def _kind(config: RunConfig) -> Kind:
     """What the trainer of the config learns from."""
     target = config.trainer["_target_"]
     kinds: list[Kind] = [aim.kind for name, aim in OBJECTIVES.items() if trainer_class(name) == target]
-    return kinds[0] if kinds else "answers"
+    return kinds[0] if kinds else "completion"
 
 
 def _described(tokenizer: Any, renderer: Renderer, row: Encoded) -> dict[str, Any]:

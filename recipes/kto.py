@@ -9,9 +9,9 @@ from runner.config.objective import Objective
 
 
 def _trainer() -> Any:
-    from runner.training.preference import FeedbackTrainer
+    from runner.training.preference import UnpairedPreferenceTrainer
 
-    return FeedbackTrainer
+    return UnpairedPreferenceTrainer
 
 
 def _check(trainer: Mapping[str, Any]) -> Iterator[tuple[str, str, str]]:
@@ -24,7 +24,7 @@ def _check(trainer: Mapping[str, Any]) -> Iterator[tuple[str, str, str]]:
 
 
 OBJECTIVE = Objective(
-    kind="feedback",
+    kind="unpaired_preference",
     tag="kto",
     trainer=_trainer,
     reference=True,

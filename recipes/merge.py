@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import gc
 import math
 import shutil
 from pathlib import Path
@@ -28,8 +27,9 @@ from runner.export.tensors import CheckpointTensors, ModelTensors
 from runner.export.write_merged import write_model
 from runner.models.adapter import attach, set_base
 from runner.models.model import load_model
-from runner.runs.model_card import merged_card
+from runner.runs.model_card import card_facts, merged_card
 from runner.runs.run_folder import RunFolder
+from runner.training.out_of_memory import free_memory
 
 
 def run(config: RunConfig, folder: RunFolder) -> None:
@@ -68,7 +68,8 @@ def run(config: RunConfig, folder: RunFolder) -> None:
             with folder.timed("verify"):
                 results[name] = compare(expected, _merged_logits(setup, aside, texts))
         chosen = _record(config, folder, setup, results)
-        card = merged_card(config, folder.record, setup.adapters)
+        facts = card_facts(OBJECTIVES[setup.trained.recipe].tag, asides[chosen])
+        card = merged_card(config, folder.record, setup.adapters, facts)
         (asides[chosen] / "README.md").write_text(card, encoding="utf-8")
         asides[chosen].rename(target)
     finally:
@@ -84,7 +85,8 @@ def _rows(setup: Setup) -> Split:
     few = {key: min(getattr(config.data, key) or count, count) for key in ("max_rows", "eval_max_rows")}
     settings = dataclasses.replace(config.data, **few)
     renderer = Renderer(tokenizer, config.template, config.data.train_on)
-    kind: Kind = "answers" if setup.kind == "pairs" else setup.kind  # of a pair the chosen sequence
+    # of a preference pair the chosen sequence is compared
+    kind: Kind = "completion" if setup.kind == "preference" else setup.kind
     data = prepare(settings, renderer, config.trainer.get("max_length", 1024), config.seed, kind)
     return data.eval or data.train
 
@@ -109,7 +111,7 @@ def _adapter_logits(setup: Setup, adapter: Adapter, texts: list[list[int]]) -> l
         model = model.to(setup.compared.dtype)
     logits = read_texts(attach(model, [adapter]), texts, setup.compared)
     del model
-    _free()
+    free_memory()
     return logits
 
 
@@ -126,7 +128,7 @@ def _merge(config: RunConfig, setup: Setup, adapter: Adapter, name: str, target:
         tensors = ModelTensors(load_model(base, quantization, dtype, setup.trained.seed, setup.classes))
     write_model(target, base, skeleton, tensors, config.merge.max_shard_size, setup.streamed)
     del skeleton, tensors
-    _free()
+    free_memory()
 
 
 def _merged_logits(setup: Setup, folder: Path, texts: list[list[int]]) -> list[torch.Tensor]:
@@ -135,7 +137,7 @@ def _merged_logits(setup: Setup, folder: Path, texts: list[list[int]]) -> list[t
     model = load_model(merged, None, setup.compared.dtype, setup.trained.seed, setup.classes)
     logits = read_texts(model, texts, setup.compared)
     del model
-    _free()
+    free_memory()
     return logits
 
 
@@ -180,10 +182,3 @@ def _hand_over(config: RunConfig, folder: RunFolder, model: Path) -> None:
         from runner.runs.push_to_hub import publish
 
         publish(config, folder, model)
-
-
-def _free() -> None:
-    """Give back the memory of a model that is no longer needed."""
-    gc.collect()
-    if torch.cuda.is_available():
-        torch.cuda.empty_cache()

@@ -14,7 +14,7 @@ def _trainer() -> Any:
 
 
 OBJECTIVE = Objective(
-    kind="pairs",
+    kind="preference",
     tag="orpo",
     trainer=_trainer,
     scores=("eval_loss", "eval_rewards/accuracies", "eval_rewards/margins"),

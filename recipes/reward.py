@@ -19,7 +19,7 @@ def _head(data: Any) -> list[str]:
 
 
 OBJECTIVE = Objective(
-    kind="pairs",
+    kind="preference",
     tag="reward-model",
     trainer=_trainer,
     task_type="SEQ_CLS",

@@ -69,7 +69,7 @@ def train(config: RunConfig, folder: RunFolder, objective: Objective) -> None:
         target = save_trained(config, setup, trained, folder.path, head)
     with folder.timed("score_after"):
         after = generator.answer(trained.model, "after training")
-    terminal.samples(conclude(config, folder, target, generator, (before, after)))
+    terminal.samples(conclude(config, objective, folder, target, generator, (before, after)))
     if config.push_to:
         from runner.runs.push_to_hub import publish
 

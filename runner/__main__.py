@@ -9,12 +9,9 @@ import traceback
 from collections.abc import Iterator
 from contextlib import contextmanager
 
-# Read when the libraries are imported: no usage statistics leave the machine, and the runner prints its own.
-os.environ.setdefault("HF_HUB_DISABLE_TELEMETRY", "1")
-os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
-os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
-os.environ.setdefault("DATASETS_VERBOSITY", "error")
-os.environ.setdefault("HF_DATASETS_DISABLE_PROGRESS_BARS", "1")
+from runner.core.library_env import set_library_env
+
+set_library_env()
 
 import hydra
 from hydra.core.hydra_config import HydraConfig
@@ -22,7 +19,7 @@ from hydra.errors import HydraException
 from hydra.types import RunMode
 from omegaconf import DictConfig, open_dict
 
-from recipes import OBJECTIVES, run_recipe
+from recipes import OBJECTIVES
 from runner.cli import run_config
 from runner.core import console
 from runner.core.errors import ConfigError, ExitCode, Issue, RunnerError
@@ -54,6 +51,9 @@ def main(argv: list[str] | None = None) -> int:
             console.config_errors(error.issues)
             codes.append(ExitCode.CONFIG_ERROR)
         else:
+            # the recipe's libraries are imported only once the config is known to be right
+            from recipes.run import run_recipe
+
             words = masked(shlex.join(["python", "-m", "runner", *typed]))
             codes.append(run_recipe(frozen, words, [masked(text) for text in overrides]))
 
@@ -102,7 +102,7 @@ def _placed(composed: DictConfig) -> DictConfig:
 
 @contextmanager
 def _hydra_argv(argv: list[str]) -> Iterator[None]:
-    """Hydra reads these words instead of the typed ones, and raises errors instead of printing them itself."""
+    """Hydra reads these words instead of the typed ones, and raises errors instead of printing them."""
     words, full = sys.argv, os.environ.get("HYDRA_FULL_ERROR")
     sys.argv, os.environ["HYDRA_FULL_ERROR"] = [sys.argv[0], *argv], "1"
     try:

@@ -18,7 +18,7 @@ Number = int | float
 # Keys that are the whole sweep's, and what to do instead of sweeping over them.
 _OF_THE_SWEEP = {
     "output_dir": "it is the folder of the sweep, in which each cell has its own",
-    "resume": "the same command with the same output_dir goes on with a sweep",
+    "resume": "the same command with the same output_dir resumes a sweep",
 }
 
 
@@ -109,14 +109,14 @@ def zip_lists(value: Any) -> list[list[str]]:
 
 
 def check_axes(axes: dict[str, Axis], settings: dict[str, Any], sweeper: str) -> Iterator[Issue]:
-    """Problems of the axes and of what ``settings``, the section ``sweep``, says about them."""
+    """An issue for each wrong axis, and for each wrong key of ``settings``, the section ``sweep``."""
     for axis in axes.values():
         typed = f"{axis.key}={','.join(axis.typed)}"
         if axis.key.partition(".")[0] == "sweep":
-            message = f"{axis.key} is the same for all cells of a sweep, and no axis"
+            message = f"{axis.key} is the same for all cells of a sweep, not an axis"
             yield Issue(typed, message, "a list is written in brackets: sweep.zip=[lora.r,seed]")
         elif axis.key in _OF_THE_SWEEP:
-            yield Issue(typed, f"{axis.key} is no axis of a sweep", _OF_THE_SWEEP[axis.key])
+            yield Issue(typed, f"{axis.key} is not an axis of a sweep", _OF_THE_SWEEP[axis.key])
     repeat = settings.get("repeat", 1)
     if "seed" in axes and isinstance(repeat, int) and repeat > 1:
         message = f"sweep.repeat={repeat} chooses the seeds, and seed is an axis"
@@ -137,7 +137,7 @@ def _check_zip(axes: dict[str, Axis], lists: list[list[str]], sweeper: str) -> I
                 yield Issue(where, f"{name} is named twice")
             elif name not in axes:
                 hint = nearest(name, axes) if axes else "the command has no axis: lora.r=8,16"
-                yield Issue(where, f"{name} is no axis of this sweep", hint)
+                yield Issue(where, f"{name} is not an axis of this sweep", hint)
             seen.add(name)
         lengths = {name: len(axes[name].values) for name in names if name in axes}
         if len(set(lengths.values())) > 1:
@@ -225,7 +225,7 @@ def _div(dividend: Number, divisor: Number) -> Number:
 def _checked(numbers: Sequence[Any]) -> Sequence[Number]:
     for number in numbers:
         if isinstance(number, bool) or not isinstance(number, (int, float)):
-            raise ValueError(f"{number!r} is no number")
+            raise ValueError(f"{number!r} is not a number")
     return numbers
 
 

@@ -25,6 +25,7 @@ from runner.config.objective import Objectives
 from runner.config.origins import line_of
 from runner.config.settings import RunConfig
 from runner.core.errors import Issue, nearest
+from runner.core.hydra_quoting import hydra_value
 from runner.core.paths import CONFIG_DIR
 
 TOP_LEVEL = tuple(item.name for item in dataclasses.fields(RunConfig))
@@ -118,7 +119,7 @@ def parse(argv: list[str], objectives: Objectives) -> Command:
         for word in unknown
     ]
     if args.experimental_rerun:
-        issues.append(Issue("--experimental-rerun", "is not offered", "use --config-path RUN_FOLDER"))
+        issues.append(Issue("--experimental-rerun", "is not supported", "use --config-path RUN_FOLDER"))
     if args.multirun and args.cfg:
         issues.append(Issue("-m", "--cfg shows one run, -m starts several", "leave one of the two flags out"))
     if args.resolve and not args.cfg:
@@ -152,7 +153,7 @@ def parse(argv: list[str], objectives: Objectives) -> Command:
         saved=saved,
         multirun=bool(args.multirun),
         informational=informational and not issues,
-        # a mistake among the overrides must not hide the help
+        # an error in the overrides must not hide the help
         argv=words if args.help or args.hydra_help else [*words, *overrides],
         issues=issues,
         inherited=taken,
@@ -232,7 +233,7 @@ def _override_issues(
                 name = "none" if value is None else str(value)
                 yield Issue(
                     text,
-                    f"unknown {key} {name!r}" if value is not None else "null is no option",
+                    f"unknown {key} {name!r}" if value is not None else "null is not an option",
                     nearest(name, options),
                 )
             elif override.is_force_add():
@@ -267,10 +268,10 @@ def _optuna() -> bool:
 def _grammar(text: str, error: HydraException) -> str:
     """Hydra's complaint in one line, without the override it repeats."""
     if "=" not in text:
-        return "is no key=value"
+        return "expected key=value"
     lines = [line.strip() for line in str(error).splitlines()]
     lines = [line for line in lines if line and not line.startswith(("Error parsing override", "See https"))]
-    return f"cannot be read: {lines[0] if lines else 'it is no override'}"
+    return f"cannot be read: {lines[0] if lines else 'not an override'}"
 
 
 def _quoting(text: str) -> str:
@@ -279,8 +280,8 @@ def _quoting(text: str) -> str:
         return "if it belongs to the word before, quote the two together for the shell"
     if sum(map(value.count, "[{")) != sum(map(value.count, "]}")):
         return f"the shell has split it: quote the whole, '{key}=...'"
-    quoted = value.strip("'\"").replace("\\'", "'").replace("'", "\\'")
-    return f"quote it for the shell and for Hydra: \"{key}='{quoted}'\""
+    plain = value.strip("'\"").replace("\\'", "'")
+    return f'quote it for the shell and for Hydra: "{key}={hydra_value(plain)}"'
 
 
 def _is_saved(file: Path) -> bool:

@@ -60,8 +60,8 @@ def started(command: Command) -> Iterator[None]:
 
 
 def compose(command: Command, overrides: list[str]) -> Composed:
-    """Compose; overrides that Hydra refuses are left out, each with its issue."""
-    # Composing only reads what the user wrote, and Hydra reports mistakes in it with many kinds of exception.
+    """Compose; overrides that Hydra rejects are left out, each with its issue."""
+    # Composing only reads what the user wrote, and Hydra raises many kinds of exception for errors in it.
     try:
         return _composed(command, overrides), []
     except Exception as error:
@@ -89,9 +89,9 @@ def _no_environment(name: str, *default: Any) -> None:
 
 def _composed(command: Command, overrides: list[str]) -> DictConfig:
     composed = hydra.compose(command.config_name, overrides, return_hydra_config=True)
-    told: Any = OmegaConf.to_container(composed.hydra.overrides)
-    if {*told["task"], *told["hydra"]} - {*overrides}:  # by these the origin of a value is found
-        raise ValueError("hydra.overrides are the words of the command line, and for no file to set")
+    given: Any = OmegaConf.to_container(composed.hydra.overrides)
+    if {*given["task"], *given["hydra"]} - {*overrides}:  # by these the origin of a value is found
+        raise ValueError("hydra.overrides is set by the command line only, not in a file")
     HydraConfig.instance().set_config(composed)  # for ${hydra:...} in a value
     return composed
 

@@ -15,6 +15,7 @@ from omegaconf.errors import OmegaConfBaseException
 from runner.config.path_rules import check_sweep_folder
 from runner.config.settings import SweepSettings
 from runner.core.errors import Issue
+from runner.core.metric_names import find_metric
 
 # Keys of Hydra that run code or change the process around the run: why not, and what instead.
 _CLOSED = {
@@ -64,9 +65,7 @@ def check_direction(sweeper: DictConfig, settings: Any) -> Iterator[Issue]:
     direction, metric = sweeper.get("direction"), (settings or {}).get("metric", SweepSettings.metric)
     if direction is None or not isinstance(metric, str):
         return
-    from runner.reports.leaderboard import higher_is_better
-
-    wanted = "maximize" if higher_is_better(metric) else "minimize"
+    wanted = "maximize" if find_metric(metric).higher else "minimize"
     given = getattr(direction, "name", str(direction))
     if given != wanted:
         message = f"the best {metric} is the {'largest' if wanted == 'maximize' else 'smallest'}"
@@ -75,7 +74,7 @@ def check_direction(sweeper: DictConfig, settings: Any) -> Iterator[Issue]:
 
 
 def check_sweep_dir(composed: DictConfig) -> Iterator[Issue]:
-    """A folder that holds something else is refused before Hydra's sweeper writes a file of its own there."""
+    """A folder that is not a sweep's is rejected before Hydra's sweeper writes a file into it."""
     try:
         _ = composed.hydra.sweep.dir  # where Hydra writes, long after everything else was read
     except OmegaConfBaseException as error:

@@ -117,8 +117,8 @@ def _best_cell(folder: Path, where: str) -> str | None:
         raise ConfigError(
             Issue(where, f"its best cell {best!r} is not in the folder", "name one of its cells")
         )
-    said = ", ".join(f"{count} {status}" for status, count in counts.items()) or "it has no cells"
-    message = f"the sweep has no best cell{' yet' if sweep.get('status') == 'running' else ''} ({said})"
+    counted = ", ".join(f"{count} {status}" for status, count in counts.items()) or "it has no cells"
+    message = f"the sweep has no best cell{' yet' if sweep.get('status') == 'running' else ''} ({counted})"
     raise ConfigError(Issue(where, message, "name one of its cells"))
 
 
@@ -132,9 +132,9 @@ def parents(config: RunConfig) -> list[str]:
 
 
 def check_base(config: RunConfig, identity: dict[str, Any]) -> list[str]:
-    """Refuse adapters that belong to another base than the one whose ``identity`` is given.
+    """Check that adapters belong to the base whose ``identity`` is given. Raises ``ConfigError``.
 
-    Returns remarks, one for each adapter that does not say which base is its own.
+    Returns a warning for each adapter that has no record of its base.
     """
     issues: list[Issue] = []
     notes: list[str] = []
@@ -143,7 +143,7 @@ def check_base(config: RunConfig, identity: dict[str, Any]) -> list[str]:
         where = f"adapter={adapter.folder}"
         if not expected:
             notes.append(
-                f"{adapter.folder} does not say which base it was trained on ({BASE_FILE}); "
+                f"{adapter.folder} has no record of the base it was trained on ({BASE_FILE}); "
                 "only its shapes can be checked"
             )
             continue
@@ -164,7 +164,7 @@ def head_issues(config: RunConfig) -> list[Issue]:
     return [
         Issue(
             f"adapter={adapter.folder}",
-            f"was trained as {adapter.config['task_type']}, a head that answers without words",
+            f"was trained as {adapter.config['task_type']}, whose head gives classes or scores, not text",
             "its scores are in run.json of the run that trained it",
         )
         for adapter in adapters(config)
@@ -173,7 +173,7 @@ def head_issues(config: RunConfig) -> list[Issue]:
 
 
 def check_shape(config: RunConfig) -> None:
-    """Refuse a ``lora`` section that contradicts the adapter which is trained further, or its task."""
+    """Check that the ``lora`` section fits the adapter that is trained further, and its task."""
     for adapter in adapters(config):
         shape = adapter.config
         issues = [

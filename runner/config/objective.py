@@ -7,7 +7,7 @@ from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any, Literal
 
-Kind = Literal["answers", "pairs", "feedback", "labels"]
+Kind = Literal["completion", "preference", "unpaired_preference", "classification"]
 TaskType = Literal["CAUSAL_LM", "SEQ_CLS"]  # PEFT's names: a head for tokens, or one for classes and scores
 
 

@@ -12,7 +12,7 @@ from runner.core.paths import EXAMPLES, SWEEP_FILE
 
 
 def check_paths(values: dict[str, Any], origins: Origins) -> Iterator[Issue]:
-    """Problems of data, adapter and checkpoint: nothing given, or nothing there."""
+    """An issue for each path of data, adapter and checkpoint that is missing or does not exist."""
     data = values.get("data") or {}
     if not data.get("path"):
         hint = "a file, a folder, a hub name, or embedded:orders_train"
@@ -51,7 +51,7 @@ def _check_source(key: str, source: Any, origins: Origins) -> Iterator[Issue]:
         return
     if not isinstance(path, str) or not path:
         hint = "text, or {path: ..., weight: 0.5}"
-        yield Issue(origins.where(key), f"{key}: {source!r} is no source of rows", hint)
+        yield Issue(origins.where(key), f"{key}: {source!r} is not a data source", hint)
     elif path.startswith("embedded:"):
         name, known = path.removeprefix("embedded:"), [file.stem for file in EXAMPLES.glob("*.jsonl")]
         if name not in known:
@@ -92,6 +92,6 @@ def check_sweep_folder(folder: Path) -> Issue | None:
     if not folder.exists() or (folder / SWEEP_FILE).is_file():
         return None
     if folder.is_dir() and all(entry.name == "jobs" for entry in folder.iterdir()):
-        return None  # a sweep that was refused before its first job
-    message = f"{folder} already holds something that is no sweep"
+        return None  # a sweep that had config errors and ran no job
+    message = f"{folder} is not empty and is not a sweep folder"
     return Issue(f"output_dir={folder}", message, "name a new folder, or leave output_dir out")

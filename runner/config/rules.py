@@ -43,7 +43,7 @@ RESERVED = {
     "lora.inference_mode": "set recipe",
 }
 
-# Two keys that say the same thing: of two sources the stronger wins, within one it is a mistake.
+# Two keys that say the same thing: of two sources the stronger wins, within one it is an error.
 EXCLUSIVE = (("trainer.max_steps", "trainer.num_train_epochs"),)
 
 # Choices that a library checks only when weights are loaded.
@@ -134,7 +134,7 @@ def get(values: Values, key: str) -> Any:
 
 
 def cross_check(values: Values, origins: Origins) -> Iterator[Issue]:
-    """Problems of values and between keys; every section is a dictionary or None here."""
+    """An issue for each value out of range and each conflict of keys; a section is a dictionary or None."""
     for check in _CHECKS:
         yield from check(values, origins)
 
@@ -230,7 +230,7 @@ def _check_evaluation(values: Values, origins: Origins) -> Iterator[Issue]:
     elif best and evaluates == saves == "steps":
         every, kept = trainer.get("eval_steps"), trainer.get("save_steps", 500)
         if isinstance(every, int) and isinstance(kept, int) and every > 0 and kept % every:
-            message = f"trainer.save_steps={kept} is no multiple of trainer.eval_steps={every}"
+            message = f"trainer.save_steps={kept} is not a multiple of trainer.eval_steps={every}"
             hint = "load_best_model_at_end needs an evaluation of every checkpoint"
             yield Issue(origins.where("trainer.save_steps"), message, hint)
 

@@ -165,10 +165,11 @@ class SweepSettings:
     """How ``-m`` runs its cells; the same for all of them, and never an axis.
 
     ``repeat`` runs every cell with as many seeds (seed, seed+1, ...). ``zip`` names axes that are walked
-    together, ``[lora.r, lora.lora_alpha]``, or is a list of such lists. ``metric`` is the figure of run.json
+    together, ``[lora.r, lora.lora_alpha]``, or is a list of such lists. ``metric`` is the metric of run.json
     that decides which cell is best. After each of the fractions ``halving`` of a run, the share ``keep`` of
-    the cells of a pack goes on. ``max_cells`` limits a pack (null: what fits in memory), of which a
-    checkpoint is written every ``checkpoint_seconds``.
+    the cells of a pack is trained further. ``max_cells`` limits a pack (null: what fits in memory), of which
+    a checkpoint is written every ``checkpoint_seconds``. ``redo: code`` runs again what other code, or other
+    versions of the libraries, have computed; null keeps it.
     """
 
     repeat: int = 1
@@ -178,6 +179,7 @@ class SweepSettings:
     keep: float = 0.5
     max_cells: int | None = None
     checkpoint_seconds: float = 120.0
+    redo: Literal["code"] | None = None
 
 
 @dataclass(frozen=True)

@@ -16,7 +16,7 @@ _DEFAULTS = dataclasses.asdict(SweepSettings())
 
 
 def check_sweep(values: Values, origins: Origins) -> Iterator[Issue]:
-    """Problems of the section's values, whose types have been checked."""
+    """An issue for each wrong value of the section; types have been checked."""
     section = values.get("sweep") or {}
     for name in ("repeat", "max_cells"):
         if _number(section.get(name)) and section[name] < 1:
@@ -46,7 +46,7 @@ def _check_metric(values: Values, metric: Any, origins: Origins) -> Iterator[Iss
     known = [name.removesuffix("_after") for name in RESULTS if name.startswith(("eval_", "train_"))]
     known += [str(own)] if own else []
     if metric.removesuffix("_after") not in known:
-        message = f"sweep.metric={metric} is no figure of these runs"
+        message = f"sweep.metric={metric} is an unknown metric"
         yield Issue(origins.where("sweep.metric"), message, nearest(metric, known))
 
 

@@ -30,7 +30,7 @@ _SECTIONS = tuple(dict.fromkeys(key.partition(".")[0] for key in _CODE))
 
 
 def check_trust(values: Values, origins: Origins) -> Iterator[Issue]:
-    """Problems of keys that run code and were not said by the user, and of secrets in values."""
+    """An issue for each key that runs code and was not set by the user, and each secret in a value."""
     yield from _check_code(values, origins)
     yield from _check_stages(values.get("stages"), origins)
     leaves = list(_leaves(values, ""))
@@ -49,7 +49,7 @@ def check_trust(values: Values, origins: Origins) -> Iterator[Issue]:
 
 
 def code_words(config: RunConfig) -> list[str]:
-    """The overrides without which a saved config is refused: those that make it run code from elsewhere."""
+    """The overrides that a saved config needs beside it, as it runs code from elsewhere."""
     values = dataclasses.asdict(config)
     keys = [key for first, others in _CODE.items() if _get(values, first) for key in (first, *others)]
     given = {key: _get(values, key) for key in keys if _get(values, key)}
@@ -71,7 +71,7 @@ def _check_code(values: Values, origins: Origins) -> Iterator[Issue]:
 
 
 def _check_stages(stages: Any, origins: Origins) -> Iterator[Issue]:
-    """The words of a chain's stages are read as a command line, but are said by whoever wrote the file."""
+    """The words of a chain's stages are read like a command line, but come from the author of the file."""
     if not isinstance(stages, dict) or origins.said_by_user("stages"):
         return
     for name, words in stages.items():
@@ -94,9 +94,9 @@ def _runs_code(word: str) -> bool:
 
 
 def _unsaid(where: str, key: str, value: Any) -> Issue:
-    message = f"{key}={value} runs code from elsewhere, and was not asked for by you"
+    message = f"{key}={value} runs code from elsewhere, and was not set on your command line"
     text = str(value).lower() if isinstance(value, bool) else value
-    return Issue(where, message, f"if you trust it, say so on the command line: {key}={text}")
+    return Issue(where, message, f"if you trust it, add it to the command line: {key}={text}")
 
 
 def _get(values: Values, key: str) -> Any:

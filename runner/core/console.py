@@ -1,4 +1,4 @@
-"""The terminal: colours and live lines there, plain text elsewhere, and how a command ends badly."""
+"""The consoles of all output: colours and live lines on a terminal, plain text elsewhere, secrets masked."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from runner.core.secrets import masked
 
 
 class _Terminal(Console):
-    """A console that writes no secret, whatever it is asked to print."""
+    """A console that masks secrets in whatever it prints."""
 
     def print(self, *objects: Any, **options: Any) -> None:
         """Print, with every secret in a text replaced."""
@@ -27,9 +27,9 @@ err = _Terminal(stderr=True, highlight=False, soft_wrap=True)
 
 
 def config_errors(issues: Iterable[Issue]) -> None:
-    """Print all mistakes of a command, before anything was loaded."""
+    """Print all config errors of a command, found before anything was loaded."""
     issues = list(issues)
-    err.print(f"[bold red]refused[/], {len(issues)} mistake{'s' * (len(issues) != 1)}, nothing was loaded:")
+    err.print(f"[bold red]{len(issues)} config error{'s' * (len(issues) != 1)}[/], nothing was loaded:")
     for issue in issues:
         err.print(f"  [bold]{escape(issue.where)}[/]: {escape(issue.message)}")
         if issue.hint:
@@ -37,22 +37,22 @@ def config_errors(issues: Iterable[Issue]) -> None:
 
 
 def failed(message: str, folder: Path, details: bool = False) -> None:
-    """Say that a run failed, and where its record is."""
+    """Print why a run failed, and where its record is."""
     err.print(f"[bold red]failed[/] {escape(message)}")
     err.print(f"  {'the traceback is' if details else 'see'} in {escape(str(folder / 'run.json'))}")
 
 
 def preempted(message: str, folder: Path) -> None:
-    """Say that a run was asked to end, and how it goes on."""
+    """Print that a run was ended by a signal, and the command that resumes it."""
     err.print(f"[bold yellow]preempted[/] {escape(message)}")
-    err.print(f"  go on with the same command and output_dir={escape(shlex.quote(str(folder)))} resume=auto")
+    err.print(f"  resume with the same command and output_dir={escape(shlex.quote(str(folder)))} resume=auto")
 
 
 def heading(text: str) -> None:
-    """Begin a part of a longer command."""
+    """Print the heading of a part of a longer command."""
     out.print(f"\n[bold]── {escape(text)}[/]")
 
 
 def warn(text: str) -> None:
-    """Say something that a user should know and that is no mistake."""
-    out.print(f"[yellow]note[/] {escape(text)}")
+    """Print a warning: something that a user should know and that does not stop the run."""
+    out.print(f"[yellow]warning[/] {escape(text)}")

@@ -1,4 +1,4 @@
-"""What can go wrong, as the exit codes and messages that a user sees."""
+"""Exit codes, config issues and the errors whose message is meant for the user."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ class ExitCode(IntEnum):
 
 @dataclass(frozen=True)
 class Issue:
-    """One mistake: where it stands, what is wrong there, and what to do instead.
+    """One config or data error: where it is, what is wrong, and what to do instead.
 
     ``where`` is a file (with line) or an override as it was typed; ``hint`` names what is allowed or the
     nearest right name.
@@ -41,13 +41,16 @@ class RunnerError(Exception):
 
 
 class ConfigError(RunnerError):
-    """A config or data mistake, found before anything was loaded. Carries every issue found."""
+    """Config or data errors, found before anything was loaded; ``issues`` are all that were found."""
 
     code = ExitCode.CONFIG_ERROR
 
     def __init__(self, issues: Iterable[Issue] | Issue) -> None:
         self.issues = [issues] if isinstance(issues, Issue) else list(issues)
         super().__init__("\n".join(str(issue) for issue in self.issues))
+
+    def __reduce__(self) -> tuple[type[ConfigError], tuple[list[Issue]]]:
+        return type(self), (self.issues,)  # by default pickle would give the text for the issues
 
 
 class Diverged(RunnerError):

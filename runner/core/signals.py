@@ -1,4 +1,4 @@
-"""SIGTERM and SIGINT: a run ends at the next step with a checkpoint, or at once where there is no step."""
+"""SIGTERM and SIGINT end a run after its current step, with a checkpoint; outside of training at once."""
 
 from __future__ import annotations
 
@@ -14,14 +14,14 @@ _SIGNALS = (signal.SIGTERM, signal.SIGINT)
 
 
 class Preempted(RunnerError):
-    """The run was asked to end before it was complete; ``resume=auto`` goes on."""
+    """SIGTERM or SIGINT ended the run before it was complete; ``resume=auto`` resumes it."""
 
     code = ExitCode.PREEMPTED
 
 
 class _State:
-    deferred = False  # whether somebody looks at ``pending_signal`` between two steps
-    asked: str | None = None  # name of the signal that came
+    deferred = False  # whether ``pending_signal`` is polled between two steps
+    pending: str | None = None  # name of the signal that was received
 
 
 _state = _State()
@@ -29,7 +29,7 @@ _state = _State()
 
 @contextmanager
 def signal_handlers() -> Iterator[None]:
-    """Turn the signals into ``Preempted`` in this block, raised where the program stands."""
+    """Raise ``Preempted`` in this block when one of the signals is received. Only in the main thread."""
     if threading.current_thread() is not threading.main_thread():
         yield
         return
@@ -37,15 +37,14 @@ def signal_handlers() -> Iterator[None]:
     try:
         yield
     finally:
-        _state.asked = None
+        _state.pending = None
         for number, handler in before.items():
             signal.signal(number, handler)
 
 
 @contextmanager
 def defer_signals() -> Iterator[None]:
-    """In this block a signal only sets what ``pending_signal`` returns; a second one raises
-    ``Preempted`` at once."""
+    """Defer the first signal in this block to ``pending_signal``; a second one raises ``Preempted``."""
     _state.deferred = True
     try:
         yield
@@ -54,13 +53,13 @@ def defer_signals() -> Iterator[None]:
 
 
 def pending_signal() -> str | None:
-    """The signal by which the run was asked to end, by name."""
-    return _state.asked
+    """The name of a deferred signal; None if there is none."""
+    return _state.pending
 
 
-def _on_signal(number: int, frame: FrameType | None) -> None:
+def _on_signal(number: int, _: FrameType | None) -> None:
     name = signal.Signals(number).name
-    if _state.deferred and _state.asked is None:
-        _state.asked = name
+    if _state.deferred and _state.pending is None:
+        _state.pending = name
         return
     raise Preempted(f"ended by {name}")

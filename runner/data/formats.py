@@ -7,8 +7,9 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 from dataclasses import dataclass, replace
-from typing import Any, Literal
+from typing import Any
 
+from runner.config.objective import Kind
 from runner.data.messages import (
     BadRow,
     Message,
@@ -42,12 +43,11 @@ COLUMNS = {*OPTIONAL, *(name for parts in FORMATS.values() for part in parts for
 
 # What a recipe learns from, and the formats that hold it: an answer, the better of two answers, answers that
 # were liked or not, or the class of a text.
-Kind = Literal["answers", "pairs", "feedback", "labels"]
 KINDS: dict[Kind, tuple[str, ...]] = {
-    "answers": ("preference", "messages", "alpaca", "prompt_completion", "text"),
-    "pairs": ("preference",),
-    "feedback": ("preference", "feedback"),
-    "labels": ("classification",),
+    "completion": ("preference", "messages", "alpaca", "prompt_completion", "text"),
+    "preference": ("preference",),
+    "unpaired_preference": ("preference", "feedback"),
+    "classification": ("classification",),
 }
 
 
@@ -85,7 +85,7 @@ class Example:
         return not self.answer.strip() if self.text is not None else not says_something(self.messages[-1])
 
 
-def recognise(columns: Iterable[str], kind: Kind = "answers") -> str | None:
+def recognise(columns: Iterable[str], kind: Kind = "completion") -> str | None:
     """Name the format that a set of column names fits, of those that hold this kind, or None."""
     names = set(columns)
     return next((name for name in FORMATS if name in KINDS[kind] and not missing(name, names)), None)
@@ -97,21 +97,21 @@ def missing(row_format: str, columns: Iterable[str]) -> list[str]:
     return [part[0] for part in FORMATS[row_format] if not names & set(part)]
 
 
-def expected(kind: Kind = "answers") -> str:
+def expected(kind: Kind = "completion") -> str:
     """The formats that hold this kind and their columns, for a message."""
     parts = {name: " + ".join("|".join(part) for part in FORMATS[name]) for name in FORMATS}
     return "; ".join(f"{name}: {columns}" for name, columns in parts.items() if name in KINDS[kind])
 
 
 def to_example(
-    row: Row, source: int, row_format: str, place: str = "row ", kind: Kind = "answers"
+    row: Row, source: int, row_format: str, place: str = "row ", kind: Kind = "completion"
 ) -> Example:
     """Normalise one row of a known format. Raises ``BadRow``."""
     if row_format == "text":
         return Example(source, text=text_of(row, "text"), place=place)
     if row_format == "classification":
         return Example(source, text=text_of(row, "text"), label=_class(row), place=place)
-    if row_format == "preference" and kind != "answers":
+    if row_format == "preference" and kind != "completion":
         chosen, rejected = _pair(row)
         return Example(source, messages=chosen, rejected=rejected, tools=tools_of(row), place=place)
     if row_format == "feedback":

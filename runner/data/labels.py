@@ -48,9 +48,9 @@ class Encoded:
         return own + (self.rejected.trained_tokens if self.rejected else 0)
 
     @property
-    def trains(self) -> bool:
-        """Whether a label is left: the first token is never predicted, so a label there trains nothing."""
-        return any(label != IGNORE for label in self.labels[1:])
+    def has_loss(self) -> bool:
+        """Whether any label is not masked, but for that of the first token, which is never predicted."""
+        return self.labels[1:].count(IGNORE) < len(self.labels) - 1
 
     def cut(self, length: int) -> Encoded:
         """The first ``length`` tokens."""

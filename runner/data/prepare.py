@@ -1,8 +1,7 @@
-"""From sources to token rows: clean, filter, split, render, mask, truncate; every removed row is counted.
+"""From files to token sequences: read, clean, filter, split, render, mask, truncate; drops are counted.
 
-Rows are read into a file and from there, chosen by number, rendered and tokenised into another: what is in
-memory is a few numbers a row. The result is kept for the next run of the same rows
-(``runner.data.row_cache``).
+Examples are written to disk as they are read, and from there, chosen by number, encoded into another file:
+what is in memory is a few numbers a row. ``runner.data.store`` keeps the result for the next run of the data.
 """
 
 from __future__ import annotations
@@ -10,96 +9,89 @@ from __future__ import annotations
 import random
 from array import array
 from collections import Counter
-from collections.abc import Iterator
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 
 from runner.config.settings import DataSettings
 from runner.core.errors import ConfigError, Issue
-from runner.data import row_cache
 from runner.data.clean import DROP_REASONS
-from runner.data.formats import Example, Kind, unpaired
-from runner.data.labels import Encoded, Rendered
-from runner.data.messages import BadRow
+from runner.data.encode import Encoder, encode_split
+from runner.data.example_store import Examples, first_equal
+from runner.data.formats import Kind, unpaired
 from runner.data.overlap import overlap
-from runner.data.reader import Mistakes, Source, read_sources
+from runner.data.reader import Source, read_sources
 from runner.data.splits import Data, Split
-from runner.data.spool import Examples, Spool, first_equal, joined
+from runner.data.store import data_key, examples_file, load_or_make, sequences_file
 from runner.data.template import Renderer
-from runner.data.token_rows import Totals, write_rows
 
 __all__ = ["Data", "Split", "prepare"]
 
-_BATCH, _BATCH_BYTES = 1000, 4 * 2**20  # rows tokenised at once, and the size of their examples
-
 
 @dataclass
-class Draft:
-    """A split while it is made; the parts are those of ``Split``."""
+class _Selection:
+    """Examples chosen for a split, where they come from, and how many were not chosen, by reason."""
 
     name: str
     sources: list[Source]
     examples: Examples
-    counts: Counter[str] = field(default_factory=Counter)
-    firsts: dict[str, str] = field(default_factory=dict)
-    totals: Totals = field(default_factory=Totals)
+    counts: Counter[str]
 
 
 def prepare(
-    data: DataSettings, renderer: Renderer, max_length: int | None, seed: int, kind: Kind = "answers"
+    data: DataSettings, renderer: Renderer, max_length: int | None, seed: int, kind: Kind = "completion"
 ) -> Data:
-    """Read, clean, split, render and mask all rows of a run, or find them as an earlier run left them.
+    """Read, clean, split, render and mask all rows of a run, or find them as an earlier run prepared them.
 
     ``kind`` is what the recipe learns from. Raises ``ConfigError`` for unusable rows, each named, and when
-    no row has anything left to train on.
+    no row is left to train on.
     """
 
-    def make(folder: Path) -> None:
-        row_cache.seal(folder, *_made(folder, data, renderer, max_length, seed, kind))
-        if row_cache.key(data, renderer, max_length, seed, kind) != key:
+    def make(folder: Path) -> Data:
+        made = _prepared(folder, data, Encoder.of(data, renderer, max_length, kind), seed)
+        if data_key(data, renderer, max_length, seed, kind) != key:
             raise ConfigError(Issue("data.path", "its files changed while they were read", "start again"))
+        return made
 
-    key = row_cache.key(data, renderer, max_length, seed, kind)
-    return row_cache.prepared(key, data.cache, make)
+    key = data_key(data, renderer, max_length, seed, kind)
+    return load_or_make(key, data.cache, make)
 
 
-def _made(
-    folder: Path, data: DataSettings, renderer: Renderer, max_length: int | None, seed: int, kind: Kind
-) -> tuple[list[Draft], list[str], Issue | None]:
-    """Write all rows of a run into a folder; return the splits, remarks, and ``Data.known``."""
-    sources = _read(data, seed, kind)
+def _prepared(folder: Path, data: DataSettings, encoder: Encoder, seed: int) -> Data:
+    """Write examples and sequences of all splits into a folder."""
+    reading = folder / "read"
+    reading.mkdir()
+    sources = _read(data, seed, encoder.kind, reading)
     train = _filter("train", sources["data.path"], data)
-    held_out = known = None
+    held_out = issue = None
     if data.eval_path:
         held_out = _filter("eval", sources["data.eval_path"], data)
     elif data.eval_split:
         held_out = _split_off(train, data.eval_split, seed)
     _limit(train, data.max_rows, seed)
-    notes = [remark for read in sources.values() for source in read for remark in source.remarks]
+    notes = [warning for read in sources.values() for source in read for warning in source.warnings]
     if held_out is not None:
         _limit(held_out, data.eval_max_rows, seed)
         shared = overlap(train.examples, held_out.examples)
-        held_out.counts["also in train"], known = shared.rows, shared.issue
+        held_out.counts["also in train"], issue = shared.rows, shared.issue
         notes += shared.notes
-    drafts = [train, held_out] if held_out is not None else [train]
-    for draft in drafts:
-        if kind == "feedback":  # only now, so that both answers of a pair are on the same side of the split
-            draft.examples = _unpaired(draft.examples)
-        _encode(draft, folder, data, renderer, max_length, kind)
-        draft.counts = +draft.counts  # without the reasons that met no row
-        notes += _remarks(draft, max_length)
-    return drafts, notes, known
+    selections = [train] if held_out is None else [train, held_out]
+    splits = [_encoded(selection, folder, encoder) for selection in selections]
+    for file in reading.iterdir():
+        file.unlink()
+    reading.rmdir()
+    notes += [note for split in splits for note in _notes(split, encoder.max_length)]
+    return Data(splits[0], splits[1] if held_out is not None else None, notes, issue)
 
 
-def _read(data: DataSettings, seed: int, kind: Kind) -> dict[str, list[Source]]:
-    """All sources by key; the mistakes of training and held-out files are reported together."""
+def _read(data: DataSettings, seed: int, kind: Kind, folder: Path) -> dict[str, list[Source]]:
+    """All sources by key; the issues of training and held-out files are reported together."""
     sources: dict[str, list[Source]] = {}
     issues: list[Issue] = []
     for key, given in (("data.path", data.path), ("data.eval_path", data.eval_path)):
         try:
-            sources[key] = read_sources(given, data, key, seed, kind) if given else []
+            sources[key] = read_sources(given, data, key, seed, folder, kind) if given else []
         except ConfigError as error:
             issues += error.issues
     if issues:
@@ -107,9 +99,10 @@ def _read(data: DataSettings, seed: int, kind: Kind) -> dict[str, list[Source]]:
     return sources
 
 
-def _filter(name: str, sources: list[Source], data: DataSettings) -> Draft:
-    examples = joined(source.examples for source in sources if source.examples is not None)
-    drop_reasons, rows = examples.drop_reasons, examples.numbers
+def _filter(name: str, sources: list[Source], data: DataSettings) -> _Selection:
+    """The examples of all sources, without those that have a reason to be dropped."""
+    examples = Examples.concatenated([source.examples for source in sources if source.examples is not None])
+    drop_reasons, rows = examples.drop_reasons, examples.indices
     # a row that its source's weight repeats has the same number, and is no duplicate of itself
     duplicate = rows[first_equal(examples.identities)] != rows
     kept = drop_reasons == 0
@@ -118,15 +111,18 @@ def _filter(name: str, sources: list[Source], data: DataSettings) -> Draft:
     counts["duplicate" if data.deduplicate else "repeated"] = _count(kept & duplicate)
     if data.deduplicate:
         kept &= ~duplicate
-    return Draft(name, sources, examples.take(kept), counts)
+    return _Selection(name, sources, examples.take(kept), counts)
 
 
 def _count(mask: np.ndarray) -> int:
     return int(np.count_nonzero(mask))
 
 
-def _split_off(train: Draft, share: float, seed: int) -> Draft:
-    """Move about ``share`` of the rows, at least one, out of training; equal rows go together, and once."""
+def _split_off(train: _Selection, share: float, seed: int) -> _Selection:
+    """Move about ``share`` of the examples, at least one, out of training.
+
+    Equal examples are moved together, and held out once: ``train_test_split`` would leave some in training.
+    """
     heads, group = np.unique(first_equal(train.examples.identities), return_inverse=True)
     order = array("q", range(len(heads)))
     random.Random(seed).shuffle(order)
@@ -138,68 +134,34 @@ def _split_off(train: Draft, share: float, seed: int) -> Draft:
     train.examples = train.examples.take(~moved)
     train.counts["held out"] = _count(moved)
     counts = Counter({"read": _count(moved), "duplicate": _count(moved) - len(held_out)})
-    return Draft("eval", train.sources, held_out, +counts)
+    return _Selection("eval", train.sources, held_out, +counts)
 
 
-def _limit(draft: Draft, rows: int | None, seed: int) -> None:
-    if rows is not None and len(draft.examples) > rows:
-        kept = sorted(random.Random(seed).sample(range(len(draft.examples)), rows))
-        draft.counts["over the row limit"] += len(draft.examples) - rows
-        draft.examples = draft.examples.take(np.array(kept, np.int64))
+def _limit(selection: _Selection, rows: int | None, seed: int) -> None:
+    """Keep a seeded choice of as many ``rows``."""
+    if rows is not None and len(selection.examples) > rows:
+        kept = sorted(random.Random(seed).sample(range(len(selection.examples)), rows))
+        selection.counts["over the row limit"] += len(selection.examples) - rows
+        selection.examples = selection.examples.take(np.array(kept, np.int64))
 
 
-def _unpaired(examples: Examples) -> Examples:
-    parts = Spool()
-    for example in examples:
-        for part in unpaired(example):
-            parts.add(part)
-    return parts.since(0)
+def _encoded(selection: _Selection, folder: Path, encoder: Encoder) -> Split:
+    """Write the examples and the sequences of a split. Raises ``ConfigError`` when none is left."""
+    name = selection.name
+    # only now, so that both answers of a pair are in the same split
+    parts = unpaired if encoder.kind == "unpaired_preference" else None
+    examples = selection.examples.save(examples_file(folder, name), parts)
+    encoded = encode_split(examples, encoder, sequences_file(folder, name))
+    counts = +(selection.counts + encoded.counts)  # without the reasons that met no row
+    if not len(encoded.rows):
+        reasons = ", ".join(f"{count} {reason}" for reason, count in counts.items())
+        message = f"no row is left to train on: {reasons}"
+        raise ConfigError(Issue(f"data ({name})", message, _remedy(counts)))
+    return Split(name, selection.sources, examples, encoded.rows, counts, encoded.first_seen)
 
 
-def _encode(
-    draft: Draft, folder: Path, data: DataSettings, renderer: Renderer, max_length: int | None, kind: Kind
-) -> None:
-    """Write the examples and the rows of a split."""
-    with row_cache.examples_file(folder, draft.name).open("wb") as file:
-        file.writelines(draft.examples.lines())
-    rows = _kept(draft, _encoded(draft, renderer), data, max_length)
-    draft.totals = write_rows(row_cache.rows_file(folder, draft.name), rows, kind)
-    if not draft.totals.rows:
-        lost = ", ".join(f"{count} {reason}" for reason, count in draft.counts.items() if count)
-        raise ConfigError(
-            Issue(f"data ({draft.name})", f"no row is left to train on: {lost}", _remedy(draft))
-        )
-
-
-def _kept(
-    draft: Draft, rows: Iterator[Encoded], data: DataSettings, max_length: int | None
-) -> Iterator[Encoded]:
-    """The rows that have the right length and something to train on, cut where they are too long."""
-    for row in rows:
-        sides = row.sides
-        length = max(len(side.input_ids) for side in sides)
-        if data.max_tokens is not None and length > data.max_tokens:
-            draft.counts["more than max_tokens"] += 1
-            continue
-        overlong = max_length is not None and length > max_length
-        if overlong and data.overlong == "drop":
-            draft.counts["longer than max_length"] += 1
-            continue
-        if max_length is not None and overlong:
-            sides = [side.cut(max_length) for side in sides]
-        # a class needs no token to be learnt; of a pair both answers must have one left
-        if not (isinstance(row.label, str) or all(side.trains for side in sides)):
-            draft.counts["nothing left to train on"] += 1
-            continue
-        if row.rejected and sides[0].input_ids == sides[1].input_ids:
-            draft.counts["cut to equal answers" if overlong else "chosen equals rejected"] += 1
-            continue
-        draft.counts["truncated"] += overlong
-        yield replace(sides[0], rejected=sides[1]) if row.rejected else sides[0]
-
-
-def _remedy(draft: Draft) -> str:
-    """What to change when no row is left, by what removed most of them."""
+def _remedy(counts: Counter[str]) -> str:
+    """What to change when no row is left, by what dropped most of them."""
     remedies = {
         "nothing left to train on": "raise trainer.max_length",
         "cut to equal answers": "raise trainer.max_length",
@@ -210,52 +172,7 @@ def _remedy(draft: Draft) -> str:
         "empty answer": "is data.columns naming the right columns?",
         "held out": "give more rows, or data.eval_path instead of data.eval_split",
     }
-    return remedies[max(remedies, key=lambda reason: draft.counts[reason])]
-
-
-def _encoded(draft: Draft, renderer: Renderer) -> Iterator[Encoded]:
-    mistakes = Mistakes()
-    refused: set[int] = set()  # a row that its source's weight repeats is one mistake
-    for batch in draft.examples.batches(_BATCH, _BATCH_BYTES):
-        rendered: list[Rendered] = []
-        wholes: list[tuple[Example, int]] = []  # the example of each row, and of how many sides the row is
-        for example in batch:
-            try:
-                sides = _sides(example, renderer)
-            except BadRow as error:
-                issue = Issue(example.where, str(error))
-                if hash(issue) not in refused:
-                    mistakes.add(issue)
-                refused.add(hash(issue))
-                continue
-            said = (example, replace(example, messages=example.rejected))
-            pairs = zip(said, sides, strict=False)
-            for doubt in sorted({doubt for told, rows in pairs for doubt in renderer.doubts(told, rows)}):
-                draft.counts[doubt] += 1
-                draft.firsts.setdefault(doubt, example.where)
-            draft.counts["unrolled into turns"] += max(len(sides[0]) - 1, 0)
-            draft.counts["nothing left to train on"] += not sides[0]
-            for row in zip(*sides, strict=True):
-                rendered += row
-                wholes.append((example, len(row)))
-        if not mistakes:
-            encoded = iter(renderer.encode(rendered))
-            for example, count in wholes:
-                row, *others = (next(encoded) for _ in range(count))
-                yield replace(row, label=example.label, rejected=others[0] if others else None)
-    if mistakes:
-        raise mistakes.refusal(f"data ({draft.name})")
-
-
-def _sides(example: Example, renderer: Renderer) -> list[list[Rendered]]:
-    """The rendered rows of an example; of a pair, one row for each of its two answers."""
-    rows = renderer.render(example)
-    if not example.rejected:
-        return [rows]
-    sides = [rows, renderer.render(replace(example, messages=example.rejected))]
-    if any(len(side) != 1 for side in sides):
-        raise BadRow("the template renders one of its answers as several rows, which cannot be compared")
-    return sides
+    return remedies[max(remedies, key=lambda reason: counts[reason])]
 
 
 _DROPPED = (
@@ -269,27 +186,29 @@ _DROPPED = (
 )
 
 
-def _remarks(draft: Draft, max_length: int | None) -> list[str]:
-    counts, name = draft.counts, draft.name
+def _notes(split: Split, max_length: int | None) -> list[str]:
+    """Warnings about what was dropped or changed."""
+    counts, name = split.counts, split.name
     notes = [
         f"{name}: {counts[reason]} of {counts['read']} rows dropped: {reason}"
         for reason in _DROPPED
         if counts[reason]
     ]
     notes += [
-        f"{name}: {counts[reason]} {said}"
-        for reason, said in (
+        f"{name}: {counts[reason]} {text}"
+        for reason, text in (
             ("repeated", "rows repeat earlier ones; data.deduplicate=true drops them"),
             ("cut to equal answers", f"pairs dropped: alike up to max_length={max_length}"),
             ("truncated", f"rows cut at max_length={max_length}"),
             ("nothing left to train on", f"rows dropped: their prompt alone fills max_length={max_length}"),
             (
                 "unrolled into turns",
-                "rows added, one for each answer: later turns change how earlier ones stand",
+                "rows added, one for each answer: later turns change how earlier ones are rendered",
             ),
         )
         if counts[reason]
     ]
     return notes + [
-        f"{name}: {counts[doubt]} rows with {doubt}, {where} first" for doubt, where in draft.firsts.items()
+        f"{name}: {counts[warning]} rows with {warning}, {where} first"
+        for warning, where in split.first_seen.items()
     ]

@@ -1,7 +1,7 @@
 """The one reader of training data: files, folders, hub data sets and mixes of these, row by row.
 
-Everything wrong in a file is reported with its file and line or row number, before anything is trained. Rows
-go to disk as they are read; in memory there is only what is counted of them.
+Everything wrong in a file is reported with its file and line or row number, before anything is trained.
+Examples are written to disk as they are read; in memory there is only what is counted of them.
 """
 
 from __future__ import annotations
@@ -13,6 +13,7 @@ from collections.abc import Iterable
 from dataclasses import dataclass, field, replace
 from difflib import get_close_matches
 from functools import partial
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -20,6 +21,7 @@ import numpy as np
 from runner.config.settings import DataSettings
 from runner.core.errors import ConfigError, Issue, nearest
 from runner.data.clean import clean, drop_reason
+from runner.data.example_store import Examples, ExampleWriter
 from runner.data.files import Rows, content_digest, file_rows, local_files
 from runner.data.formats import (
     COLUMNS,
@@ -32,26 +34,25 @@ from runner.data.formats import (
     recognise,
     to_example,
 )
+from runner.data.issue_list import IssueList
 from runner.data.messages import BadRow, Row
-from runner.data.spool import Examples, Spool
 
-SHOWN_ISSUES = 20
 _NAMES = sorted({name for parts in FORMATS.values() for part in parts for name in part})
 
 
 @dataclass
 class Source:
-    """One source as read: where from, its format, its fingerprint, how many rows it gives, and these.
+    """One source as read: its path, format, fingerprint, number of examples, and the examples.
 
-    ``remarks`` say what was read but may not be meant.
+    ``warnings`` name columns that are not read but may be meant.
     """
 
     path: str
     row_format: str
     fingerprint: str
     rows: int
-    examples: Examples | None = None  # once they are prepared, a split has them
-    remarks: list[str] = field(default_factory=list)
+    examples: Examples | None = None  # None in a prepared split, which has them
+    warnings: list[str] = field(default_factory=list)
 
     def record(self) -> dict[str, Any]:
         """What ``run.json`` keeps of it."""
@@ -63,90 +64,77 @@ class Source:
         }
 
 
-class Mistakes:
-    """The first ``SHOWN_ISSUES`` issues of those added, and the number of the others."""
-
-    def __init__(self) -> None:
-        self.shown: list[Issue] = []
-        self.hidden = 0
-
-    def __bool__(self) -> bool:
-        return bool(self.shown)
-
-    def add(self, *issues: Issue) -> None:
-        """Note what is wrong."""
-        room = SHOWN_ISSUES - len(self.shown)
-        self.shown += issues[:room]
-        self.hidden += max(0, len(issues) - room)
-
-    def add_all(self, others: Mistakes) -> None:
-        """Note what others are."""
-        self.add(*others.shown)
-        self.hidden += others.hidden
-
-    def refusal(self, key: str) -> ConfigError:
-        """The error that says them all; ``key`` names what they are mistakes of."""
-        more = [Issue(key, f"and {self.hidden} more mistakes like these")] if self.hidden else []
-        return ConfigError([*self.shown, *more])
-
-
 def read_sources(
-    given: str | list, data: DataSettings, key: str, seed: int, kind: Kind = "answers"
+    given: str | list, data: DataSettings, key: str, seed: int, folder: Path, kind: Kind = "completion"
 ) -> list[Source]:
-    """Read every source of ``data.path`` or ``data.eval_path`` (``key`` names it in messages).
+    """Read every source of ``data.path`` or ``data.eval_path`` (``key`` names it in messages) into a folder.
 
     ``kind`` is what the recipe learns from, and decides which formats can be meant.
-    Weights of a mix are applied here: 0.5 keeps a seeded half of a source's rows, 2 repeats each twice, as
-    the same row of one file, so that a repeated row is not taken for a duplicate. Raises ``ConfigError``
-    with up to ``SHOWN_ISSUES`` issues and the number of the others.
+    Weights of a mix are applied here: 0.5 keeps a seeded half of a source's examples, 2 repeats each twice,
+    as the same row of one file, so that a repeated one is not taken for a duplicate. Raises ``ConfigError``
+    with up to ``SHOWN_ISSUES`` issues and the number of the others, ``OSError`` when the disk is full.
     """
-    sources, mistakes, spool = [], Mistakes(), Spool()
+    issues, writer = IssueList(), ExampleWriter(folder / f"{key}.arrow")
+    sources: list[tuple[Source, np.ndarray]] = []
     for entry in given if isinstance(given, list) else [given]:
         options = entry if isinstance(entry, dict) else {"path": entry}
-        found, first = Mistakes(), len(spool)
+        found, first = IssueList(), len(writer)
         try:
-            source = _read_source(options, data, key, kind, spool, found)
+            source = _read_source(options, data, key, kind, writer, found)
             if not found:
-                examples = _weighted(spool.since(first), options.get("weight", 1), seed, options, key)
-                sources.append(replace(source, examples=examples, rows=len(examples)))
+                rows = np.arange(first, len(writer))
+                sources.append((source, _weighted(rows, options.get("weight", 1), seed, options, key)))
         except ConfigError as error:
             found.add(*error.issues)
-        mistakes.add_all(found)
-    if mistakes:
-        raise mistakes.refusal(key)
-    return sources
+        issues.extend(found)
+    if issues:
+        raise issues.error(key)
+    examples = writer.close()
+    return [replace(source, examples=examples.take(rows), rows=len(rows)) for source, rows in sources]
 
 
 def _read_source(
-    options: dict[str, Any], data: DataSettings, key: str, kind: Kind, spool: Spool, mistakes: Mistakes
+    options: dict[str, Any],
+    data: DataSettings,
+    key: str,
+    kind: Kind,
+    writer: ExampleWriter,
+    issues: IssueList,
 ) -> Source:
     path, row_format = str(options["path"]), str(options.get("format") or data.format)
     if row_format != "auto" and row_format not in KINDS[kind]:
-        known = f"the format {row_format!r} holds no {kind}" if row_format in FORMATS else ""
+        known = f"the format {row_format!r} holds no {kind} examples" if row_format in FORMATS else ""
         message = f"{path}: {known or f'unknown format {row_format!r}'}"
         raise ConfigError(Issue(key, message, nearest(row_format, ["auto", *KINDS[kind]])))
     if len(KINDS[kind]) == 1:
         row_format = KINDS[kind][0]
     columns = data.columns if options.get("columns") is None else options["columns"]
     digest, formats = hashlib.sha256(), set()
-    remarks: list[str] = []
+    warnings: list[str] = []
     convert = partial(
-        _convert, row_format=row_format, kind=kind, columns=columns, data=data, spool=spool, remarks=remarks
+        _convert,
+        row_format=row_format,
+        kind=kind,
+        columns=columns,
+        data=data,
+        writer=writer,
+        issues=issues,
+        warnings=warnings,
     )
     files = local_files(path, key)
     for file in files:
         try:
             digest.update(content_digest(file))
         except OSError as error:
-            mistakes.add(Issue(str(file), f"cannot be read: {error.strerror}"))
+            issues.add(Issue(str(file), f"cannot be read: {error.strerror}"))
             continue
         place, rows = file_rows(file)
-        formats.add(convert(str(file), place, rows, mistakes=mistakes))
+        formats.add(convert(str(file), place, rows))
     fingerprint = f"sha256:{digest.hexdigest()}"
     if not files:
         rows, fingerprint = _hub_rows(path, data, key)
-        formats.add(convert(path, f"{path}, row ", rows, mistakes=mistakes))
-    return Source(path, ", ".join(sorted(formats)), fingerprint, rows=0, remarks=remarks)
+        formats.add(convert(path, f"{path}, row ", rows))
+    return Source(path, ", ".join(sorted(formats)), fingerprint, rows=0, warnings=warnings)
 
 
 def _convert(
@@ -157,12 +145,12 @@ def _convert(
     kind: Kind,
     columns: dict[str, str],
     data: DataSettings,
-    spool: Spool,
-    mistakes: Mistakes,
-    remarks: list[str],
+    writer: ExampleWriter,
+    issues: IssueList,
+    warnings: list[str],
 ) -> str:
-    """Add a file's rows to ``spool`` and what is wrong with it to ``mistakes``; return its format."""
-    given, unreadable, wrong = row_format != "auto", Mistakes(), Mistakes()
+    """Append a file's rows to ``writer``, what is wrong with them to ``issues``; return the file's format."""
+    given, unreadable, wrong = row_format != "auto", IssueList(), IssueList()
     found: dict[str, None] = {}  # the columns of all rows
     first: Row | None = None
     for number, row in rows:
@@ -180,26 +168,26 @@ def _convert(
             if row_format:
                 example = to_example(row, number, row_format, place, kind)
                 example = clean(example) if data.clean else example
-                spool.add(example, drop_reason(example, data.min_chars))
+                writer.add(example, drop_reason(example, data.min_chars))
         except BadRow as error:
             wrong.add(Issue(f"{place}{number}", _explain(row, row_format, kind, error)))
     if first is None:
-        mistakes.add_all(unreadable)
+        issues.extend(unreadable)
         if not unreadable:
-            mistakes.add(Issue(name, "holds no rows"))
+            issues.add(Issue(name, "holds no rows"))
         return row_format
     reason = _mapping_issue(columns, found)
     if not reason and not row_format:
         reason = f"the columns {sorted(first)} fit no format", _suggested(first, kind)
     elif not reason and given and (lost := missing(row_format, _renamed(dict(found), columns))):
         listed = f"has no {lost[0]!r}, which the format {row_format!r} needs; it has {sorted(found)}"
-        reason = (listed, nearest(lost[0], found) if kind == "answers" else _suggested(found, kind))
-    if reason:  # one mistake of the file, rather than one of each row
-        mistakes.add_all(unreadable)
-        mistakes.add(Issue(name, *reason))
+        reason = (listed, nearest(lost[0], found) if kind == "completion" else _suggested(found, kind))
+    if reason:  # one issue of the file, rather than one of each row
+        issues.extend(unreadable)
+        issues.add(Issue(name, *reason))
     else:
-        mistakes.add_all(wrong)
-    remarks += _overlooked(name, _renamed(dict(found), columns))
+        issues.extend(wrong)
+    warnings += _overlooked(name, _renamed(dict(found), columns))
     return row_format
 
 
@@ -212,7 +200,7 @@ def _renamed(row: dict[str, Any], columns: dict[str, str]) -> dict[str, Any]:
 
 
 def _overlooked(name: str, found: Iterable[str]) -> list[str]:
-    """A remark on each column that is not read but is called almost like one that could be."""
+    """A warning for each column that is not read but is called almost like one that could be."""
     absent = [column for column in OPTIONAL if column not in found]
     unread = [column for column in found if column not in COLUMNS]
     close = ((column, get_close_matches(column.lower(), absent, n=1, cutoff=0.75)) for column in unread)
@@ -268,15 +256,15 @@ def _hub_rows(path: str, data: DataSettings, key: str) -> tuple[Rows, str]:
     return enumerate(map(dict, table), start=1), f"datasets:{table._fingerprint}"
 
 
-def _weighted(examples: Examples, weight: Any, seed: int, options: dict[str, Any], key: str) -> Examples:
+def _weighted(rows: np.ndarray, weight: Any, seed: int, options: dict[str, Any], key: str) -> np.ndarray:
+    """The numbers of a source's rows as often as its weight says."""
     number = isinstance(weight, (int, float)) and not isinstance(weight, bool)
     if not number or not 0 < weight < math.inf:
         message = f"the weight of {options['path']} must be a number above 0, got {weight!r}"
         raise ConfigError(Issue(key, message, "0.5 takes half of its rows, 2 each of them twice"))
     whole, share = divmod(weight, 1)
-    part = sorted(random.Random(seed).sample(range(len(examples)), round(share * len(examples))))
+    part = sorted(random.Random(seed).sample(range(len(rows)), round(share * len(rows))))
     if not whole and not part:
-        message = f"the weight {weight} leaves none of the {len(examples)} rows of {options['path']}"
+        message = f"the weight {weight} leaves none of the {len(rows)} rows of {options['path']}"
         raise ConfigError(Issue(key, message))
-    every = np.arange(len(examples))
-    return examples.take(np.concatenate([*[every] * int(whole), np.array(part, np.int64)]))
+    return np.concatenate([*[rows] * int(whole), rows[np.array(part, np.int64)]])

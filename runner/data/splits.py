@@ -1,4 +1,4 @@
-"""Training and held-out rows as the trainer takes them, with what was counted on the way there."""
+"""Training and held-out data as the trainer takes it, with what was counted on the way there."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 from runner.core.errors import ConfigError, Issue
 from runner.data.formats import Example
 from runner.data.reader import Source
-from runner.data.token_rows import TokenRows
+from runner.data.sequences import Sequences
 
 if TYPE_CHECKING:
     from datasets import Dataset
@@ -18,23 +18,22 @@ if TYPE_CHECKING:
 
 @dataclass
 class Split:
-    """Training or held-out rows, ready to train on.
+    """Training or held-out examples and the token sequences made of them; both are memory-mapped.
 
-    ``counts`` holds what the reader found and removed, by reason; ``examples`` are the rows before rendering.
-    ``firsts`` says where the first row stands of each reason that leaves the row in but deserves a look.
-    Both rows and examples are on disk, and read as they are asked for.
+    ``counts`` holds how many examples were read, and how many were dropped or changed, by reason.
+    ``first_seen`` names file and line of the first example of each warning.
     """
 
     name: str
     sources: list[Source]
     examples: Sequence[Example]
-    rows: TokenRows
+    rows: Sequences
     counts: Counter[str] = field(default_factory=Counter)
-    firsts: dict[str, str] = field(default_factory=dict)
+    first_seen: dict[str, str] = field(default_factory=dict)
 
     @property
     def tokens(self) -> int:
-        """Tokens of all rows, after truncation and before padding."""
+        """Tokens of all sequences, after truncation and before padding."""
         return self.rows.totals.tokens
 
     @property
@@ -44,17 +43,23 @@ class Split:
 
     @property
     def trained_tokens(self) -> int:
-        """Labelled tokens of all rows."""
-        return self.rows.totals.trained_tokens
+        """Loss tokens of all sequences: those whose label is not masked."""
+        return self.rows.totals.loss_tokens
 
     @property
     def fingerprint(self) -> str:
-        """Digest of what is really trained on: token ids, labels and classes, in order."""
+        """``sha256:HEX`` over token ids, labels and classes, in order: what is really trained on."""
         return self.rows.totals.fingerprint
 
     def dataset(self) -> Dataset:
-        """The rows as a ``datasets.Dataset``, with the columns of ``TokenRows.dataset``."""
-        return self.rows.dataset()
+        """The sequences with the columns that trainers take.
+
+        ``input_ids`` and ``labels`` (token ids, -100 where masked); of pairs ``chosen_`` and ``rejected_`` of
+        both; ``label`` of an example that has one.
+        """
+        return self.rows.dataset.remove_columns(
+            "source", new_fingerprint=self.fingerprint.removeprefix("sha256:")
+        )
 
     def record(self) -> dict[str, Any]:
         """What ``run.json`` keeps of it."""
@@ -70,28 +75,33 @@ class Split:
 
 @dataclass
 class Data:
-    """The training rows, the held-out rows if there are any, and remarks for the user.
+    """The training split, the held-out split if there is one, and warnings for the user.
 
-    ``known`` is the mistake of held-out rows that are all training rows, for a run that trains.
-    ``cached`` says that an earlier run had prepared the same rows.
+    ``overlap_issue`` is the config error of held-out examples that are all training examples, for a run that
+    trains. ``cached`` says that an earlier run had prepared the same data.
     """
 
     train: Split
     eval: Split | None
     notes: list[str] = field(default_factory=list)
-    known: Issue | None = None
+    overlap_issue: Issue | None = None
     cached: bool = False
 
+    @property
+    def splits(self) -> list[Split]:
+        """Training, and held-out if there is one."""
+        return [self.train] if self.eval is None else [self.train, self.eval]
+
     def check_held_out(self) -> None:
-        """Raise ``ConfigError`` if a score on the held-out rows would say nothing about new rows."""
-        if self.known is not None:
-            raise ConfigError(self.known)
+        """Raise ``ConfigError`` if a score on the held-out examples would say nothing about new ones."""
+        if self.overlap_issue is not None:
+            raise ConfigError(self.overlap_issue)
 
 
 def number_classes(data: Data) -> list[str]:
     """Replace each row's class by its number, and return the classes in that order: sorted, numbers by size.
 
-    Raises ``ConfigError`` for fewer than two classes in the training rows, or others in the held-out rows.
+    Raises ``ConfigError`` for fewer than two classes in the training split, or others in the held-out split.
     """
     found = set(data.train.rows.classes())
     classes = sorted(found, key=int) if all(map(str.isdecimal, found)) else sorted(found)
@@ -101,7 +111,6 @@ def number_classes(data: Data) -> list[str]:
     if unknown:
         message = f"held-out rows have classes that no training row has: {', '.join(unknown)}"
         raise ConfigError(Issue("data (eval)", message, f"the classes are: {', '.join(classes)}"))
-    for split in (data.train, data.eval):
-        if split is not None:
-            split.rows = split.rows.numbered(classes)
+    for split in data.splits:
+        split.rows = split.rows.with_class_numbers(classes)
     return classes

@@ -15,7 +15,7 @@ _MARK = re.compile(r"<[^<>\s]+>")
 def check_turns(base: Base, renderer: Renderer, answers: bool) -> list[str]:
     """Remarks on the marks of the template; ``answers`` says that the model learns to write them.
 
-    Raises ``ConfigError`` if answers end with a token at which generation would go on.
+    Raises ``ConfigError`` if answers end with a token at which generation would not stop.
     """
     try:
         text, ends = renderer.sample_turn()

@@ -96,7 +96,7 @@ class Renderer:
         turn = self._turn([{"role": role, "content": _PROBE} for role in roles], 1, ())
         return turn.text, self._stop.findall(turn.text, turn.start)
 
-    def doubts(self, example: Example, rows: list[Rendered]) -> list[str]:
+    def warnings(self, example: Example, rows: list[Rendered]) -> list[str]:
         """What may be wrong with a rendered example, as reasons to count: nothing here stops a run."""
         found, text = [], rows[-1].text if rows else ""
         for message in example.messages if rows else ():

@@ -53,15 +53,15 @@ class Conversation:
         self.turns = []
 
     def ask(self, text: str) -> Generator[str, None, None]:
-        """Answer one more turn, piece by piece. A consumer that stops early keeps what was said so far."""
+        """Answer one more turn, piece by piece. A consumer that stops early keeps the pieces so far."""
         self.turns.append({"role": "user", "content": text})
-        said: list[str] = []
+        pieces: list[str] = []
         try:
             for piece in self._stream(self.prompt_ids()):
-                said.append(piece)
+                pieces.append(piece)
                 yield piece
         finally:
-            self.turns.append({"role": "assistant", "content": "".join(said).strip()})
+            self.turns.append({"role": "assistant", "content": "".join(pieces).strip()})
 
     def prompt_ids(self) -> list[int]:
         """Token ids that the model is given for the next answer."""
@@ -107,7 +107,7 @@ class Conversation:
         try:
             yield from streamer
         finally:
-            stop.asked = True
+            stop.requested = True
             writer.join()
         if failures:
             raise failures[0]
@@ -121,9 +121,9 @@ def drawing(settings: ChatSettings) -> dict[str, Any]:
 
 
 class _Stop(StoppingCriteria):
-    """Ends an answer at the next token once that was asked for."""
+    """Ends an answer at the next token once ``requested``."""
 
-    asked = False
+    requested = False
 
     def __call__(self, input_ids: torch.Tensor, scores: Any, **kwargs: Any) -> torch.Tensor:
-        return torch.full((len(input_ids),), self.asked, device=input_ids.device, dtype=torch.bool)
+        return torch.full((len(input_ids),), self.requested, device=input_ids.device, dtype=torch.bool)

@@ -1,4 +1,4 @@
-"""A conversation in the terminal: lines that are said, and commands that begin with a slash."""
+"""A conversation in the terminal: user turns, and commands that begin with a slash."""
 
 from __future__ import annotations
 
@@ -57,7 +57,7 @@ class Terminal:
         self._conversation.reset()
 
     def _read(self) -> str:
-        """One turn; a line that ends in a backslash goes on in the next."""
+        """One turn; a line that ends in a backslash continues in the next."""
         asks = sys.stdin.isatty()
         lines = [input(f"\n{self._conversation.active or 'base'}> " if asks else "")]
         while lines[-1].endswith("\\"):
@@ -106,7 +106,7 @@ class Terminal:
 
     def _save(self, name: str) -> None:
         if not self._conversation.turns:
-            console.warn("nothing was said yet")
+            console.warn("the conversation is empty")
             return
         words = shlex.split(name)
         file = Path(words[0]).expanduser() if words else self._folder / "saved.jsonl"

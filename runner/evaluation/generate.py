@@ -10,15 +10,16 @@ from typing import Any
 import torch
 
 from runner.config.settings import RunConfig
+from runner.core.metric_names import find_metric
 from runner.core.progress import Progress
 from runner.data.formats import Example
 from runner.data.prepare import Split
 from runner.data.template import Renderer
-from runner.evaluation.metrics import ROW_SCORES, SHARES, measure
+from runner.evaluation.metrics import ROW_SCORES, measure
 from runner.evaluation.row_loss import cast
 from runner.models.model import Precision
 
-_MARGIN = 8  # tokens beyond the longest expected answer: room to end the turn, or to show that it goes on
+_MARGIN = 8  # tokens beyond the longest expected answer: room to end the turn, or to show that it does not
 
 
 # The most likely token each time; without the last three transformers warns that they have no effect.
@@ -56,12 +57,12 @@ class HeldOutGenerator:
                 progress.advance,
             )
 
-    def answer_pack(self, model: Any, members: int, label: str) -> list[list[str]]:
-        """Greedy answers of every member of a pack, whose rows stand in a batch one after the other."""
+    def answer_pack(self, model: Any, cells: int, label: str) -> list[list[str]]:
+        """Greedy answers of every cell of a pack, whose prompts are concatenated in a batch."""
         if not self._examples:
-            return [[] for _ in range(members)]
+            return [[] for _ in range(cells)]
         settings = self._config.generation
-        with Progress(f"answering, {label}", members * len(self._examples)) as progress:
+        with Progress(f"answering, {label}", cells * len(self._examples)) as progress:
             answers = generate(
                 model,
                 self._renderer,
@@ -70,7 +71,7 @@ class HeldOutGenerator:
                 settings.max_new_tokens,
                 self._autocast,
                 progress.advance,
-                members=members,
+                cells=cells,
             )
         count = len(self._examples)
         return [answers[start : start + count] for start in range(0, len(answers), count)]
@@ -103,14 +104,14 @@ class HeldOutGenerator:
     def _right(self, answers: list[str]) -> list[bool | None]:
         """Whether each answer is right; None where the metric does not say so of single rows."""
         name = self._config.data.metric
-        if name not in SHARES:
+        if name not in ROW_SCORES or not find_metric(name).share:
             return [None] * len(answers)
         pairs = zip(answers, self._examples, strict=True)
         return [bool(ROW_SCORES[name](text, example.answer)) for text, example in pairs]
 
 
 def answerable(rows: Split) -> Iterator[Example]:
-    """The examples that can be answered: those that ask, but not with an answer that was disliked."""
+    """The examples that can be answered: those that ask, but not with an undesirable answer (KTO)."""
     return (example for example in rows.examples if example.messages and example.label is not False)
 
 
@@ -123,14 +124,14 @@ def generate(
     autocast: torch.dtype | None = None,
     on_batch: Callable[[int], None] | None = None,
     drawing: dict[str, Any] | None = None,
-    members: int = 1,
+    cells: int = 1,
 ) -> list[str]:
     """Answer the last turn of every example, in batches of similar length; the order is kept.
 
     ``drawing`` says how tokens are chosen, as keywords of transformers' ``generate``; greedily by default.
     ``max_new_tokens`` of None allows as many as the longest expected answer has, and a few more.
-    ``on_batch`` is called with the number of answers of each finished batch. With ``members`` adapters in a
-    pack all examples are answered by each, and the answers of the first come first.
+    ``on_batch`` is called with the number of answers of each finished batch. With a pack of ``cells``
+    all examples are answered by each, and the answers of the first come first.
     """
     tokenizer = renderer.tokenizer
     prompts = [
@@ -148,16 +149,16 @@ def generate(
         for start in range(0, len(order), batch_size):
             chosen = order[start : start + batch_size]
             with torch.inference_mode(), cast(model.device, autocast):
-                batch = [prompts[index] for index in chosen] * members
+                batch = [prompts[index] for index in chosen] * cells
                 texts = _answer(model, tokenizer, batch, max_new_tokens, drawing or GREEDY)
-            places = [member * len(prompts) + index for member in range(members) for index in chosen]
+            places = [cell * len(prompts) + index for cell in range(cells) for index in chosen]
             answers_by_index |= dict(zip(places, texts, strict=True))
             if on_batch:
                 on_batch(len(places))
     finally:
         hook.remove()
         model.train(training)
-    return [answers_by_index[index] for index in range(members * len(prompts))]
+    return [answers_by_index[index] for index in range(cells * len(prompts))]
 
 
 def _answer(

@@ -15,7 +15,7 @@ _POSITIONS = 256  # logits kept of each text, its last ones: those of the answer
 
 @dataclass(frozen=True)
 class Fidelity:
-    """Largest difference of two logits, KL divergence (nats a token), share of equal first choices."""
+    """Largest difference of two logits, KL divergence (nats a token), top-1 agreement (0 to 1)."""
 
     max_difference: float
     kl: float

@@ -16,25 +16,28 @@ from typing import Any
 
 import numpy as np
 
+from runner.core.metric_names import find_metric
+
 Statistics = np.ndarray  # (rows, statistics of a row)
 
 
 @dataclass(frozen=True)
 class Measure:
-    """One score of one model: ``score`` turns the summed ``statistics`` into a number.
-
-    ``higher`` says which direction is better.
-    """
+    """One score of one model: ``score`` turns the summed ``statistics`` into a number."""
 
     name: str
     statistics: Statistics
     score: Callable[[np.ndarray], float]
-    higher: bool = True
 
     @property
     def value(self) -> float:
         """The score over all rows."""
         return float(self.score(self.statistics.sum(axis=0)))
+
+    @property
+    def higher(self) -> bool:
+        """Whether more is better."""
+        return find_metric(self.name).higher
 
 
 def exact_match(answer: str, expected: str) -> bool:
@@ -50,11 +53,11 @@ def json_valid(answer: str, expected: str) -> bool:
 def is_json(text: str) -> bool:
     """Whether a text is one JSON value and nothing else."""
 
-    def refuse(constant: str) -> None:  # NaN and the infinities, which Python reads and JSON does not have
+    def reject(constant: str) -> None:  # NaN and the infinities, which Python reads and JSON does not have
         raise ValueError(constant)
 
     try:
-        json.loads(text, parse_constant=refuse)
+        json.loads(text, parse_constant=reject)
     except (ValueError, RecursionError):
         return False
     return True
@@ -66,11 +69,11 @@ def rouge_l(answer: str, expected: str) -> float:
     Words are runs of letters and digits, lower-cased, and single characters where a script writes no spaces;
     the package ``rouge-score`` keeps ASCII letters only, so that other scripts always score 0.
     """
-    said, wanted = _words(answer), _words(expected)
-    if not said or not wanted:
-        return float(said == wanted)
-    common = _common_subsequence(said, wanted)
-    return 2 * common / (len(said) + len(wanted))
+    found, wanted = _words(answer), _words(expected)
+    if not found or not wanted:
+        return float(found == wanted)
+    common = _common_subsequence(found, wanted)
+    return 2 * common / (len(found) + len(wanted))
 
 
 _SPACELESS = r"\u0e00-\u0e7f\u3040-\u30ff\u3400-\u9fff"  # letters of Thai, Japanese and Chinese
@@ -83,8 +86,6 @@ ROW_SCORES: dict[str, Callable[[str, str], float]] = {
 }
 CORPUS_SCORES = ("chrf", "bleu")
 METRICS = (*ROW_SCORES, *CORPUS_SCORES)
-# Scores that are shares of the rows, and are shown as such.
-SHARES = ("exact_match", "json_valid")
 
 
 def fitting(expected: Sequence[str]) -> list[str]:
@@ -116,13 +117,13 @@ def mean_of(
     return ratio(name, [(float(function(answer, right)), 1.0) for answer, right in pairs])
 
 
-def ratio(name: str, rows: Sequence[tuple[float, float]], higher: bool = True) -> Measure:
+def ratio(name: str, rows: Sequence[tuple[float, float]]) -> Measure:
     """A score that is one sum over another, such as loss over tokens."""
-    return Measure(name, np.array(rows, dtype=float), lambda sums: sums[0] / max(sums[1], 1e-12), higher)
+    return Measure(name, np.array(rows, dtype=float), lambda sums: sums[0] / max(sums[1], 1e-12))
 
 
 def load_function(place: str) -> Callable[[str, str], float]:
-    """The function that ``FILE.py:NAME`` names; running the file is what the user asked for."""
+    """The function that ``FILE.py:NAME`` names; running the file is intended."""
     file, _, name = place.rpartition(":")
     spec = spec_from_file_location("runner_user_metric", Path(file).expanduser())
     assert spec is not None

@@ -1,4 +1,4 @@
-"""The loss of a model on rows it is not trained on, row by row and over trained tokens only."""
+"""The held-out loss of a model, example by example and over loss tokens only."""
 
 from __future__ import annotations
 

@@ -1,21 +1,18 @@
-"""What ``export`` makes of a merged model: which forms there are, and how each is compared with it."""
+"""The forms in which ``export`` writes a merged model, and the check of each before the merge."""
 
 from __future__ import annotations
 
 import dataclasses
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from runner.config.adapters import adapters
 from runner.config.settings import RunConfig
 from runner.core.errors import ConfigError, Issue
 from runner.data.prepare import prepare
 from runner.data.template import Renderer
-from runner.models.model import Base, Precision, device
+from runner.models.model import Base
 from runner.runs.run_folder import RunFolder
-
-if TYPE_CHECKING:
-    import torch
 
 
 def check_export(config: RunConfig, base: Base) -> None:
@@ -30,37 +27,15 @@ def check_export(config: RunConfig, base: Base) -> None:
 
 
 def export_model(config: RunConfig, folder: RunFolder, source: Path) -> None:
-    """Export the transformers folder ``source`` into the run folder, proven on a few rows of the run.
+    """Export the transformers folder ``source`` into the run folder and compare the two on rows of the run.
 
-    Raises ``RunnerError`` for a result that does not answer like the source; it is removed then.
+    Raises ``RunnerError`` for a result whose logits are too far from the source's; it is removed then.
     """
     if config.export == "gguf":
         from runner.export.to_gguf import export_gguf as export
     else:
         from runner.export.to_int4 import export_int4 as export
     export(config, folder, source, _texts(config, source))
-
-
-def source_logits(source: Path, texts: list[list[int]]) -> tuple[list[torch.Tensor], Precision]:
-    """What the exported model should say, see ``runner.evaluation.logit_kl.read_texts``, and the format it
-    is said in.
-
-    In float32 where that fits twice into memory, so that rounding does not hide what the export did.
-    """
-    import psutil
-    import torch
-    from transformers import AutoModelForCausalLM, logging
-
-    from runner.evaluation.logit_kl import read_texts
-
-    logging.disable_progress_bar()
-    where = device()
-    stored = sum(file.stat().st_size for file in source.glob("*.safetensors"))
-    free = torch.cuda.mem_get_info(where)[0] if where.type == "cuda" else psutil.virtual_memory().available
-    roomy = 2 * 2 * stored < free  # the weights are mostly stored in 16 bits
-    precision = Precision("fp32", torch.float32, None) if roomy else Precision("bf16", torch.bfloat16, None)
-    model: Any = AutoModelForCausalLM.from_pretrained(source, dtype=precision.dtype)
-    return read_texts(model.to(where), texts, precision), precision
 
 
 def _texts(config: RunConfig, source: Path) -> list[list[int]]:
@@ -73,6 +48,6 @@ def _texts(config: RunConfig, source: Path) -> list[list[int]]:
     tokenizer: Any = AutoTokenizer.from_pretrained(source)
     renderer = Renderer(tokenizer, config.template, config.data.train_on)
     made_by = adapters(config)[0].sections.get("recipe")
-    kind: Any = "feedback" if made_by == "kto" else "answers"
+    kind: Any = "unpaired_preference" if made_by == "kto" else "completion"
     data = prepare(data_settings, renderer, config.trainer.get("max_length", 1024), config.seed, kind)
     return [row.input_ids for row in (data.eval or data.train).rows]

@@ -30,7 +30,7 @@ def combines(merge: MergeSettings, adapters: list[Adapter]) -> bool:
 
 
 def check_combination(merge: MergeSettings, adapters: list[Adapter]) -> None:
-    """Refuse settings that contradict each other or the adapters, without loading these."""
+    """Check the settings against each other and the adapters' configs. Raises ``ConfigError``."""
     issues = list(_setting_issues(merge, len(adapters)))
     if combines(merge, adapters):
         issues += _adapter_issues(merge, adapters)
@@ -59,8 +59,8 @@ def combine(model: Any, merge: MergeSettings, names: list[str], seed: int, folde
             majority_sign_method=merge.majority_sign_method,
         )
     except (ValueError, TypeError) as error:
-        said = " ".join(str(error).split())
-        raise ConfigError(Issue(f"merge.combination_type={merge.combination_type}", said)) from error
+        message = " ".join(str(error).split())
+        raise ConfigError(Issue(f"merge.combination_type={merge.combination_type}", message)) from error
     rank = model.peft_config[_NAME].r
     for name, weight in model.named_parameters():
         if f".lora_A.{_NAME}." in name and len(weight) < rank:
@@ -86,7 +86,7 @@ def _setting_issues(merge: MergeSettings, count: int) -> Iterator[Issue]:
             message = f"{len(merge.weights)} weights for {count} adapter{'s' * (count != 1)}"
             yield Issue(where, message, "one weight for each adapter, in the same order")
         if not all(isinstance(weight, (int, float)) for weight in merge.weights):
-            yield Issue(where, "a weight is no number", "merge.weights=[0.7,0.3]")
+            yield Issue(where, "a weight is not a number", "merge.weights=[0.7,0.3]")
     if count == 1 and kind != "linear":
         message = "one adapter alone cannot be combined"
         yield Issue(f"merge.combination_type={kind}", message, "several: adapter=[A,B]")

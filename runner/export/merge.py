@@ -73,10 +73,10 @@ class Skeleton:
         self.model = _wrap(empty, adapters)
         self._units = _outermost(self.model)
         if not self._units:
-            _refuse(adapters[0], "changes no weights, so that there is nothing to merge")
+            _reject(adapters[0], "changes no weights, so that there is nothing to merge")
         for unit in self._units.values():
             if isinstance(unit, BaseTunerLayer) and type(unit).merge is BaseTunerLayer.merge:
-                _refuse(adapters[0], f"PEFT cannot merge a {type(unit).__name__}")
+                _reject(adapters[0], f"PEFT cannot merge a {type(unit).__name__}")
 
     def reads_from(self, tensors: Tensors) -> bool:
         """Whether ``tensors`` has, under the model's own names, all that a merge needs."""
@@ -211,8 +211,8 @@ def _wrap(model: Any, adapters: list[Adapter]) -> Any:
                 )
             peft.base_model._check_merge_allowed()
         except (ValueError, RuntimeError, KeyError, NotImplementedError) as error:
-            said = " ".join(str(error).split())
-            issues.append(Issue(where, f"does not fit the base: {said[:300]}"))
+            reason = " ".join(str(error).split())
+            issues.append(Issue(where, f"does not fit the base: {reason[:300]}"))
             continue
         for keys, message in (
             (result.unexpected_keys, "have no place in the base"),
@@ -232,13 +232,13 @@ def _obstacle(shape: PeftConfig) -> str:
         return f"{kind} adds to what the model reads, not to its weights: it cannot be merged"
     if changes_base(shape):
         init = getattr(shape, "init_lora_weights", None)
-        return f"was saved for the base that {init} had changed, which is not at hand"
+        return f"was saved for the base that {init} had changed, which was not saved"
     for key, reason in (
         ("layer_replication", "repeats layers of the base"),
         ("alora_invocation_tokens", "acts only after certain tokens"),
     ):
         if getattr(shape, key, None):
-            return f"{reason} ({key}), which no weights of the base can do"
+            return f"{reason} ({key}), which cannot be expressed in weights of the base"
     return ""
 
 
@@ -257,5 +257,5 @@ def _slot(model: Any, name: str) -> tuple[Any, str]:
     return model.get_submodule(path), key
 
 
-def _refuse(adapter: Adapter, message: str) -> None:
+def _reject(adapter: Adapter, message: str) -> None:
     raise ConfigError(Issue(f"adapter={adapter.folder}", message))

@@ -55,7 +55,7 @@ def plan_shards(layout: Layout, max_shard_size: str) -> dict[str, list[str]]:
         )
     except ValueError as error:
         where = f"merge.max_shard_size={max_shard_size}"
-        raise ConfigError(Issue(where, "is no size", "a number with KB, MB, GB or TB: 5GB")) from error
+        raise ConfigError(Issue(where, "is not a size", "a number with KB, MB, GB or TB: 5GB")) from error
     return split.filename_to_tensors
 
 

@@ -14,7 +14,7 @@ from runner.export.shards import INDEX
 
 
 class CheckpointTensors(Mapping[str, torch.Tensor]):
-    """The tensors of a folder's safetensors, read when they are asked for; empty for other files."""
+    """The tensors of a folder's safetensors, read on access; empty for other files."""
 
     def __init__(self, folder: Path) -> None:
         index, whole = folder / INDEX, folder / "model.safetensors"
@@ -42,7 +42,7 @@ class CheckpointTensors(Mapping[str, torch.Tensor]):
 
 
 class ModelTensors(Mapping[str, torch.Tensor]):
-    """The tensors of a loaded model; those that bitsandbytes quantised are de-quantised when asked for."""
+    """The tensors of a loaded model; those that bitsandbytes quantised are de-quantised on access."""
 
     def __init__(self, model: Any) -> None:
         self._model = model

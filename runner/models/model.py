@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import json
 import os
 from dataclasses import dataclass
@@ -13,7 +12,7 @@ import yaml
 
 from runner.config.settings import ModelSettings, RunConfig
 from runner.core import environment
-from runner.core.atomic import sha256_of_files
+from runner.core.atomic import sha256_of, sha256_of_files
 from runner.core.errors import ConfigError, Issue
 from runner.core.paths import ARCHITECTURES, CONFIG_DIR
 from runner.models.locate import find_model, tensors_only
@@ -53,8 +52,7 @@ class Base:
 
     def _digests(self) -> dict[str, str]:
         """What decides beside the weights: the template in use, the tokenizer, and code if it is run."""
-        template = str(self.tokenizer.chat_template).encode()
-        found = {"template": f"sha256:{hashlib.sha256(template).hexdigest()}"}
+        found = {"template": sha256_of(str(self.tokenizer.chat_template))}
         if self.folder is None:
             return found
         files = {"tokenizer": _TOKENIZER, "code": ("*.py",) if self.settings.trust_remote_code else ()}
@@ -109,7 +107,7 @@ def choose_precision(config: RunConfig) -> Precision:
 
 def find_base(settings: ModelSettings) -> Base:
     """Locate the model's files and load its config and tokenizer, but no weights. Raises ``ConfigError``."""
-    # before the import: a model that is not to be had is refused without waiting for it
+    # before the import: a model that cannot be found is reported without waiting for it
     found = find_model(str(settings.path), settings.revision) if settings.weights == "pretrained" else None
     from transformers import AutoConfig, AutoTokenizer
 
@@ -134,7 +132,7 @@ def find_base(settings: ModelSettings) -> Base:
 
 
 def _left_code(folder: Path, trust: bool) -> list[str]:
-    """A remark when the model's folder brings code of its own that is not run."""
+    """A warning when the model's folder brings code of its own that is not run."""
     for name in ("config.json", "tokenizer_config.json"):
         file = folder / name
         values = json.loads(file.read_text(encoding="utf-8")) if file.is_file() and not trust else {}

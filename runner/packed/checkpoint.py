@@ -1,4 +1,4 @@
-"""Checkpoints of a pack: all adapters by name, so that some of them can go on without the others."""
+"""Checkpoints of a pack: all adapters by name, so that some of them can resume without the others."""
 
 from __future__ import annotations
 
@@ -69,8 +69,8 @@ def load(folder: Path, adapters: PackedAdapters, cells: list[CellState]) -> None
 
 def load_states(folder: Path, cells: list[CellState], optimizer: Any, scheduler: Any) -> dict[str, Any]:
     """Read back the optimizer's and the scheduler's state of these cells; returns ``unlogged`` of them."""
-    said = facts(folder)
-    names = [item["name"] for item in said["members"]]
+    saved = facts(folder)
+    names = [item["name"] for item in saved["members"]]
     chosen = [names.index(cell.name) for cell in cells]
     state = torch.load(folder / "optimizer.pt", map_location="cpu", weights_only=True)
     groups = [state["param_groups"][index] for index in chosen]
@@ -87,5 +87,5 @@ def load_states(folder: Path, cells: list[CellState], optimizer: Any, scheduler:
     for name in ("base_lrs", "_last_lr", "lr_lambdas"):
         schedule[name] = [schedule[name][index] for index in chosen]
     scheduler.load_state_dict(schedule)
-    own = {name: [values[index] for index in chosen] for name, values in said["unlogged"]["figures"].items()}
-    return said["unlogged"] | {"figures": own}
+    own = {name: [values[index] for index in chosen] for name, values in saved["unlogged"]["figures"].items()}
+    return saved["unlogged"] | {"figures": own}

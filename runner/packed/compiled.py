@@ -8,7 +8,7 @@ from typing import Any
 
 import torch
 
-# Between operations round to bfloat16, as the solo run does; compiled code would go on in float32, and a cell
+# Between operations round to bfloat16, as the solo run does; compiled code would keep float32, and a cell
 # be three times as far from its solo run as batch layouts are apart (tests/packed/test_packed_distance.py).
 ROUNDED = {"emulate_precision_casts": True}
 

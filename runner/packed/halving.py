@@ -72,7 +72,7 @@ class Halving:
 
     def _decide(self, trainer: Pack, fraction: float) -> None:
         trainer.evaluate()
-        trainer.save_checkpoint()  # with all of them: who goes on can do so from here
+        trainer.save_checkpoint()  # with all of them: those that are kept can resume from here
         ranked = sorted(trainer.cells, key=lambda cell: cell.scores["eval_loss"])
         kept = max(1, math.ceil(self._keep * len(ranked)))
         self._decided[str(fraction)] = {

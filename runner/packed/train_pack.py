@@ -289,5 +289,5 @@ def _conclude(
     with folder.timed("save"):
         trainer.adapters.save(index, target)
         complete_adapter(cell.config, pack.setup, target)
-    conclude(cell.config, folder, target, generator, answers)
+    conclude(cell.config, pack.objective, folder, target, generator, answers)
     folder.finish("completed")

@@ -183,7 +183,7 @@ class PackedTrainer(GuardedTrainer):
         return self.lr_scheduler
 
     def drop(self, gone: list[int]) -> None:
-        """Take cells out between two steps; the others go on as if nothing had happened."""
+        """Take cells out between two steps; which changes nothing for the others."""
         if not gone:
             return
         for index in gone:
@@ -221,7 +221,7 @@ class PackedTrainer(GuardedTrainer):
         control.should_log = control.should_evaluate = control.should_save = False
         self._plan.after_step(self)
         if self.cells:
-            self._end_if_asked()
+            self._end_on_signal()
         else:
             self.control.should_training_stop = True
 

@@ -5,12 +5,15 @@ from __future__ import annotations
 import math
 from typing import Any
 
-from runner.reports.figures import to_number
+from runner.core.metric_names import find_metric
+from runner.reports.figures import Line, Point, line_figure
+from runner.reports.labels import cell_label, short_names
 from runner.reports.leaderboard import Leaderboard
-from runner.reports.results import STATUSES, CellResult, cell_label, short_names
-from runner.reports.sweep_figures import Curve, Point, colours, curve_figure, smooth
+from runner.reports.results import STATUSES, CellResult
+from runner.reports.series import points_of, smooth
 
-_SMOOTH = 40  # the window is this part of the logged steps
+_SMOOTH = 40  # the window of the mean is this part of the logged steps
+_COLOURS = 6  # the page's --series-1 to --series-6
 
 
 def curves_context(board: Leaderboard, foremost: str = "") -> dict[str, Any] | None:
@@ -18,29 +21,35 @@ def curves_context(board: Leaderboard, foremost: str = "") -> dict[str, Any] | N
 
     Colours stand for the values of the axis ``foremost``, if it is given and there is a choice.
     """
-    cells = [cell for cell in board.sweep.cells if _losses(cell, "loss") or _losses(cell, "eval_loss")]
-    if not cells:
+    found = [(cell, _losses(cell, "loss"), _losses(cell, "eval_loss")) for cell in board.sweep.cells]
+    found = [item for item in found if any(math.isfinite(y) for points in item[1:] for _, y in points)]
+    if not found:
         return None
+    cells = [cell for cell, _, _ in found]
     filters = _filters(board, cells)
     axes = [filter_["axis"] for filter_ in filters]
     painted = axes.index(foremost) if foremost in axes else 0 if axes else None
-    longest = max(len(_losses(cell, "loss")) for cell in cells)
-    window = max(1, round(longest / _SMOOTH))
+    window = max(1, round(max(len(points) for _, points, _ in found) / _SMOOTH))
+    trained = [smooth(points, window) for _, points, _ in found]
+    held_out = [points for _, _, points in found]
     figures = []
-    for key, name in (("loss", "Training loss"), ("eval_loss", "Held-out loss")):
-        lines = [(n, cell, _losses(cell, key)) for n, cell in enumerate(cells)]
-        curves = [
-            _curve(board, n, cell, smooth(points, window if key == "loss" else 1), filters, painted, key)
-            for n, cell, points in lines
+    for key, curves in (("train_loss", trained), ("eval_loss", held_out)):
+        lines = [
+            _line(board, n, cell, points, filters, painted)
+            for n, (cell, points) in enumerate(zip(cells, curves, strict=True))
             if points
         ]
-        if curves:
-            ends = [curve.points[-1][1] for curve in curves if curve.complete]
-            said = f", completed ones end between {min(ends):.4g} and {max(ends):.4g}" if ends else ""
-            text = f"{name} by step of {len(curves)} cell{'s' * (len(curves) != 1)}{said}"
-            svg = curve_figure(curves, text, f"frame-{key.replace('_', '-')}")
-            figures.append({"title": name, "svg": svg, "window": window if key == "loss" else 1})
+        # one evaluation a cell is no curve, and the leaderboard has that number
+        single = key == "eval_loss" and any(trained) and all(len(line.points) == 1 for line in lines)
+        if lines and not single:
+            figures.append(_figure(lines, find_metric(key).title, window if key == "train_loss" else 1))
     return {"figures": figures, "filters": filters, "painted": painted, "cells": len(cells)}
+
+
+def _figure(lines: list[Line], name: str, window: int) -> dict[str, Any]:
+    title = f"{name} by step of {len(lines)} cell{'s' * (len(lines) != 1)}"
+    drawn = line_figure(lines, title, size=(440, 260), kind="curves")
+    return {"title": name, "svg": drawn.svg, "comment": drawn.comment, "window": window}
 
 
 def _filters(board: Leaderboard, cells: list[CellResult]) -> list[dict[str, Any]]:
@@ -63,41 +72,42 @@ def _filters(board: Leaderboard, cells: list[CellResult]) -> list[dict[str, Any]
     return filters
 
 
-def _curve(
+def _line(
     board: Leaderboard,
     number: int,
     cell: CellResult,
     points: list[Point],
     filters: list[dict[str, Any]],
     painted: int | None,
-    key: str,
-) -> Curve:
+) -> Line:
     levels = [filter_["codes"][number] for filter_ in filters]
     colour = "var(--series-1)"
     if painted is not None and levels[painted] >= 0:
         colour = filters[painted]["values"][levels[painted]][1]
     name = cell_label(cell, short_names(board.sweep.axes))
-    if cell.status != "completed":
-        name += f" ({cell.status})"
-    return Curve(
-        cell=number,
-        name=name,
-        points=points,
-        levels=levels,
+    complete = cell.status == "completed"
+    return Line(
+        name if complete else f"{name} ({cell.status})",
+        points,
         colour=colour,
-        best=cell.name == board.best,
-        complete=cell.status == "completed",
-        broken=cell.status == "diverged" and key == "loss",
+        kind=" ".join(["best"] * (cell.name == board.best) + ["partial"] * (not complete)),
+        data={"cell": str(number), "levels": " ".join(map(str, levels))},
+        complete=complete,
+        broken=cell.status == "diverged",
     )
 
 
+def colours(count: int) -> list[str]:
+    """A CSS colour for each of so many values: the page's own, or steps between two where they run out."""
+    if count <= _COLOURS:
+        return [f"var(--series-{n + 1})" for n in range(count)]
+    shares = [round(100 * n / (count - 1)) for n in range(count)]
+    return [f"color-mix(in oklab, var(--series-2) {share}%, var(--series-1))" for share in shares]
+
+
 def _losses(cell: CellResult, key: str) -> list[Point]:
-    """The finite losses by step, the last line of a step winning; the final held-out loss is one of them."""
-    found: dict[float, float] = {}
-    for line in cell.lines:
-        step, loss = to_number(line.get("step")), to_number(line.get(key))
-        if math.isfinite(step) and abs(loss) < 1e30:
-            found[step] = loss
+    """A loss by step; of a cell that was evaluated once, at its end, the loss that run.json has."""
+    found = points_of(cell.lines, key)
     if key == "eval_loss" and not found and cell.last_step is not None and math.isfinite(cell.metric(key)):
-        found[float(cell.last_step)] = cell.metric(key)
-    return sorted(found.items())
+        return [(float(cell.last_step), cell.metric(key))]
+    return found

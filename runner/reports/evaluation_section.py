@@ -5,19 +5,19 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-from runner.evaluation.metrics import SHARES
-from runner.reports.figures import format_value
+from runner.core.metric_names import find_metric
+from runner.reports.figures import interval_figure
+from runner.reports.number_format import format_value, to_number
 
-# Scores whose names are not plain words.
-LABELS = {"rouge_l": "ROUGE-L", "json_valid": "Valid JSON", "chrf": "chrF", "bleu": "BLEU"}
+Cell = tuple[str, str, str, str, str]  # value, interval, verdict, tone, figure of the interval
 
 
 def evaluation_context(found: Mapping[str, Any]) -> dict[str, Any]:
     """What the page shows of an ``evaluation.json``.
 
-    ``rows`` has a line for each score: its label, a remark, and a cell (value, interval, verdict, tone) for
-    each of ``columns``: the first model, then every other with its difference from the first. Raises
-    ``KeyError``, ``TypeError`` and the like for a file of another shape.
+    ``rows`` has a line for each score: its label, a comment, and a ``Cell`` for each of ``columns``: the
+    first model, then every other with its difference from the first. Raises ``KeyError``, ``TypeError`` and
+    others for a file of another shape.
     """
     models, differences = found["models"], found["differences"]
     first, *others = models
@@ -27,8 +27,7 @@ def evaluation_context(found: Mapping[str, Any]) -> dict[str, Any]:
         for other in others:
             theirs = models[other][name]
             cells += [_value(theirs, name), _difference(differences[other][name], name, theirs["higher"])]
-        label = LABELS.get(name, name.replace("_", " ").capitalize())
-        rows.append((label, "" if score["higher"] else "lower is better", cells))
+        rows.append((find_metric(name).title, "" if score["higher"] else "lower is better", cells))
     rows += [
         (task, "lm-eval", _task_cells([found["tasks"].get(model, {}).get(task) for model in models]))
         for task in dict.fromkeys(task for scores in found["tasks"].values() for task in scores)
@@ -46,33 +45,37 @@ def evaluation_context(found: Mapping[str, Any]) -> dict[str, Any]:
     }
 
 
-def _value(score: Mapping[str, Any], name: str) -> tuple[str, str, str, str]:
+def _value(score: Mapping[str, Any], name: str) -> Cell:
     text, *bounds = (_number(score[key], name) for key in ("value", "low", "high"))
-    return text, " to ".join(bound.replace(" ", "\N{NO-BREAK SPACE}") for bound in bounds), "", ""
+    return text, " to ".join(bound.replace(" ", "\N{NO-BREAK SPACE}") for bound in bounds), "", "", ""
 
 
-def _difference(gap: Mapping[str, Any], name: str, higher: bool) -> tuple[str, str, str, str]:
-    points = name in SHARES
+def _difference(gap: Mapping[str, Any], name: str, higher: bool) -> Cell:
+    points = find_metric(name).share
     text, *bounds = (_change(gap[key], points) for key in ("value", "low", "high"))
     if not gap["significant"]:
         verdict, tone = "within noise", "muted"
     else:
         verdict, tone = ("better", "good") if (gap["value"] > 0) == higher else ("worse", "bad")
-    return text + " points" * points, " to ".join(bounds), verdict, tone
+    interval = " to ".join(bounds)
+    title = f"difference {text}, interval {interval}, about 0"
+    value, low, high = (to_number(gap[key]) for key in ("value", "low", "high"))
+    figure = interval_figure(value, low, high, tone, title)
+    return text + " points" * points, interval, verdict, tone, figure
 
 
-def _task_cells(values: list[Any]) -> list[tuple[str, str, str, str]]:
+def _task_cells(values: list[Any]) -> list[Cell]:
     """A task's scores have no row by row statistics, and so neither interval nor verdict."""
     first, *others = values
     texts = [format_value(first)]
     for value in others:
         known = None not in (first, value)
         texts += [format_value(value), _change(value - first, points=False) if known else format_value(None)]
-    return [(text, "", "", "") for text in texts]
+    return [(text, "", "", "", "") for text in texts]
 
 
 def _number(value: float, name: str) -> str:
-    return format_value(value, "share" if name in SHARES else "")
+    return format_value(value, "share" if find_metric(name).share else "")
 
 
 def _change(value: float, points: bool) -> str:

@@ -22,7 +22,7 @@ class Effect:
 
 @dataclass(frozen=True)
 class Importance:
-    """The effects, largest first, and the share of the ``rest``; ``why_not`` when they cannot be told."""
+    """The effects, largest first, and the share of the ``rest``; ``why_not`` if they cannot be estimated."""
 
     effects: list[Effect] = field(default_factory=list)
     rest: float = 0.0
@@ -48,7 +48,7 @@ def importance(values: Sequence[Mapping[str, str]], scores: Sequence[float]) -> 
     whole, degrees = _residual(list(factors.values()), target)
     if degrees <= 0:
         return Importance(
-            why_not="with one cell a value and no repeats, an effect cannot be told from noise"
+            why_not="with one cell a value and no repeats, an effect cannot be separated from noise"
             if len(factors) == 1
             else "there are too few cells for so many values of the axes"
         )
@@ -59,7 +59,7 @@ def importance(values: Sequence[Mapping[str, str]], scores: Sequence[float]) -> 
             share = max(0.0, without - whole) / total
             effects.append(Effect(axes, share, (left - degrees) / (len(target) - 1)))
         else:  # what the axis does is also done by others together
-            return Importance(why_not=f"{' and '.join(axes)} cannot be told from the other axes")
+            return Importance(why_not=f"{' and '.join(axes)} cannot be separated from the other axes")
     effects.sort(key=lambda effect: -effect.share)
     return Importance(effects, whole / total)
 

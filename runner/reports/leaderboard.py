@@ -8,18 +8,21 @@ from __future__ import annotations
 import csv
 import io
 import math
-import re
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 from runner.core.atomic import write_atomically
+from runner.core.metric_names import find_metric
 from runner.reports.results import STATUSES, CellResult, Sweep, read_sweep
 from runner.reports.significance import CONFIDENCE, Verdict, by_repeats, by_rows, pool, row_losses
 
-_LOWER = re.compile(r"(^|_)(loss|perplexity|kl|error|difference|seconds|bytes|norm|wer|cer)(_|$)")
 _LOSSES = ("eval_loss", "loss")  # of which held_out.jsonl has every row
+# What the mark "other code" of a row means.
+OTHER_CODE = (
+    "other code: finished by another version of the code and kept; sweep.redo=code trains these cells again"
+)
 _UNKNOWN = "one run a cell, and only a loss can be compared row by row"
 
 
@@ -63,10 +66,16 @@ class Row:
         """Its completed cells."""
         return [cell for cell in self.cells if cell.status == "completed"]
 
+    @property
+    def other_code(self) -> str:
+        """Which of its results were made by another version of the code: empty for none of them."""
+        count = sum(cell.other_code for cell in self.completed)
+        return "" if not count else "other code" if count == len(self.completed) else f"{count} other code"
+
 
 @dataclass(frozen=True)
 class Leaderboard:
-    """The rows of a sweep, ranked ones first; ``method`` says how noise was told, or why it is not known."""
+    """The rows of a sweep, ranked ones first; ``method`` says how noise was estimated, or why not."""
 
     sweep: Sweep
     metric: str
@@ -90,12 +99,17 @@ class Leaderboard:
         return [row for row in self.rows if row.rank]
 
     @property
+    def other_code(self) -> str:
+        """What the mark of rows made by another version of the code means; empty where no row has it."""
+        return OTHER_CODE if any(row.other_code for row in self.rows) else ""
+
+    @property
     def scores(self) -> list[str]:
         """The scores that some row has: the deciding metric, held-out loss, then the task's own."""
         return score_names(self.sweep, self.metric)
 
     def write(self, folder: Path) -> Path:
-        """Write ``leaderboard.csv`` whole, a line a group, and return its path."""
+        """Write ``leaderboard.csv`` atomically, a line a group, and return its path."""
         stream = io.StringIO()
         writer = csv.writer(stream, lineterminator="\n")
         writer.writerow(self._header())
@@ -103,18 +117,12 @@ class Leaderboard:
         write_atomically(folder / "leaderboard.csv", stream.getvalue())
         return folder / "leaderboard.csv"
 
-    def print(self) -> None:
-        """Print the table: best first, at most 20 rows."""
-        from runner.reports.table import print_leaderboard
-
-        print_leaderboard(self)
-
     def _header(self) -> list[str]:
         scores = [name for score in self.scores for name in (score, f"{score}_sd", f"{score}_n")]
         return [
             *("rank", "group", "status", "cells", *self.sweep.axes, "scale", *scores),
             *("trainable_parameters", "seconds", "tokens_per_second", "within_noise", "noise"),
-            *("best_cell", "reason"),
+            *("best_cell", "reason", "other_code"),
         ]
 
     def _line(self, row: Row) -> list[Any]:
@@ -131,14 +139,15 @@ class Leaderboard:
         facts = (row.parameters, row.seconds, row.tokens_per_second)
         axes = [row.values.get(axis) for axis in self.sweep.axes]
         start = [row.rank, row.group, row.status, len(row.cells), *axes, row.scale, *scores]
-        return [_plain(value) for value in (*start, *facts, within, why, row.best, row.reason)]
+        other_code = sum(cell.other_code for cell in row.completed)
+        return [_plain(value) for value in (*start, *facts, within, why, row.best, row.reason, other_code)]
 
 
 def leaderboard(folder: Path) -> Leaderboard:
     """Rank the cells of a sweep folder, finished or not."""
     sweep = read_sweep(folder)
     metric = metric_of(sweep)
-    higher = higher_is_better(metric)
+    higher = find_metric(metric).higher
     groups: dict[str, list[CellResult]] = {}
     for cell in sweep.cells:
         groups.setdefault(cell.group, []).append(cell)
@@ -156,16 +165,11 @@ def leaderboard(folder: Path) -> Leaderboard:
     return Leaderboard(sweep, metric, higher, ranked + others, method)
 
 
-def higher_is_better(metric: str) -> bool:
-    """Whether more of a metric is better: not of a loss, a divergence, an error, seconds or bytes."""
-    return _LOWER.search(metric) is None
-
-
 def metric_of(sweep: Sweep) -> str:
     """The metric that decides, as run.json names it (``exact_match`` may stand for ``exact_match_after``)."""
-    asked = str(sweep.settings.get("metric") or "eval_loss")
+    wanted = str(sweep.settings.get("metric") or "eval_loss")
     known = {name for cell in sweep.cells for name in cell.metrics}
-    return next((name for name in (asked, f"{asked}_after", f"eval_{asked}") if name in known), asked)
+    return next((name for name in (wanted, f"{wanted}_after", f"eval_{wanted}") if name in known), wanted)
 
 
 def score_names(sweep: Sweep, metric: str) -> list[str]:
@@ -224,7 +228,7 @@ def _reasons(
 
 
 def _noise(ranked: list[Row], metric: str) -> tuple[list[Verdict | None], str]:
-    """Each row against the best, and how that was told."""
+    """Each row compared with the best, and by which method."""
     if len(ranked) < 2:
         return [None] * len(ranked), ""
     groups = [_finite(cell.metric(metric) for cell in row.completed) for row in ranked]

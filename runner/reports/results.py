@@ -13,8 +13,7 @@ from typing import Any
 import yaml
 
 from runner.core.paths import SWEEP_FILE
-from runner.reports.figures import format_value, to_number
-from runner.reports.same import same_results
+from runner.reports.number_format import format_value, to_number
 
 # In the order in which cells without a result are shown, and all that a cell can be.
 STATUSES = ("completed", "running", "dropped", "diverged", "failed", "preempted", "waiting")
@@ -36,7 +35,8 @@ class CellResult:
     status: str
     values: dict[str, str]
     record: dict[str, Any] = field(repr=False)
-    told: str = ""  # the reason in sweep.json
+    recorded_reason: str = ""  # in sweep.json
+    other_code: bool = False  # finished by an earlier version of the code, and kept
 
     @property
     def metrics(self) -> dict[str, Any]:
@@ -90,10 +90,10 @@ class CellResult:
         if self.status == "dropped" and (dropped := mapping(self.record.get("dropped"))):
             return _dropped(dropped) + _standing(dropped)
         if self.status not in _ENDED:
-            return self.told
+            return self.recorded_reason
         message = (str(self.error.get("message") or "").strip().splitlines() or [""])[0]
         parts = (str(self.error.get("type") or ""), message)
-        why = ": ".join(part for part in parts if part) or self.told or "no reason is recorded"
+        why = ": ".join(part for part in parts if part) or self.recorded_reason or "no reason is recorded"
         step = self.last_step
         return f"after step {step}: {why}" if step is not None else f"before the first step: {why}"
 
@@ -140,19 +140,19 @@ class Sweep:
 
 
 def read_sweep(folder: Path) -> Sweep:
-    """Read a sweep folder. What is missing or broken becomes a note, never an error.
+    """Read a sweep folder. What is missing or broken becomes a warning, never an error.
 
     Without ``sweep.json`` every subfolder with a run.json is a cell, and what differs between their overrides
     is an axis.
     """
     notes: list[str] = []
     record = _read_json(folder / SWEEP_FILE, notes)
-    told = record.get("cells")
-    entries = [mapping(entry) for entry in told] if isinstance(told, list) else []
+    listed = record.get("cells")
+    entries = [mapping(entry) for entry in listed] if isinstance(listed, list) else []
     if not entries:
         entries = _entries_of_folders(folder)
     cells = [_cell(folder, entry, notes) for entry in entries if isinstance(entry.get("name"), str)]
-    notes += same_results(cells)
+    notes += _same_weights(cells)
     typed = {str(axis): _names(values) for axis, values in mapping(record.get("axes")).items()}
     axes = {
         axis: _sorted(dict.fromkeys([*values, *(c.values[axis] for c in cells if axis in c.values)]))
@@ -185,46 +185,26 @@ def mapping(value: Any) -> dict[str, Any]:
     return value if isinstance(value, dict) else {}
 
 
-def short_names(axes: Iterable[str]) -> dict[str, str]:
-    """Each axis by the last part of its key, or by its whole key where two would be called alike."""
-    axes = list(axes)
-    last = {axis: axis.rpartition(".")[2] for axis in axes}
-    taken = list(last.values())
-    return {axis: name if taken.count(name) == 1 else axis for axis, name in last.items()}
-
-
-def label(values: Mapping[str, str], names: Mapping[str, str] | None = None) -> str:
-    """The values of a cell in one line, ``r=8, learning_rate=1e-4``."""
-    names = names or short_names(values)
-    return ", ".join(f"{names.get(axis, axis)}={value}" for axis, value in values.items())
-
-
-def cell_label(cell: CellResult, names: Mapping[str, str] | None = None) -> str:
-    """The values of a cell, with its seed where other seeds share them."""
-    text = label(cell.values, names) or cell.name
-    seed = cell.record.get("seed", cell.name.rpartition("seed=")[2])
-    return text if cell.name == cell.group else f"{text}, seed {seed}"
-
-
 def _cell(folder: Path, entry: Mapping[str, Any], notes: list[str]) -> CellResult:
     name = entry["name"]
     record = _read_json(folder / name / "run.json", notes) if (folder / name).is_dir() else {}
     ledger, own = str(entry.get("status") or "waiting"), record.get("status")
-    told = str(entry.get("reason") or "")
+    reason = str(entry.get("reason") or "")
     if own in _ENDED:
         status = own
     elif ledger in ("completed", "dropped"):
-        status, told = "failed", _LOST.format(ledger)
+        status, reason = "failed", _LOST.format(ledger)
     elif own == "running" and ledger == "waiting":
         status = "running"
     else:  # a child that was killed leaves a run.json that says running
         status = ledger if ledger in STATUSES else "waiting"
     overrides = {str(key): str(value) for key, value in mapping(entry.get("overrides")).items()}
-    return CellResult(name, str(entry.get("group") or name), folder / name, status, overrides, record, told)
+    group, other_code = str(entry.get("group") or name), entry.get("other_code") is True
+    return CellResult(name, group, folder / name, status, overrides, record, reason, other_code)
 
 
 def _dropped(dropped: Mapping[str, Any]) -> str:
-    """When halving gave a cell up."""
+    """When successive halving stopped a cell."""
     share = format_value(dropped.get("fraction"), "share").replace(" ", "")
     return f"at step {format_value(dropped.get('step'))} ({share} of the run)"
 
@@ -275,3 +255,24 @@ def _read_json(file: Path, notes: list[str]) -> dict[str, Any]:
     except (OSError, ValueError, RecursionError) as error:
         notes.append(f"{file.parent.name}/{file.name} could not be read: {error}")
         return {}
+
+
+def _same_weights(cells: Iterable[CellResult]) -> list[str]:
+    """A warning for every adapter that several cells ended with, naming the axes in which they differ."""
+    by_digest: dict[str, list[CellResult]] = {}
+    for cell in cells:
+        if cell.status == "completed" and (digest := mapping(cell.record.get("digests")).get("adapter")):
+            by_digest.setdefault(str(digest), []).append(cell)
+    warnings = []
+    for first, *others in by_digest.values():
+        if others:
+            values = [
+                axis
+                for axis, value in first.values.items()
+                if any(c.values.get(axis) != value for c in others)
+            ]
+            names = f"{first.name} and {others[0].name}"
+            names += f" and {len(others) - 1} more" if len(others) > 1 else ""
+            cause = " and ".join(values) or "the seed"
+            warnings.append(f"{names} ended with the same weights: {cause} made no difference")
+    return warnings

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import json
 import math
-import os
 import re
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
@@ -17,20 +16,24 @@ from typing import Any
 
 import jinja2
 import yaml
-from markupsafe import Markup
 
+from runner.core.atomic import write_atomically
+from runner.core.metric_names import METRICS, find_metric
 from runner.reports.evaluation_section import evaluation_context
-from runner.reports.figures import PERCENT, Series, flatten, format_value, line_figure, to_number
+from runner.reports.figures import Line, line_figure
+from runner.reports.number_format import flatten, format_value, to_number
+from runner.reports.series import points_of
 
 MAX_SAMPLES, OPEN_SAMPLES, MAX_TEXT = 200, 6, 6000
-CURVES = {
-    "loss": "Loss",
-    "rewards/accuracies": "Reward accuracy",
-    "rewards/margins": "Reward margin",
-    "learning_rate": "Learning rate",
-    "grad_norm": "Gradient norm",
-    "mean_token_accuracy": "Token accuracy",
-}
+# The curves that are always shown, in this order; others follow, folded.
+CURVES = (
+    "loss",
+    "rewards/accuracies",
+    "rewards/margins",
+    "learning_rate",
+    "grad_norm",
+    "mean_token_accuracy",
+)
 NOT_CURVES = re.compile(r"step|epoch|.*num_tokens|.*seconds|total_flos|.*runtime|.*_per_second|train_.*")
 CARD_METRICS = (
     "eval_rewards_accuracies",
@@ -67,10 +70,8 @@ OUTCOMES: dict[tuple[Any, ...], tuple[str, str]] = {
 def write_report(folder: Path) -> Path:
     """Write ``folder/report.html`` from what the run folder holds and return its path."""
     page = page_environment().get_template("report.html.j2").render(report_context(folder))
-    target, draft = folder / "report.html", folder / "report.html.tmp"
-    draft.write_text(page, encoding="utf-8", errors="backslashreplace", newline="\n")
-    os.replace(draft, target)
-    return target
+    write_atomically(folder / "report.html", page.encode("utf-8", "backslashreplace").decode("utf-8"))
+    return folder / "report.html"
 
 
 def page_environment() -> jinja2.Environment:
@@ -110,7 +111,7 @@ def report_context(folder: Path) -> dict[str, Any]:
     evaluation = _evaluation(folder / "evaluation.json", run)
     shown = evaluation.get("names", ())
     run["metrics"] = {name: value for name, value in run["metrics"].items() if name not in shown}
-    cards, metrics = _key_figures(run, rows)
+    cards, metrics = _key_metrics(run, rows)
     return {
         "run": run,
         "config": config,
@@ -127,7 +128,9 @@ def report_context(folder: Path) -> dict[str, Any]:
 
 
 def label_of(key: str) -> str:
-    """Turn a key such as ``score_before`` into words; a dotted path or a name with capitals stays."""
+    """A key such as ``memory_bytes`` in words; a dotted path or a name with capitals stays as it is."""
+    if key in METRICS:
+        return METRICS[key].title
     words = key.removesuffix("_bytes").replace("_", " ").capitalize()
     return words if re.fullmatch(r"[a-z0-9_]+", key) else key
 
@@ -143,51 +146,33 @@ def _figures(rows: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
     names = dict.fromkeys(name.removeprefix("eval_") for row in rows for name in row)
     figures = []
     for key in [*CURVES, *(name for name in names if name not in CURVES and not NOT_CURVES.fullmatch(name))]:
-        lines = [_series(rows, key, "train"), _series(rows, f"eval_{key}", "eval")]
-        finite = [[y for _, y in line.points if math.isfinite(y)] for line in lines]
-        lines = [line for line, values in zip(lines, finite, strict=True) if values or line.bad]
-        flat = [value for values in finite for value in values]
-        if not lines or (key not in CURVES and len(set(flat)) < 2):
+        lines = [
+            Line("train", points_of(rows, key)),
+            Line("eval", points_of(rows, f"eval_{key}"), colour="var(--series-2)", markers=True),
+        ]
+        lines = [line for line in lines if line.points]
+        values = {y for line in lines for _, y in line.finite}
+        if not lines or (key not in CURVES and len(values) < 2):
             continue
-        title, bad = CURVES.get(key, label_of(key)), sorted({step for line in lines for step in line.bad})
-        log = key != "learning_rate" and bool(flat) and min(flat) > 0 and max(flat) > 50 * min(flat)
+        bad = sorted({x for line in lines for x, y in line.points if not math.isfinite(y)})
+        title = label_of(key.replace("/", "_") if key in CURVES else key)
+        # a learning rate that decays to nearly 0 would be all decades
+        drawn = line_figure(lines, f"{title} by step", bad=bad, may_log=key != "learning_rate")
         figures.append(
             {
                 "known": key in CURVES,
                 "title": title,
-                "log": log,
+                "comment": drawn.comment,
                 "bad": bad,
-                "svg": Markup(line_figure(lines, title=f"{title} by step", log=log)),
-                "legend": [
-                    (line.label, next((y for _, y in reversed(line.points) if math.isfinite(y)), None))
-                    for line in lines
-                ],
+                "svg": drawn.svg,
+                "legend": [(line.name, line.finite[-1][1] if line.finite else None) for line in lines],
             }
         )
     return figures
 
 
-def _series(rows: Iterable[Mapping[str, Any]], key: str, label: str) -> Series:
-    """Collect one key by step, the last line winning where a resumed run repeats steps."""
-    found: dict[float, tuple[float, bool]] = {}
-    is_eval = key.startswith("eval_")
-    for n, row in enumerate(rows, 1):
-        evaluates = any(name.startswith("eval_") and row[name] is not None for name in row)
-        is_loss = key.endswith("loss") and evaluates == is_eval  # a null here stands for a value that failed
-        if key in row and (row[key] is not None or is_loss):
-            value, step = to_number(row[key]), to_number(row.get("step", n))
-            finite = abs(value) < 1e100
-            found[step if math.isfinite(step) else n] = (value if finite else math.nan, not finite)
-    return Series(
-        label,
-        [(step, found[step][0]) for step in sorted(found)],
-        [step for step in sorted(found) if found[step][1]],
-        markers=is_eval,
-    )
-
-
-def _key_figures(run: Mapping[str, Any], rows: Iterable[Mapping[str, Any]]) -> tuple[list[Any], list[Any]]:
-    """Return the cards as (label, value, note), scores first, and the measurements that have no card."""
+def _key_metrics(run: Mapping[str, Any], rows: Iterable[Mapping[str, Any]]) -> tuple[list[Any], list[Any]]:
+    """The cards as (label, value, change), scores first, and the metrics that have no card."""
     metrics = dict(run["metrics"])
     cards: list[tuple[str, str, str]] = []
     for name in sorted(
@@ -196,7 +181,7 @@ def _key_figures(run: Mapping[str, Any], rows: Iterable[Mapping[str, Any]]) -> t
     ):
         before, after = metrics.get(f"{name}_before"), metrics.pop(f"{name}_after", None)
         change = to_number(after) - to_number(metrics.pop(f"{name}_before"))
-        scale, digits, unit = (100, 1, " points") if PERCENT.search(name) else (1, 4, "")
+        scale, digits, unit = (100, 1, " points") if find_metric(name).share else (1, 4, "")
         note = f"{'+' * (change > 0)}{format_value(round(change * scale, digits))}{unit}"
         cards.append(
             (
@@ -241,7 +226,7 @@ def _read(path: Path) -> str:
 
 
 def _evaluation(path: Path, run: dict[str, Any]) -> dict[str, Any]:
-    """Read a run's evaluation, if it has one; what cannot be read becomes a note on the run."""
+    """Read a run's evaluation, if it has one; what cannot be read becomes a warning of the run."""
     text = _read(path)
     try:
         return evaluation_context(json.loads(text)) if text else {}
@@ -251,7 +236,7 @@ def _evaluation(path: Path, run: dict[str, Any]) -> dict[str, Any]:
 
 
 def _read_lines(path: Path, run: dict[str, Any]) -> list[dict[str, Any]]:
-    """Read JSON lines; a line that cannot be read becomes a note on the run."""
+    """Read JSON lines; a line that cannot be read becomes a warning of the run."""
     rows = []
     for n, line in enumerate(_read(path).split("\n"), 1):
         try:

@@ -21,7 +21,7 @@ from pathlib import Path
 
 from runner.evaluation.bootstrap import enough, interval
 from runner.evaluation.metrics import ratio
-from runner.reports.figures import to_number
+from runner.reports.number_format import to_number
 from runner.reports.results import read_lines
 
 CONFIDENCE, RESAMPLES = 0.95, 1000
@@ -80,7 +80,7 @@ def by_rows(best: Rows | None, other: Rows | None) -> Verdict:
         return Verdict(None, f"only {len(best)} held-out row{'s' * (len(best) != 1)}")
     # both losses are over the same tokens, so that their difference is one ratio of sums
     rows = [(other[index][0] - best[index][0], best[index][1]) for index in best]
-    gap = interval(ratio("difference", rows, higher=False), CONFIDENCE, RESAMPLES, seed=0)
+    gap = interval(ratio("difference", rows), CONFIDENCE, RESAMPLES, seed=0)
     why = f"differs by {gap.value:.3g}, {CONFIDENCE:.0%} interval {gap.low:.3g} to {gap.high:.3g}"
     return Verdict(not gap.excludes_zero, why)
 

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import base64
 import hashlib
-import re
 import shlex
 from pathlib import Path
 from typing import Any
@@ -13,17 +12,18 @@ from urllib.parse import quote
 from markupsafe import Markup
 
 from runner.core.atomic import write_atomically
+from runner.core.hydra_quoting import hydra_value
+from runner.core.metric_names import find_metric
 from runner.reports.curves import curves_context
-from runner.reports.figures import flatten, format_value
+from runner.reports.labels import cell_label, label, short_names
 from runner.reports.leaderboard import Leaderboard, Row, leaderboard
-from runner.reports.results import CellResult, Sweep, cell_label, label, mapping, read_lines, short_names
+from runner.reports.number_format import flatten, format_value
+from runner.reports.results import CellResult, Sweep, mapping, read_lines
 from runner.reports.run_report import MAX_SAMPLES, OPEN_SAMPLES, OUTCOMES, page_environment
-from runner.reports.table import score_label, score_text
+from runner.reports.table import score_text
 from runner.reports.views import TONES, board_view, heatmaps_view, importance_view, parallel_view
 
-_HEADLESS = ("classify", "reward")  # recipes whose models answer with a class or a score
-# Hydra reads these unquoted in a value; anything else is put between quotes.
-_PLAIN_VALUE = re.compile(r"[\w./:@%+~*?|-]+")
+_HEADLESS = ("classify", "reward")  # recipes whose models write no text
 
 
 def write_sweep_report(folder: Path, board: Leaderboard | None = None) -> Path:
@@ -81,15 +81,12 @@ def sweep_context(board: Leaderboard) -> dict[str, Any]:
 
 
 def use_command(board: Leaderboard) -> str:
-    """The command that talks to the best cell; empty where there is none, or it has no words."""
+    """The command that chats with the best cell; empty without one, or where it only classifies or scores."""
     best = board.best_cell
     if best is None or best.config.get("recipe") in _HEADLESS:
         return ""
-    path = str(board.sweep.folder)
-    if not _PLAIN_VALUE.fullmatch(path):
-        escaped = path.replace("\\", "\\\\").replace("'", "\\'")
-        path = f"'{escaped}'"
-    return f"python -m runner recipe=chat {shlex.quote(f'adapter={path}')}"
+    adapter = f"adapter={hydra_value(str(board.sweep.folder))}"
+    return f"python -m runner recipe=chat {shlex.quote(adapter)}"
 
 
 def _answer(board: Leaderboard) -> dict[str, Any]:
@@ -98,13 +95,15 @@ def _answer(board: Leaderboard) -> dict[str, Any]:
     counts = board.sweep.counts()
     open_cells = counts.get("running", 0) + counts.get("waiting", 0)
     if not board.ranked:
-        said = ", ".join(f"{count} {status}" for status, count in counts.items())
-        why = f"No cell has a result{' yet' if open_cells else ''}" + (f": {said}." if said else ".")
+        statuses = ", ".join(f"{count} {status}" for status, count in counts.items())
+        why = f"No cell has a result{' yet' if open_cells else ''}" + (f": {statuses}." if statuses else ".")
         if counts.get("completed"):
-            why = f"No completed cell has a finite {board.metric}: {said}."
+            why = f"No completed cell has a finite {board.metric}: {statuses}."
         return {"best": "", "nothing": why}
     first, *others = board.ranked
-    scores = [(score_label(name), score_text(first.scores.get(name), name)) for name in board.scores[:2]]
+    scores = [
+        (find_metric(name).label, score_text(first.scores.get(name), name)) for name in board.scores[:2]
+    ]
     return {
         "best": label(first.values, names) or first.group,
         "so_far": bool(open_cells),
@@ -125,14 +124,14 @@ def _noise(board: Leaderboard, others: list[Row]) -> str:
     if unknown == len(others):
         reason = board.method.removeprefix("unknown: ")
         return f"Whether any other is as good is not known: {reason}."
-    said = f" Of {unknown} it is not known." if unknown else ""
+    rest = f" Of {unknown} it is not known." if unknown else ""
     if near:
         which = "; ".join(label(row.values, names) or row.group for row in near[:4])
         which += f"; and {len(near) - 4} more" if len(near) > 4 else ""
         are = "is" if len(near) == 1 else "are"
-        return f"{len(near)} of {len(others)} others {are} within noise of it: {which}.{said}"
+        return f"{len(near)} of {len(others)} others {are} within noise of it: {which}.{rest}"
     if unknown:
-        return f"{len(others) - unknown} of {len(others)} others are worse by more than noise.{said}"
+        return f"{len(others) - unknown} of {len(others)} others are worse by more than noise.{rest}"
     return f"{'Each' if len(others) > 1 else 'The'} other is worse by more than noise."
 
 
@@ -156,7 +155,7 @@ def _failures(sweep: Sweep) -> list[dict[str, Any]]:
         if cell.status not in ("failed", "diverged", "preempted"):
             continue
         error = cell.error
-        kind, message = str(error.get("type") or ""), str(error.get("message") or cell.told)
+        kind, message = str(error.get("type") or ""), str(error.get("message") or cell.recorded_reason)
         entry = found.setdefault(
             (cell.status, kind, message),
             {

@@ -4,37 +4,27 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from typing import TYPE_CHECKING
 
 from rich.markup import escape
 from rich.segment import Segments
 from rich.table import Table
 
 from runner.core import console
-from runner.reports.evaluation_section import LABELS
-from runner.reports.figures import PERCENT, format_value
-from runner.reports.results import STATUSES, label, short_names
-from runner.reports.run_report import label_of
-
-if TYPE_CHECKING:
-    from runner.reports.leaderboard import Leaderboard, Row, Spread
+from runner.core.metric_names import find_metric
+from runner.reports.labels import label, short_names
+from runner.reports.leaderboard import Leaderboard, Row, Spread
+from runner.reports.number_format import format_value
+from runner.reports.results import STATUSES
 
 MOST_ROWS, WIDTH = 20, 100
 _TONES = {"failed": "red", "diverged": "red", "dropped": "yellow", "preempted": "yellow"}
-
-
-def score_label(name: str) -> str:
-    """What a reader calls a metric: ``exact_match_after`` is the exact match."""
-    plain = name.removesuffix("_after")
-    known = {"eval_loss": "Held-out loss", "train_loss": "Training loss", **LABELS}
-    return known.get(plain) or label_of(plain.removeprefix("eval_"))
 
 
 def score_value(value: float | None, name: str) -> str:
     """A score with four decimals, so that those of a column can be compared, or as a percentage."""
     if value is None or not math.isfinite(value):
         return "–"
-    if PERCENT.search(name) and 0 <= value <= 1:
+    if 0 <= value <= 1 and find_metric(name).share:
         return f"{value * 100:.1f} %"
     return f"{value:.4f}".replace("-", "−") if 0.1 <= abs(value) < 10 else format_value(value)
 
@@ -73,6 +63,8 @@ def print_leaderboard(board: Leaderboard) -> None:
         known = not board.method.startswith("unknown")
         text = f"≈ best, within noise of it: {board.method}" if known else f"noise is {board.method}"
         console.out.print(f"[dim]{escape(text)}[/]")
+    if board.other_code:
+        console.out.print(f"[dim]{escape(board.other_code)}[/]")
 
 
 def _print(table: Table) -> None:
@@ -93,7 +85,7 @@ def _ranking(board: Leaderboard, rows: Sequence[Row]) -> Table:
     facts = [(name, values) for name, values in facts if len(set(values)) > 1]
     columns += facts[:-1] if len(facts) > 1 else []
     for name in board.scores[:2]:
-        columns.append((score_label(name).lower(), [score_text(row.scores.get(name), name) for row in rows]))
+        columns.append((find_metric(name).label, [score_text(row.scores.get(name), name) for row in rows]))
     columns += facts[-1:]
     columns.append(("time", [_clock(row.seconds) for row in rows]))
     columns.append(("tokens/s", [_whole(row.tokens_per_second) for row in rows]))
@@ -111,7 +103,7 @@ def _ranking(board: Leaderboard, rows: Sequence[Row]) -> Table:
 
 
 def _mark(board: Leaderboard, row: Row) -> str:
-    """Best, within noise of it, and on how many of its repeats a row rests when some are missing."""
+    """Best, within noise of it, how many repeats it rests on if some are missing, made by other code."""
     marks = ["best"] if row.rank == 1 else []
     if row.noise and row.noise.within:
         marks.append("≈ best")
@@ -119,6 +111,8 @@ def _mark(board: Leaderboard, row: Row) -> str:
         marks.append("noise unknown")
     if row.scores[board.metric].n < len(row.cells):
         marks.append(f"{row.scores[board.metric].n} of {len(row.cells)}")
+    if row.other_code:
+        marks.append(row.other_code)
     return ", ".join(marks)
 
 

@@ -1,4 +1,4 @@
-"""What a run shows in the terminal: what it trains on, samples, scores and the closing table."""
+"""What a run prints: its model and data at the start, samples, scores, and a table of results at the end."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from rich.markup import escape
 from rich.table import Table
 
 from runner.core.console import out, warn
-from runner.core.metric_names import RESULTS, SHARES
+from runner.core.metric_names import RESULTS, find_metric
 from runner.data.splits import Data, Split
 from runner.models.model import Precision
 
@@ -18,20 +18,20 @@ from runner.models.model import Precision
 def opening(
     config: Any, data: Data, precision: Precision, steps: int, path: Path, warnings: list[str]
 ) -> None:
-    """Say what is about to be trained, on what, and every remark."""
+    """Print model, method, data and run folder before training, and every warning."""
     method = str(config.lora.get("_target_", "full fine-tuning")).removeprefix("peft.").removesuffix("Config")
     model = config.model.path or f"{config.model.architecture} (random weights)"
     out.print(f"[bold]{config.recipe}[/]  {escape(str(model).partition('#')[0])}, {method}, {precision.name}")
     _data(data)
     out.print(f"[bold]run[/]  {escape(str(path))}, about {steps:,} steps")
-    for remark in warnings:
-        warn(remark)
+    for warning in warnings:
+        warn(warning)
 
 
 def pack_opening(
-    data: Data, precision: Precision, cells: tuple[int, int], steps: int, size: int, notes: Iterable[str]
+    data: Data, precision: Precision, cells: tuple[int, int], steps: int, size: int, warnings: Iterable[str]
 ) -> None:
-    """Say what a pack trains on, how many of its cells share a pass, and the bytes it is expected to take."""
+    """Print the data of a pack, its cells, how many share a pass, and its expected ``size`` in bytes."""
     _data(data)
     count, cells_per_pass = cells
     passes = "in one pass" if cells_per_pass >= count else f"{cells_per_pass} in a pass, for memory"
@@ -39,8 +39,8 @@ def pack_opening(
         f"[bold]pack[/] {count} cells, {passes}, about {size / 2**30:.1f} GiB, "
         f"{precision.name}, {steps:,} steps"
     )
-    for remark in notes:
-        warn(remark)
+    for warning in warnings:
+        warn(warning)
 
 
 def _data(data: Data) -> None:
@@ -49,23 +49,22 @@ def _data(data: Data) -> None:
     formats = ", ".join(sorted({source.row_format for source in train.sources}))
     held_out = f", {len(data.eval.rows):,} held out" if data.eval else ""
     out.print(
-        f"[bold]data[/] {len(train.rows):,} rows ({formats}){held_out}, "
-        f"{train.tokens:,} tokens, {share:.0%} trained on"
+        f"[bold]data[/] {len(train.rows):,} examples ({formats}){held_out}, "
+        f"{train.tokens:,} tokens, {share:.0%} of them loss tokens"
     )
 
 
 def closing(record: dict[str, Any], folder: Path) -> None:
-    """The closing table of a run: results first, then time, speed, memory and where everything is."""
+    """Print the results of a run, then its time, speed and memory, and where its files are."""
     metrics = record["metrics"]
     table = Table(show_header=False, box=None, padding=(0, 2, 0, 0))
     names = [name.removesuffix("_after") for name in metrics if name.endswith("_after")]
     for name in names:
-        kind = ".1%" if name in SHARES else ".4g"
-        before, after = (format(metrics[f"{name}_{when}"], kind) for when in ("before", "after"))
-        table.add_row(name.replace("_", " "), f"{before} before, [bold green]{after} after[/]")
-    for key, label in RESULTS.items():
-        if metrics.get(key) is not None and not key.endswith("_after"):
-            table.add_row(label, f"{metrics[key]:.1%}" if key in SHARES else f"{metrics[key]:.4g}")
+        before, after = (_number(metrics[f"{name}_{when}"], name) for when in ("before", "after"))
+        table.add_row(find_metric(name).label, f"{before} before, [bold green]{after} after[/]")
+    for key in RESULTS:
+        if metrics.get(key) is not None:
+            table.add_row(find_metric(key).label, _number(metrics[key], key))
     if "trainable_parameters" in metrics:
         trained, total = metrics["trainable_parameters"], metrics["total_parameters"]
         table.add_row("trained", f"{trained:,} of {total:,} parameters ({trained / total:.2%})")
@@ -101,13 +100,15 @@ def _short(text: str) -> str:
 
 
 def stages(done: dict[str, Any]) -> None:
-    """Print what each stage of a chain came to."""
+    """Print the recipe, time and results of each stage of a chain."""
     table = Table(box=None, padding=(0, 2, 0, 0))
     for name in ("stage", "recipe", "seconds", "result"):
         table.add_column(name, overflow="fold")
     for name, stage in done.items():
         scores = {key: value for key, value in stage["metrics"].items() if isinstance(value, float)}
-        shown = ", ".join(f"{key} {value:.4g}" for key, value in scores.items() if key in RESULTS)
+        shown = ", ".join(
+            f"{key} {value:.4g}" for key, value in scores.items() if key.removesuffix("_after") in RESULTS
+        )
         table.add_row(escape(name), stage["recipe"], f"{stage['seconds']:.0f}", shown)
     out.print()
     out.print(table)
@@ -151,14 +152,14 @@ def _verdict(gap: dict[str, Any], higher: bool) -> str:
 
 def _number(value: float, name: str, sign: str = "") -> str:
     """Shares as percentages, everything else with four digits."""
-    return format(value, f"{sign}.1%" if name in SHARES else f"{sign}.4g")
+    return format(value, f"{sign}.1%" if find_metric(name).share else f"{sign}.4g")
 
 
-def marked_row(source: int, pieces: list[tuple[str, bool]], side: str = "") -> None:
-    """Print one row; what is trained on is green, and between brackets where there are no colours."""
-    out.print(f"\n[bold]row {source} {side}[/]  [green]trained on[/], [dim]only read[/]")
-    for text, trained in pieces:
-        style, left, right = ("green", "[[", "]]") if trained else ("dim", "", "")
+def marked_row(source: int, pieces: list[tuple[str, bool]], sequence: str = "") -> None:
+    """Print one example as (text, is loss) pieces; loss tokens are green, or in brackets without colours."""
+    out.print(f"\n[bold]example {source} {sequence}[/]  [green]loss tokens[/], [dim]masked (-100)[/]")
+    for text, is_loss in pieces:
+        style, left, right = ("green", "[[", "]]") if is_loss else ("dim", "", "")
         shown = text if out.is_terminal else f"{left}{text}{right}"
         out.print(f"[{style}]{escape(shown)}[/]", end="")
     out.print()
@@ -181,11 +182,11 @@ def histogram(label: str, values: list[int], limit: int | None) -> None:
 
 def counts(split: Split) -> None:
     """Print what was read, removed and kept of a split, by reason."""
-    out.print(f"\n[bold]{split.name} rows[/]")
+    out.print(f"\n[bold]{split.name} examples[/]")
     table = Table(show_header=False, box=None, padding=(0, 2))
     for reason, count in split.counts.items():
         table.add_row(reason, f"{count:,}")
     table.add_row("[bold]kept[/]", f"[bold]{len(split.rows):,}[/]")
     share = split.trained_tokens / max(split.tokens, 1)
-    table.add_row("tokens", f"{split.tokens:,}, of which labelled {split.trained_tokens:,} ({share:.0%})")
+    table.add_row("tokens", f"{split.tokens:,}, of which loss tokens {split.trained_tokens:,} ({share:.0%})")
     out.print(table)

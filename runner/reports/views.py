@@ -8,12 +8,13 @@ from itertools import combinations
 from typing import Any
 from urllib.parse import quote
 
-from runner.reports.figures import format_value
+from runner.core.metric_names import find_metric
 from runner.reports.importance import importance
+from runner.reports.labels import label, short_names
 from runner.reports.leaderboard import Leaderboard, Row
-from runner.reports.results import label, short_names
+from runner.reports.number_format import format_value
 from runner.reports.sweep_figures import Strand, heatmap, parallel
-from runner.reports.table import compact, score_label, score_text, score_value
+from runner.reports.table import compact, score_text, score_value
 
 TONES = {"completed": "good", "failed": "bad", "diverged": "bad", "dropped": "warn", "preempted": "warn"}
 _MOST_TILES = 400
@@ -24,7 +25,7 @@ def board_view(board: Leaderboard) -> dict[str, Any]:
     names = short_names(board.sweep.axes)
     columns = [("#", "Rank"), *((names[axis], axis) for axis in names)]
     columns += [("Scale", "Effective scale of the adapter: alpha / r, or alpha / √r with use_rslora")]
-    columns += [(score_label(name), name) for name in board.scores]
+    columns += [(find_metric(name).title, name) for name in board.scores]
     columns += [("Behind", f"Difference of {board.metric} from the best row")]
     columns += [("Trained", "Trainable parameters"), ("Time", "Of a pack, the time of all its cells")]
     columns += [("Tokens/s", "Tokens per second of this cell alone")]
@@ -49,7 +50,7 @@ def board_view(board: Leaderboard) -> dict[str, Any]:
                 row.tokens_per_second,
             ),
         ]
-        rows.append({"cells": cells, "row": row, "remark": _remark(board, row), "links": _links(row)})
+        rows.append({"cells": cells, "row": row, "status": _status(board, row), "links": _links(row)})
     texts = [{item["cells"][n][0] for item in rows} - {"", "–"} for n in range(len(columns))]
     kept = {"Rank", *names, board.metric}
     varies = [n for n, (_, key) in enumerate(columns) if key in kept or len(texts[n]) > 1]
@@ -60,8 +61,9 @@ def board_view(board: Leaderboard) -> dict[str, Any]:
         "fixed": fixed,
         "axes": len(names),
         "method": board.method,
+        "other_code": board.other_code,
         "repeats": max((score.n for row in board.ranked for score in row.scores.values()), default=1),
-        "metric": score_label(board.metric),
+        "metric": find_metric(board.metric).title,
         "higher": board.higher,
     }
 
@@ -73,20 +75,21 @@ def _behind(board: Leaderboard, row: Row) -> float | None:
     return row.scores[board.metric].mean - board.rows[0].scores[board.metric].mean
 
 
-def _remark(board: Leaderboard, row: Row) -> tuple[str, str, str, str]:
-    """What is said of a row, its tone, what is said below it, and the figures behind a verdict."""
+def _status(board: Leaderboard, row: Row) -> tuple[str, str, str, str]:
+    """Status of a row, its tone, a second line, and the numbers behind the verdict."""
     briefs = "; ".join(dict.fromkeys(cell.brief for cell in row.cells if cell.brief))
     if row.rank is None:
         tone = TONES.get(row.status, "") if row.status != "completed" else "warn"
         return row.status, tone, briefs or row.reason, row.reason
     n = row.scores[board.metric].n
     missing = f"{n} of {len(row.cells)} repeats" if n < len(row.cells) else ""
+    below = ", ".join(filter(None, (missing, row.other_code)))
     if row.rank == 1:
-        return "best", "good", missing, row.reason
+        return "best", "good", below, row.reason
     noise = row.noise
-    said = {True: "within noise", False: "", None: "noise unknown"}[noise.within] if noise else ""
+    verdict = {True: "within noise", False: "", None: "noise unknown"}[noise.within] if noise else ""
     why = "; ".join(filter(None, (noise.why if noise else "", row.reason)))
-    return said, "muted", missing, why
+    return verdict, "muted", below, why
 
 
 def _links(row: Row) -> list[tuple[str, str]]:
@@ -138,7 +141,7 @@ def _heatmap(board: Leaderboard, down: str, across: str) -> dict[str, Any] | Non
         strength[spot] = share if board.higher else 1 - share
     best = (max if board.higher else min)(values, key=lambda spot: values[spot])
     label_down = names.get(down, "")
-    title = f"{score_label(board.metric)} by {names[across]}" + (f" and {label_down}" if down else "")
+    title = f"{find_metric(board.metric).title} by {names[across]}" + (f" and {label_down}" if down else "")
     figure, width = heatmap(rows, columns, found, strength, best, (label_down, names[across]), title)
     several = max(map(len, means.values())) > 1
     return {"title": f"{label_down} × {names[across]}".removeprefix(" × "), "svg": figure, "width": width} | {
@@ -156,12 +159,12 @@ def _tile(
 ) -> tuple[str, str]:
     """A tile's text, and in words what it is the mean of and what is missing."""
     missing = others.get(spot, [])
-    said = ", ".join(f"{missing.count(status)} {status}" for status in dict.fromkeys(missing))
+    absent = ", ".join(f"{missing.count(status)} {status}" for status in dict.fromkeys(missing))
     if value is None:
-        return missing[0], said
+        return missing[0], absent
     text, n = score_value(value, board.metric), len(means[spot])
-    tip = f"{score_label(board.metric)} {text}" + (f", mean of {n}" if n > 1 else "")
-    return text, tip + (f"; {said}" if said else "")
+    tip = f"{find_metric(board.metric).title} {text}" + (f", mean of {n}" if n > 1 else "")
+    return text, tip + (f"; {absent}" if absent else "")
 
 
 def parallel_view(board: Leaderboard) -> dict[str, Any] | None:
@@ -179,7 +182,7 @@ def parallel_view(board: Leaderboard) -> dict[str, Any] | None:
         for row in board.ranked
     ]
     shown = [(names[axis], levels) for axis, levels in axes.items()]
-    metric = score_label(board.metric)
+    metric = find_metric(board.metric).title
     title = f"{metric} of {len(strands)} combinations over {', '.join(name for name, _ in shown)}"
     figure, width = parallel(shown, strands, metric, board.higher, title)
     return {"svg": figure, "width": width, "metric": metric}

@@ -1,7 +1,7 @@
-"""The one writer of checkpoints: complete and proven by digests, or not there.
+"""The one writer of checkpoints: each is complete and checksummed, or not there.
 
-A checkpoint is written aside. Then every file is flushed to the disk, a manifest with the digest of each is
-written last, and the folder is renamed. Whoever goes on from one verifies it first.
+A checkpoint is written to a temporary folder. Then every file is flushed to the disk, a manifest with the
+digest of each is written last, and the folder is renamed. A run that resumes from one verifies it first.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from runner.core.atomic import flush_to_disk, xxh3_of_file
 from runner.core.errors import RunnerError
 
 MANIFEST = "manifest.json"
-ASIDE = ".writing"
+TEMPORARY = ".writing"
 # The library keeps its arguments as a pickle, which nothing reads again and which holds the hub's token.
 _NOT_KEPT = ("training_args.bin",)
 
@@ -29,18 +29,18 @@ class NotSaved(RunnerError):
 
 @contextmanager
 def writing(folder: Path, name: str, facts: Callable[[], dict[str, Any]]) -> Iterator[Path]:
-    """Write a checkpoint: the block fills ``name`` in the folder that it is given, aside of ``folder``.
+    """Write a checkpoint: the block fills ``name`` in the temporary folder that it is given.
 
     ``facts``, called at the end, is what the manifest says besides. Raises ``NotSaved`` when anything goes
     wrong; what was there before stays as it was.
     """
-    aside = folder / ASIDE
+    temporary = folder / TEMPORARY
     try:
-        shutil.rmtree(aside, ignore_errors=True)
-        aside.mkdir(parents=True)
-        yield aside
-        _seal(aside / name, facts())
-        _replace(aside / name, folder / name)
+        shutil.rmtree(temporary, ignore_errors=True)
+        temporary.mkdir(parents=True)
+        yield temporary
+        _seal(temporary / name, facts())
+        _replace(temporary / name, folder / name)
     except Exception as error:
         if isinstance(error, RunnerError):
             raise
@@ -49,7 +49,7 @@ def writing(folder: Path, name: str, facts: Callable[[], dict[str, Any]]) -> Ite
         reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
         raise NotSaved(f"{folder / name} could not be written, {kept}: {reason}{_space(folder)}") from error
     finally:
-        shutil.rmtree(aside, ignore_errors=True)
+        shutil.rmtree(temporary, ignore_errors=True)
 
 
 def verify(checkpoint: Path) -> str | None:
@@ -84,13 +84,13 @@ def facts(checkpoint: Path) -> dict[str, Any]:
 
 
 def step_of(checkpoint: Path | None) -> int:
-    """The optimizer step after which ``checkpoint-N`` was written; 0 for what is no such folder."""
+    """The optimizer step after which ``checkpoint-N`` was written; 0 for any other folder."""
     number = checkpoint.name.partition("-")[2] if checkpoint else ""
     return int(number) if number.isdigit() else 0
 
 
 def all_of(folder: Path) -> list[Path]:
-    """The checkpoints of a folder, the newest first; nothing is said about their state."""
+    """The checkpoints of a folder, the newest first, not verified."""
     return sorted(filter(step_of, folder.glob("checkpoint-*")), key=step_of, reverse=True)
 
 

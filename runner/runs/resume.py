@@ -1,4 +1,4 @@
-"""Go on from a checkpoint of an earlier run, but only with the config, the rows and the base that made it."""
+"""Resume from a checkpoint of an earlier run, but only with the same config, rows and base model."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ class Start:
 
     @property
     def facts(self) -> dict[str, Any]:
-        """What the checkpoint's manifest says of the run; empty without one."""
+        """The run's facts in the checkpoint's manifest; empty without a checkpoint."""
         return checkpoint.facts(self.checkpoint) if self.checkpoint else {}
 
     def step_in(self, run: Path) -> int:
@@ -51,7 +51,7 @@ def find_start(config: RunConfig) -> Start:
         return Start()
     if config.resume == "auto":
         if config.output_dir is None:
-            raise ConfigError(Issue("resume=auto", "needs output_dir, the run folder to go on in"))
+            raise ConfigError(Issue("resume=auto", "needs output_dir, the run folder to resume"))
         run = Path(config.output_dir).expanduser()
         start = _newest(run)
     else:
@@ -63,11 +63,11 @@ def find_start(config: RunConfig) -> Start:
 
 
 def check_same(start: Start, facts: dict[str, Any]) -> None:
-    """Refuse to go on where the rows or the base are no longer those that the checkpoint was trained with."""
-    said = {"data": "the training rows", "base": "the base model"}
+    """Raise ``ConfigError`` if the rows or the base are not those that the checkpoint was trained with."""
+    labels = {"data": "the training rows", "base": "the base model"}
     issues = [
         Issue(str(start.checkpoint), f"{what} are not those it was trained with", "start a new run")
-        for key, what in said.items()
+        for key, what in labels.items()
         if start.checkpoint and start.facts.get(key) != facts[key]
     ]
     if issues:
@@ -87,7 +87,7 @@ def _named(given: str) -> tuple[Path, Start]:
     start = _newest(path)
     if start.checkpoint is None:
         damaged = f": {'; '.join(start.notes)}" if start.notes else ""
-        raise ConfigError(Issue(where, f"is no checkpoint and no run folder that holds one{damaged}"))
+        raise ConfigError(Issue(where, f"is neither a checkpoint nor a run folder with one{damaged}"))
     return path, start
 
 
@@ -101,7 +101,9 @@ def _newest(run: Path) -> Start:
 def _check_whole(resume: str, path: Path) -> None:
     if not (path / "optimizer.pt").is_file():
         message = f"{path} was saved without the optimizer's state (trainer.save_only_model)"
-        raise ConfigError(Issue(f"resume={resume}", message, "it can be used, but not trained further"))
+        raise ConfigError(
+            Issue(f"resume={resume}", message, "it can be used, but training cannot resume from it")
+        )
 
 
 def _check_config(run: Path, config: RunConfig) -> None:
@@ -109,7 +111,7 @@ def _check_config(run: Path, config: RunConfig) -> None:
     if not (run / "config.yaml").is_file():
         return
     saved = yaml.safe_load((run / "config.yaml").read_text(encoding="utf-8"))
-    hint = "go on with the same, or start a new run"
+    hint = "resume with the same value, or start a new run"
     issues = [
         Issue(key, f"was {before!r} in {run}, and is {after!r} now", hint)
         for key, before, after in _differences(saved, dataclasses.asdict(config))

@@ -1,4 +1,4 @@
-"""The run folder: made once, filled as the run goes on, and complete also when the run fails."""
+"""The run folder: created once, filled during the run, and complete also when the run fails."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ import time
 import traceback
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
-from datetime import UTC, datetime
+from datetime import datetime
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +17,8 @@ from runner.core import environment
 from runner.core.atomic import sha256_of_file, write_atomically
 from runner.core.errors import ConfigError, Issue
 from runner.core.secrets import masked
-from runner.runs.git_state import PATCH, code_digest, source
+from runner.core.timestamp import utc_now
+from runner.runs.git_state import PATCH, package_digest, source
 
 _FALLBACK_NAME = "run"
 
@@ -26,7 +27,7 @@ class RunFolder:
     """One run's folder and its record, ``run.json``.
 
     ``record`` may be filled by anyone; it is written on every change of status. ``metrics`` and ``times`` are
-    its parts for figures (bytes, tokens per second, scores) and for seconds by phase.
+    its parts for numbers (bytes, tokens per second, scores) and for seconds by phase.
     """
 
     def __init__(self, path: Path, command: str, overrides: list[str], config_yaml: str, seed: int) -> None:
@@ -41,13 +42,13 @@ class RunFolder:
             "status": "running",
             "command": command,
             "overrides": overrides,
-            "started": _now(),
+            "started": utc_now(),
             "seed": seed,
             "metrics": self.metrics,
             "times": self.times,
             "notes": self.notes,
             "git": state.record() if state else None,
-            "code": code_digest(),
+            "code": package_digest(),
             "packages": environment.package_versions(),
             "variables": environment.variables(),
             "python": environment.python_version(),
@@ -82,7 +83,7 @@ class RunFolder:
         return [json.loads(line) for line in lines if line.endswith("}")]
 
     def rewind(self, step: int) -> None:
-        """Take back the lines of ``metrics.jsonl`` after a step: a run that goes on writes them again."""
+        """Remove the lines of ``metrics.jsonl`` after a step: a resumed run writes them again."""
         file = self.path / "metrics.jsonl"
         if file.is_file():
             kept = [line for line in self.logged() if line.get("step", 0) <= step]
@@ -93,12 +94,12 @@ class RunFolder:
         write_atomically(self.path / name, (json.dumps(row, ensure_ascii=False) + "\n" for row in rows))
 
     def write(self) -> None:
-        """Write ``run.json`` as a whole, so that a reader never sees half of it."""
+        """Write ``run.json`` atomically."""
         self.record["seconds"] = round(time.monotonic() - self._started, 3)
         write_atomically(self.path / "run.json", json.dumps(self.record, indent=2, ensure_ascii=False) + "\n")
 
     def withdraw(self) -> None:
-        """Leave no trace of a run that was refused: an earlier run's records as they were, or no folder."""
+        """Remove what a run with config errors has written: an earlier run's records are restored."""
         if not self._earlier:
             shutil.rmtree(self.path, ignore_errors=True)
         else:
@@ -108,7 +109,7 @@ class RunFolder:
 
     def finish(self, status: str, error: BaseException | None = None) -> None:
         """Write the final status, the error if there is one, the digests of the results, and the report."""
-        self.record |= {"status": status, "ended": _now(), "error": _error(error)}
+        self.record |= {"status": status, "ended": utc_now(), "error": _error(error)}
         adapter = self.path / "adapter" / "adapter_model.safetensors"
         results = {"adapter": adapter, "config": self.path / "config.yaml"}
         self.record["digests"] = {
@@ -120,18 +121,18 @@ class RunFolder:
         write_report(self.path)
 
 
-def create(output_dir: str | None, name: str, go_on: bool = False) -> Path:
-    """Make the run's folder: the one asked for, new or empty, or a fresh one under ``outputs/``.
+def create(output_dir: str | None, name: str, resume: bool = False) -> Path:
+    """Make the run's folder: ``output_dir``, new or empty, or a fresh one under ``outputs/``.
 
     Two starts in the same second get two folders. Raises ``ConfigError`` for a folder that holds something,
-    unless it is a run folder to ``go_on`` in.
+    unless it is a run folder to ``resume``.
     """
     if output_dir is not None:
         path = Path(output_dir).expanduser()
-        if go_on and (path / "run.json").is_file():
+        if resume and (path / "run.json").is_file():
             return path
         if path.is_file() or (path.is_dir() and any(path.iterdir())):
-            message = f"{path} already holds something, and two runs are never mixed"
+            message = f"{path} is not empty, and a run needs a folder of its own"
             raise ConfigError(
                 Issue(f"output_dir={output_dir}", message, "name a new folder, or leave output_dir out")
             )
@@ -170,7 +171,3 @@ def _error(error: BaseException | None) -> dict[str, str] | None:
 
 def _finite(value: Any) -> Any:
     return None if isinstance(value, float) and not math.isfinite(value) else value
-
-
-def _now() -> str:
-    return datetime.now(UTC).isoformat(timespec="seconds").replace("+00:00", "Z")

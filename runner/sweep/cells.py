@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import hashlib
 import json
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
@@ -13,14 +12,19 @@ from typing import Any
 
 from runner.config.settings import RunConfig, SweepSettings
 from runner.core import environment
+from runner.core.atomic import sha256_of, sha256_of_file
+from runner.core.code_digest import code_digest
 from runner.core.errors import ConfigError, Issue
 from runner.core.folder_names import name_of
+from runner.core.paths import PACKAGE
 from runner.data.files import local_files
-from runner.runs.git_state import code_digest
 
 # What does not decide a result: where it is written, how it was begun, and with which other cells.
 _FREE = ("output_dir", "resume", "sweep")
-_DECIDING = ("torch", "transformers", "peft", "trl")
+_LIBRARIES = ("torch", "transformers", "peft", "trl")
+# The rooms that decide a cell's metrics, and those that do so for some recipes only.
+_ROOMS = ("data", "models", "evaluation", "training", "packed")
+_MORE_ROOMS = {"merge": ("export",), "chain": ("export",)}
 
 
 @dataclass(frozen=True)
@@ -28,8 +32,9 @@ class Cell:
     """One run of a sweep.
 
     ``name`` is its folder in the sweep folder, ``group`` the name that it shares with its repeats. ``key``
-    digests all that decides its result. ``overrides`` are those of its axes (``lora.r=8``), as typed, and of
-    a repeat its seed. In ``config`` the section ``sweep`` has its defaults, as in a run of its own.
+    digests its config and its files (``key_of``). ``overrides`` are those of its axes (``lora.r=8``), as
+    typed, and of a repeat its seed. In ``config`` the section ``sweep`` has its defaults, as in a run of its
+    own.
     """
 
     name: str
@@ -78,14 +83,23 @@ def check_cells(cells: Iterable[Cell]) -> Iterator[Issue]:
 
 
 def key_of(config: RunConfig) -> str:
-    """``sha256:HEX`` of all that decides a run's result: its config, its files, the code and its libraries.
+    """``sha256:HEX`` of what a run computes: its config and the files that this names; not by which code.
 
     Data files, adapters and embedded rows count with their content, what is on the hub with its name and
     revision, a local model with the names and sizes of its files. Raises ``ConfigError``.
     """
     values = {name: value for name, value in dataclasses.asdict(config).items() if name not in _FREE}
-    facts = [_sorted(values), sorted(_contents(config)), _code(), _libraries()]
-    return f"sha256:{hashlib.sha256(json.dumps(facts).encode()).hexdigest()}"
+    return sha256_of(json.dumps([_sorted(values), sorted(_contents(config))]))
+
+
+def code_of(config: RunConfig) -> str:
+    """``sha256:HEX`` of the code that computes a run: the rooms that decide its metrics, and the libraries.
+
+    Comments, docstrings and formatting do not count, nor do the rooms that only report.
+    """
+    rooms = (*_ROOMS, *_MORE_ROOMS.get(config.recipe, ()))
+    folders = [*(PACKAGE / room for room in rooms), PACKAGE.parent / "recipes"]
+    return sha256_of(json.dumps([code_digest(folders), _libraries()]))
 
 
 def _contents(config: RunConfig) -> Iterator[tuple[str, str]]:
@@ -122,19 +136,13 @@ def _digest(file: Path) -> str:
 @cache
 def _digest_of(file: Path, size: int, changed: int) -> str:
     """One reading of a file for all cells."""
-    with file.open("rb") as stream:
-        return hashlib.file_digest(stream, "sha256").hexdigest()
-
-
-def _code() -> str:
-    """Digest of the project's own code."""
-    return code_digest()
+    return sha256_of_file(file)
 
 
 @cache
 def _libraries() -> dict[str, str]:
     versions = environment.package_versions()
-    return {name: versions[name] for name in _DECIDING if name in versions}
+    return {name: versions[name] for name in _LIBRARIES if name in versions}
 
 
 def _sorted(value: Any) -> Any:

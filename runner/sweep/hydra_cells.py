@@ -32,7 +32,7 @@ class CellFailed(RunnerError):
 
 
 class CellReturn(JobReturn):
-    """How a cell ended. Hydra's own class also prints the overrides of a failed job, which have been said."""
+    """How a cell ended. Hydra's own class also prints the overrides of a failed job, a second time."""
 
     quiet = False
 
@@ -98,7 +98,7 @@ class ComposedCells:
         return sweep, every, combined
 
     def _keep(self, master_config: DictConfig, sweep_overrides: list[str]) -> DictConfig:
-        """Hydra's ``load_sweep_config``, which never fails here: all mistakes are reported together later."""
+        """Hydra's ``load_sweep_config``, which never fails here: all issues are reported together later."""
         key = tuple(sweep_overrides)
         if not self._grid.keeps(key):
             return master_config
@@ -137,9 +137,9 @@ class ComposedCells:
         if differing:
             raise ConfigError(Issue("sweep", "the section differs between cells", "set it for all of them"))
         if any(one.resume not in (None, "auto") for one in configs):
-            hint = "the same command with the same output_dir goes on with a sweep"
+            hint = "the same command with the same output_dir resumes a sweep"
             raise ConfigError(
-                Issue(f"resume={configs[0].resume}", "is a run's own, and this is a sweep", hint)
+                Issue(f"resume={configs[0].resume}", "resumes a single run, and this is a sweep", hint)
             )
         if self._handle.sweep is None:
             self._handle.sweep = Sweep(folder, self._handle.typed, configs[0].sweep)

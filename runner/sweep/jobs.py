@@ -1,4 +1,4 @@
-"""The jobs of a sweep: which cells are one process, how it is called, and the file that tells it."""
+"""The jobs of a sweep: which cells share a process, its name, and the file that describes it."""
 
 from __future__ import annotations
 
@@ -93,7 +93,7 @@ def write_job(job: Job, folder: Path, command: str, settings: SweepSettings) -> 
         }
         for cell in job.cells
     ]
-    told = {
+    content = {
         "sweep": str(folder),
         "name": job.name,
         "command": command,
@@ -102,7 +102,7 @@ def write_job(job: Job, folder: Path, command: str, settings: SweepSettings) -> 
         "cells": cells,
     }
     file = folder / "jobs" / f"{job.name}.json"
-    write_atomically(file, json.dumps(told, indent=2, ensure_ascii=False) + "\n")
+    write_atomically(file, json.dumps(content, indent=2, ensure_ascii=False) + "\n")
     return file
 
 

@@ -6,7 +6,6 @@ import dataclasses
 import json
 import time
 from collections.abc import Iterable, Mapping, Sequence
-from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
@@ -16,14 +15,16 @@ from runner.config.settings import SweepSettings
 from runner.core.atomic import write_atomically
 from runner.core.errors import ConfigError, ExitCode, Issue
 from runner.core.paths import SWEEP_FILE
-from runner.sweep.cells import Cell
+from runner.core.timestamp import utc_now
+from runner.sweep.cells import Cell, code_of
 
 DONE = ("completed", "dropped")
 ENDED = (*DONE, "diverged", "failed", "preempted")
 INTERRUPTED = "the sweep was interrupted"
 MOST_FAILURES = 2  # of a cell that runs alone; after these it is not started again by itself
+_MIXED = "mixed"  # in place of a digest: begun by one code and resumed by another
 
-# The worst last. Preempted cells go on when the command is given again, so that they decide.
+# The worst last. Preempted cells are resumed when the command is given again, so that they decide.
 _CODES = {
     "completed": ExitCode.COMPLETED,
     "dropped": ExitCode.COMPLETED,
@@ -48,15 +49,16 @@ def lock(folder: Path) -> FileLock:
 
 
 class Ledger:
-    """The record of a sweep, which is written whole after every change.
+    """The record of a sweep, written atomically after every change.
 
-    ``cells`` are the entries of sweep.json by name. Beside what is public an entry counts its ``failures``
-    alone, and says with ``failed_packed`` whether it failed in a pack. ``changed`` are the cells of which an
-    earlier start has left something that is of no use now.
+    ``cells`` are the entries of sweep.json by name. An entry also counts the ``failures`` of a cell that ran
+    alone, says with ``failed_packed`` whether it failed in a pack, and keeps the ``code`` that computed it
+    (``code_of``); ``other_code`` marks a cell that was not computed by the present code alone. ``changed``
+    are the cells whose folders an earlier start has left and this one cannot use.
     """
 
     def __init__(self, folder: Path, command: str, settings: SweepSettings) -> None:
-        self.folder = folder
+        self.folder, self._redo = folder, settings.redo == "code"
         self._began = time.monotonic()
         old = _read(folder / SWEEP_FILE)
         self._seconds = float(old.get("seconds") or 0.0)
@@ -65,7 +67,7 @@ class Ledger:
         self.record: dict[str, Any] = {
             "status": "running",
             "command": command,
-            "started": old.get("started") or _now(),
+            "started": old.get("started") or utc_now(),
             "ended": None,
             "seconds": self._seconds,
             "axes": old.get("axes", {}),
@@ -83,28 +85,29 @@ class Ledger:
         return self.record["jobs"]
 
     def stale(self, cells: Iterable[Cell]) -> list[Issue]:
-        """An issue for each cell that has a result which would be another one now."""
+        """An issue for each cell that has the result of another config, other rows or another adapter."""
         found = [
             cell for cell in cells if self._status(cell.name) in DONE and self._key(cell.name) != cell.key
         ]
+        message = "has a result of another config, other rows, another adapter or another base model"
         hint = f"name a new output_dir, or remove {self.folder}/CELL to run it again"
-        return [
-            Issue(
-                cell.name,
-                "has a result of another config, other rows, other code or other versions of the libraries",
-                hint,
-            )
-            for cell in found
-        ]
+        return [Issue(cell.name, message, hint) for cell in found]
 
     def add(self, cells: Sequence[Cell], axes: Mapping[str, Sequence[str]]) -> None:
-        """Enter cells; what is known of those with the same key is kept."""
+        """Enter cells; what is known of those with the same key is kept.
+
+        What other code has computed is kept and marked if it is done, with ``sweep.redo=code`` run again; a
+        cell that failed or diverged under other code is tried again, as it may not any more.
+        """
         for name, values in axes.items():
             known = self.record["axes"].get(name, [])
             self.record["axes"][name] = list(dict.fromkeys([*known, *values]))
         for cell in cells:
-            old = self.cells.get(cell.name, {})
+            old = self.cells.get(cell.name) or self._from_folder(cell.name)
             kept = old if old.get("key") == cell.key and (self.folder / cell.name).is_dir() else {}
+            other_code = bool(kept) and _by_other(kept, code_of(cell.config))
+            if other_code and (self._redo or kept["status"] in ("failed", "diverged")):
+                kept, other_code = {}, False
             if old and not kept and (old["status"], old.get("key")) != ("waiting", cell.key):
                 self.changed.add(cell.name)
             seed = {} if "seed" in axes else {"seed"}
@@ -117,7 +120,17 @@ class Ledger:
                 "reason": kept.get("reason"),
                 "failures": kept.get("failures", 0),
                 "failed_packed": kept.get("failed_packed", False),
+                "code": kept.get("code"),
+                "other_code": other_code,
             }
+
+    def begin(self, cells: Iterable[Cell], resumed: bool) -> None:
+        """Mark cells as running on the present code; those ``resumed`` may have been begun by another."""
+        for cell in cells:
+            entry, code = self.cells[cell.name], code_of(cell.config)
+            mixed = resumed and entry["code"] not in (None, code)
+            entry |= {"status": "running", "reason": None, "code": _MIXED if mixed else code}
+            entry["other_code"] = mixed
 
     def status(self, name: str) -> str:
         """The status of a cell."""
@@ -163,13 +176,13 @@ class Ledger:
         """Write the final status and return the exit code: that of the worst cell."""
         statuses = {entry["status"] for entry in self.cells.values()}
         done = statuses <= set(DONE)
-        self.record |= {"status": "completed" if done else "failed", "ended": _now()}
+        self.record |= {"status": "completed" if done else "failed", "ended": utc_now()}
         self.write()
         worst = [code for status, code in _CODES.items() if status in statuses]
         return worst[-1] if worst else ExitCode.FAILED
 
-    def figure(self, name: str, metric: str) -> float | None:
-        """A metric of a cell; of one that was dropped its held-out loss at that time."""
+    def metric(self, name: str, metric: str) -> float | None:
+        """A metric of a cell; of a cell that halving dropped, its held-out loss at that step."""
         record = _read(self.folder / name / "run.json")
         metrics = record.get("metrics") or {}
         names = (metric, f"{metric}_after", f"eval_{metric}")  # exact_match stands for exact_match_after
@@ -190,6 +203,11 @@ class Ledger:
         elif entry["status"] in DONE:
             entry |= {"status": "waiting", "reason": None}  # its folder was removed
 
+    def _from_folder(self, name: str) -> dict[str, Any]:
+        """What a run folder says of a cell that sweep.json does not know; empty without one."""
+        key = self._key(name)
+        return {"key": key, "status": self._status(name)} if key else {}
+
     def _status(self, name: str) -> str:
         status = _status_of(_read(self.folder / name / "run.json"))
         known = self.cells.get(name, {}).get("status", "waiting")
@@ -206,13 +224,15 @@ def _status_of(record: Mapping[str, Any]) -> str | None:
     return "preempted" if interrupted else record.get("status")
 
 
+def _by_other(entry: Mapping[str, Any], code: str) -> bool:
+    """Whether a cell was begun or finished by other code than this; one that only waits was not."""
+    begun = entry.get("code") is not None or entry["status"] in DONE
+    return begun and entry.get("code") != code
+
+
 def _read(file: Path) -> dict[str, Any]:
     try:
         values = json.loads(file.read_text(encoding="utf-8"))
     except (OSError, ValueError):
         return {}
     return values if isinstance(values, dict) else {}
-
-
-def _now() -> str:
-    return datetime.now(UTC).isoformat(timespec="seconds").replace("+00:00", "Z")

@@ -14,11 +14,11 @@ import threading
 import time
 
 VARIABLE = "RUNNER_PARENT_PIPE"
-GRACE = 20.0  # seconds between being asked to end and being ended
+GRACE = 20.0  # seconds between SIGTERM and SIGKILL
 
 
 def die_with_parent(grace: float = GRACE) -> None:
-    """End this process when its parent is gone: by SIGTERM first, ``grace`` seconds later for certain.
+    """End this process when its parent is gone: SIGTERM first, SIGKILL ``grace`` seconds later.
 
     To be called by the child as early as possible. Does nothing in a process that was started by hand.
     """

@@ -1,9 +1,8 @@
-"""Run a sweep: plan it, start a child process a job, collect what they leave, and say what came of it."""
+"""Run a sweep: plan its jobs, run each in a child process, collect the results, and report them."""
 
 from __future__ import annotations
 
 import contextlib
-import re
 import shlex
 import signal
 import threading
@@ -18,6 +17,7 @@ from runner.config.path_rules import check_sweep_folder
 from runner.config.settings import SweepSettings
 from runner.core import console
 from runner.core.errors import ConfigError, ExitCode
+from runner.core.hydra_quoting import hydra_value
 from runner.core.secrets import masked
 from runner.sweep.cells import Cell, check_cells
 from runner.sweep.jobs import Job, make_jobs, record_jobs, write_job
@@ -30,7 +30,7 @@ _SHOWN = 10  # lines of a kind in the plan
 class Sweep:
     """A sweep in one folder, run in one batch or several; ``typed`` are the words of its command.
 
-    Going on with a sweep is the same as starting it: cells that are done are left alone.
+    Resuming a sweep is the same as starting it: cells that are done are left alone.
     """
 
     def __init__(self, folder: Path, typed: Sequence[str], settings: SweepSettings) -> None:
@@ -39,7 +39,7 @@ class Sweep:
         self._lock: Any = None
         self._ledger: Ledger | None = None
         self._stopped = False
-        self.ran = False  # whether a batch was not refused
+        self.ran = False  # whether a batch has passed its checks
 
     @property
     def command(self) -> str:
@@ -79,7 +79,7 @@ class Sweep:
             status, reason = self.ledger.status(cell.name), self.ledger.cells[cell.name]["reason"]
             if status not in DONE:
                 return None, f"{cell.name} {status}" + (f": {reason}" if reason else "")
-            values.append(self.ledger.figure(cell.name, metric))
+            values.append(self.ledger.metric(cell.name, metric))
         found = [value for value in values if value is not None]
         return (sum(found) / len(found), None) if len(found) == len(values) else (None, None)
 
@@ -120,6 +120,7 @@ class Sweep:
         self._devices = [] if any(cell.config.model.device_map for cell in todo) else devices()
         jobs = make_jobs(todo, self.settings, max(1, len(self._devices)), ledger)
         _say_plan(self.folder, cells, jobs, len(done), over)
+        _warn_of_other_code(done, jobs, ledger)
         return jobs
 
     def _work(self, waiting: deque[tuple[Job, Path]]) -> None:
@@ -143,12 +144,12 @@ class Sweep:
                         self._end(child, running.pop(child.name), several)
         except KeyboardInterrupt as interrupt:
             self._stopped = True
-            asked = signal.SIGTERM if isinstance(interrupt, Terminated) else signal.SIGINT
-            self._stop(children, running, asked)
+            received = signal.SIGTERM if isinstance(interrupt, Terminated) else signal.SIGINT
+            self._stop(children, running, received)
             raise
 
     def _start(self, children: Children, job: Job, file: Path, device: str | None, several: bool) -> None:
-        self.ledger.mark(job.names, "running")
+        self.ledger.begin(job.cells, job.resumed)
         self.ledger.write()
         log = file.with_suffix(".log")
         where = f" on device {device}, its output is in {log}" if several else ""
@@ -171,10 +172,12 @@ class Sweep:
         ):
             console.err.print(f"[bold red]failed[/] {escape(reason)}")
 
-    def _stop(self, children: Children, running: dict[str, Job], asked: int) -> None:
-        """Let the children end in their own way; asked a second time, end them at once."""
-        console.warn(f"ending {_count(len(children.running), 'job')}; once more ends without waiting")
-        children.send(asked)
+    def _stop(self, children: Children, running: dict[str, Job], number: int) -> None:
+        """Send the signal to the children and wait for them; a second interrupt kills them."""
+        console.warn(
+            f"ending {_count(len(children.running), 'job')}; a second interrupt kills without waiting"
+        )
+        children.send(number)
         while children.running:
             try:
                 if child := children.wait(0.5):
@@ -185,13 +188,14 @@ class Sweep:
     def _conclude(self) -> None:
         from runner.reports.leaderboard import leaderboard
         from runner.reports.sweep_report import write_sweep_report
+        from runner.reports.table import print_leaderboard
 
         board = leaderboard(self.folder)
         self.ledger.record |= {"best": board.best, "notes": board.sweep.notes}
         self.ledger.write()
         board.write(self.folder)
         console.out.print()
-        board.print()
+        print_leaderboard(board)
         for note in board.sweep.notes:
             console.warn(note)
         write_sweep_report(self.folder)
@@ -209,10 +213,10 @@ class Sweep:
             chat = ["python", "-m", "runner", "recipe=chat", f"adapter={hydra_value(str(self.folder))}"]
             console.out.print(f"[bold]use it[/] {escape(shlex.join(chat))}")
         if code != ExitCode.COMPLETED:
-            console.out.print(f"[bold]go on[/]  {escape(self.go_on())}")
+            console.out.print(f"[bold]resume with[/] {escape(self.resume_command())}")
 
-    def go_on(self) -> str:
-        """The command that runs what is not done yet."""
+    def resume_command(self) -> str:
+        """The command that runs the cells that are not done."""
         kept = [word for word in self._typed if not word.startswith("output_dir=")]
         return shlex.join(["python", "-m", "runner", *kept, f"output_dir={hydra_value(str(self.folder))}"])
 
@@ -250,7 +254,7 @@ def _status(live: bool) -> Iterator[Any]:
 def _say_plan(
     folder: Path, cells: Sequence[Cell], jobs: Sequence[Job], done: int, over: Mapping[str, str]
 ) -> None:
-    """Print what is about to be run, what runs alone and why, and what is done."""
+    """Print which jobs are to be run, which cells run alone and why, and how many are done."""
     axes = dict.fromkeys(key for cell in cells for key in cell.values)
     named = f" over {', '.join(axes)}" if axes else ""
     console.out.print(f"[bold]sweep[/]  {_count(len(cells))}{escape(named)}")
@@ -274,11 +278,21 @@ def _say_plan(
         console.out.print("nothing is left to run")
 
 
-def hydra_value(text: str) -> str:
-    """A text as Hydra reads it in an override: quoted where it holds more than plain characters."""
-    if re.fullmatch(r"[\w./+-]+", text, flags=re.ASCII):
-        return text
-    return "'" + text.replace("\\", "\\\\").replace("'", "\\'") + "'"
+def _warn_of_other_code(done: Sequence[Cell], jobs: Sequence[Job], ledger: Ledger) -> None:
+    """Say which results are kept, and which cells are resumed, although other code computed them."""
+    kept = [cell.name for cell in done if ledger.cells[cell.name]["other_code"]]
+    resumed = [name for job in jobs if job.resumed for name in job.names if ledger.cells[name]["other_code"]]
+    made = "other code, or other versions of the libraries"
+    again = "sweep.redo=code runs them from the beginning"
+    if kept:
+        console.warn(f"{_listed(kept)} kept, computed by {made}; {again}")
+    if resumed:
+        console.warn(f"{_listed(resumed)} resumed from a checkpoint of {made}; {again}")
+
+
+def _listed(names: Sequence[str]) -> str:
+    shown = ", ".join(names[:_SHOWN]) + (", ..." if len(names) > _SHOWN else "")
+    return f"{_count(len(names))} ({shown})"
 
 
 def _count(number: int, what: str = "cell") -> str:

@@ -2,14 +2,9 @@
 
 from __future__ import annotations
 
-import os
+from runner.core.library_env import set_library_env
 
-# before the libraries are imported: as at the command line
-os.environ.setdefault("HF_HUB_DISABLE_TELEMETRY", "1")
-os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
-os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
-os.environ.setdefault("DATASETS_VERBOSITY", "error")
-os.environ.setdefault("HF_DATASETS_DISABLE_PROGRESS_BARS", "1")
+set_library_env()
 
 import dataclasses
 import itertools
@@ -20,7 +15,8 @@ import traceback
 from pathlib import Path
 from typing import Any
 
-from recipes import OBJECTIVES, quiet_libraries, run_recipe
+from recipes import OBJECTIVES
+from recipes.run import quiet_libraries, run_recipe
 from runner.cli import run_config
 from runner.config.settings import RunConfig, SweepSettings
 from runner.core import console, signals
@@ -31,15 +27,11 @@ from runner.sweep import orphan
 from runner.training.out_of_memory import explained
 
 
-def main(argv: list[str]) -> int:
-    """Run the job and return the exit code of its worst cell."""
-    orphan.die_with_parent()
-    mask_uncaught()
-    return run_job(Path(argv[0]))
-
-
 def run_job(file: Path) -> int:
-    """Run a job that the launcher has written down; every cell's outcome is in its run folder."""
+    """Run a job that the sweep has written down, and return the exit code of its worst cell.
+
+    Every cell's outcome is in its run folder.
+    """
     from runner.core import environment
     from runner.packed import CannotPack
 
@@ -60,12 +52,12 @@ def run_job(file: Path) -> int:
 
 
 def _interrupted(record: Path) -> bool:
-    """Whether a run was asked to end; a run that was refused has left no record."""
+    """Whether a run was ended by a signal; one with a config error has left no record."""
     return record.is_file() and json.loads(record.read_text(encoding="utf-8"))["status"] == "preempted"
 
 
 def _run_alone(job: dict[str, Any], cell: dict[str, Any]) -> int:
-    """One cell as a run of its own; an interrupted one goes on from its checkpoint."""
+    """One cell as a run of its own; an interrupted one resumes from its checkpoint."""
     folder = Path(job["sweep"]) / cell["name"]
     run = dataclasses.replace(RunConfig.of(cell["config"]), output_dir=str(folder), resume="auto")
     return run_recipe(run, job["command"], cell["overrides"], {"cell": _mark(job, cell)})
@@ -121,4 +113,6 @@ def _mark(job: dict[str, Any], cell: dict[str, Any]) -> dict[str, Any]:
 
 
 if __name__ == "__main__":
-    sys.exit(main(sys.argv[1:]))
+    orphan.die_with_parent()
+    mask_uncaught()
+    sys.exit(run_job(Path(sys.argv[1])))

@@ -19,9 +19,9 @@ OnLog = Callable[[dict[str, Any]], None]
 class TrainerContext:
     """The run around a trainer.
 
-    ``resume_facts`` go into the manifest of every checkpoint. ``on_shrink`` is told when an evaluation runs
-    out of memory and goes on with smaller batches; without it, the error passes. ``fresh_adapter`` says that
-    the model without its adapter is the model as it was before training.
+    ``resume_facts`` go into the manifest of every checkpoint. ``on_shrink`` is called
+    with a warning when memory runs out and batches shrink; without it, the error is raised.
+    ``fresh_adapter`` says that the model without its adapter is the model as it was before training.
     """
 
     on_log: OnLog

@@ -2,10 +2,7 @@
 
 from __future__ import annotations
 
-import os
 from typing import Any
-
-os.environ.setdefault("TRL_EXPERIMENTAL_SILENCE", "1")  # the recipe says that it is experimental
 
 from trl.experimental.orpo import ORPOTrainer
 

@@ -69,8 +69,8 @@ class BatchShrinker:
 
     The step that ran out of memory leaves a checkpoint of the step before it, from which a new trainer
     resumes with a smaller batch and more passes, so that a step still has the same examples. ``checkpoint``
-    is where the next attempt begins (None: at step 0). Without ``on_shrink``, which is told of each change,
-    errors pass.
+    is where the next attempt begins (None: at step 0). Without ``on_shrink``, which is called
+    with a warning for each change, errors are raised.
     """
 
     def __init__(self, arguments: Any, start: Start, on_shrink: Callable[[str], None] | None) -> None:

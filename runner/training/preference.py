@@ -111,7 +111,7 @@ class DirectPreferenceTrainer(PreferenceTrainer, DPOTrainer):
         use_chunked_loss(model, args)
 
 
-class FeedbackTrainer(PreferenceTrainer, KTOTrainer):
+class UnpairedPreferenceTrainer(PreferenceTrainer, KTOTrainer):
     """``KTOTrainer`` on rows of ``input_ids``, ``labels`` and ``label``: liked or not."""
 
     groups = {"": ("",), "KL_": ("KL_",)}  # noqa: RUF012

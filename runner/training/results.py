@@ -12,7 +12,7 @@ from runner.config.objective import Objective
 from runner.config.settings import RunConfig
 from runner.core import console, environment
 from runner.models.adapter import set_base
-from runner.runs.model_card import model_card
+from runner.runs.model_card import card_facts, model_card
 from runner.runs.run_folder import RunFolder
 from runner.training.load import Trainable
 from runner.training.setup import Setup
@@ -62,6 +62,7 @@ def complete_adapter(config: RunConfig, setup: Setup, target: Path, head: list[s
 
 def conclude(
     config: RunConfig,
+    objective: Objective,
     folder: RunFolder,
     target: Path,
     generator: HeldOutGenerator,
@@ -75,7 +76,8 @@ def conclude(
     folder.metrics |= generator.scores(*answers)
     samples = generator.samples(*answers)
     folder.write_lines("samples.jsonl", samples)
-    (target / "README.md").write_text(model_card(config, folder.record), encoding="utf-8")
+    card = model_card(config, folder.record, card_facts(objective.tag, target))
+    (target / "README.md").write_text(card, encoding="utf-8")
     return samples
 
 

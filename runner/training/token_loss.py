@@ -31,7 +31,7 @@ class TokenLogprobs:
     """Of each position [rows, length - 1] the log-probability and entropy (nats) of the next token, and
     whether it was the likeliest; zero where ``mask`` says that it has no label.
 
-    ``mean_logits`` is the mean of the logits over the vocabulary, where it was asked for.
+    ``mean_logits`` is the mean of the logits over the vocabulary, where it is wanted.
     """
 
     log_probs: torch.Tensor

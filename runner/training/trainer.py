@@ -56,7 +56,7 @@ class GuardedTrainer(Trainer):
         **more: Any,
     ) -> None:
         if getattr(args, "_n_gpu", 1) > 1 and "WORLD_SIZE" not in os.environ:
-            args._n_gpu = 1  # TRL refuses DataParallel; one process drives one GPU
+            args._n_gpu = 1  # TRL raises on DataParallel; one process drives one GPU
         super().__init__(
             model=model,
             args=args,
@@ -136,9 +136,9 @@ class GuardedTrainer(Trainer):
         if signals.pending_signal():
             self.control.should_save, self.control.should_evaluate = True, False
         super()._maybe_log_save_evaluate(*args, **kwargs)
-        self._end_if_asked()
+        self._end_on_signal()
 
-    def _end_if_asked(self) -> None:
+    def _end_on_signal(self) -> None:
         if name := signals.pending_signal():
             raise Preempted(f"ended by {name} after step {self.state.global_step}, with a checkpoint")
 
@@ -197,7 +197,7 @@ class GuardedTrainer(Trainer):
         return {**self._context.resume_facts, "batch": batch, "totals": self._totals()}
 
     def _totals(self) -> dict[str, Any]:
-        """Sums that the library starts anew when it goes on from a checkpoint."""
+        """Sums that the library starts anew when it resumes from a checkpoint."""
         return {
             "tokens": self._total_train_tokens,
             "loss": self._total_loss_scalar,

@@ -58,7 +58,7 @@ MISTAKES = [
     (["data.path=[{path: 'embedded:orders_train', wieght: 2}]"], ["data.path.0.wieght", "'weight'"]),
     (["lora=r99"], ["unknown lora 'r99'", "r16"]),
     (["lora="], ["unknown lora ''"]),
-    (["lora=null"], ["null is no option", "'none'"]),
+    (["lora=null"], ["null is not an option", "'none'"]),
     (["lora=8"], ["unknown lora '8'", "'r8'"]),
     (["model=[tiny,qwen3-4b]"], ["takes one option", "-m model=tiny,qwen3-4b"]),
     (["+lora=r8"], ["Multiple values", "lora=r8"]),
@@ -72,7 +72,7 @@ MISTAKES = [
     (["hydra.run.dir=x"], ["set output_dir"]),
     (["hydra/launcher=foo"], ["hydra/launcher=foo", "basic"]),
     # what is typed
-    (["lora.r"], ["lora.r: is no key=value"]),
+    (["lora.r"], ["lora.r: expected key=value"]),
     (["data.path=a=b.jsonl"], ["cannot be read", "\"data.path='a=b.jsonl'\""]),
     (["template.system=你好"], ["\"template.system='你好'\""]),
     (["lora={r:"], ["the shell has split it"]),
@@ -82,7 +82,7 @@ MISTAKES = [
     (["--multi-run"], ["'--multirun'"]),
     (["--cfg", "job", "-m"], ["-m", "--cfg"]),
     (["--resolve"], ["--cfg job"]),
-    (["--experimental-rerun", "x"], ["not offered"]),
+    (["--experimental-rerun", "x"], ["not supported"]),
     (["--config-name", "confg"], ["no confg.yaml", "'config'"]),
     (["--config-path", "/no/such/folder"], ["no folder /no/such/folder"]),
     (["--config-dir", "/no/such/folder"], ["no folder /no/such/folder"]),
@@ -108,9 +108,9 @@ MISTAKES = [
     (["trainer.output_dir=x"], ["set output_dir"]),
     (["data.path="], ["data.path must be given"]),
     (["data.path=???"], ["data.path must be given", "add data.path=..."]),
-    (["data.path=[3]"], ["data.path.0: 3 is no source"]),
+    (["data.path=[3]"], ["data.path.0: 3 is not a data source"]),
     (["data.path=[{path: 'embedded:orders_eval', weight: -1}]"], ["data.path.0.weight=-1"]),
-    (["data.eval_path=[{weight: 1}]"], ["is no source of rows"]),
+    (["data.eval_path=[{weight: 1}]"], ["is not a data source"]),
     (["data.path=rows.jsonl"], ["nothing is at 'rows.jsonl'"]),
     (["data.path=embedded:order_train"], ["'orders_train'"]),
     ([f"data.path=/{'x' * 300}.jsonl"], ["nothing is at"]),
@@ -153,7 +153,7 @@ def test_all_mistakes_are_reported_together(capsys):
     words = ["lora.rr=3", "foo=1", "lora=r99", "trainer.learning_rate=x", "hydra.verbos=1", "a=b=c", "--lr"]
     assert main(words) == ExitCode.CONFIG_ERROR
     said = capsys.readouterr().err
-    assert "7 mistakes" in said
+    assert "7 config errors" in said
     assert [word for word in words if f"{word}: " not in said] == []
     assert "Traceback" not in said
 

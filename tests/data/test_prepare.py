@@ -1,5 +1,6 @@
 """From files to labelled rows: what is dropped is counted and said, and the rest is what was meant."""
 
+import hashlib
 import json
 from pathlib import Path
 from typing import Any
@@ -9,8 +10,8 @@ import pytest
 from runner.config.settings import DataSettings, TemplateSettings
 from runner.core.errors import ConfigError
 from runner.data.prepare import Data, Split, prepare
+from runner.data.splits import number_classes
 from runner.data.template import IGNORE, Renderer
-from runner.data.token_rows import Totals
 from runner.models.model import byte_tokenizer
 
 ALPACA = [  # the shape of alpaca_en_demo.json and huanhuan.json
@@ -50,11 +51,16 @@ NUMBERED = pairs(*((f"question {n}", f"answer {n}") for n in range(40)))
 
 
 def made(
-    path: Any, max_length: int | None = None, seed: int = 0, template: dict | None = None, **data: Any
+    path: Any,
+    max_length: int | None = None,
+    seed: int = 0,
+    template: dict | None = None,
+    kind: Any = "completion",
+    **data: Any,
 ) -> Data:
     settings = DataSettings(path=path, **data)
     renderer = Renderer(byte_tokenizer(), TemplateSettings(**(template or {})), settings.train_on)
-    return prepare(settings, renderer, max_length, seed)
+    return prepare(settings, renderer, max_length, seed, kind)
 
 
 def trained(split: Split | None) -> list[str]:
@@ -257,17 +263,35 @@ def test_fingerprint_changes_with_tokens_or_labels_only(tmp_path: Path) -> None:
     system = made(path, template={"system": "Be brief."}).train
     order = made(written(tmp_path, ALPACA[::-1], "order.json")).train
     assert len({split.fingerprint for split in (first, everything, system, order)}) == 4
-    rows = list(first.rows)
-    assert Totals.of(rows).fingerprint == first.fingerprint
-    rows[0].labels[-1] = IGNORE
-    assert Totals.of(rows).fingerprint != first.fingerprint
+    assert first.fingerprint == written_out([[row.input_ids, row.labels] for row in first.rows])
+
+
+def written_out(rows: list) -> str:
+    """The digest of the rows as JSON, which run.json and checkpoints of earlier versions hold."""
+    return f"sha256:{hashlib.sha256(''.join(map(json.dumps, rows)).encode()).hexdigest()}"
+
+
+def test_fingerprint_holds_both_answers_and_the_labels(tmp_path: Path) -> None:
+    path = written(tmp_path, SHAREGPT_PAIRS)
+    rows = made(path, kind="preference").train.rows
+    both = [[p.input_ids, p.labels, r.input_ids, r.labels] for p in rows for r in [p.rejected]]
+    assert rows.totals.fingerprint == written_out(both)
+    rows = made(path, kind="unpaired_preference").train.rows
+    assert [row.label for row in rows] == [True, False] * 2
+    assert rows.totals.fingerprint == written_out([[r.input_ids, r.labels, r.label] for r in rows])
+    texts = [{"text": f"text {n}", "label": label} for n, label in enumerate(['"a"', "é", '"a"'])]
+    data = made(written(tmp_path, texts), kind="classification")
+    assert data.train.fingerprint == written_out([[r.input_ids, r.labels, r.label] for r in data.train.rows])
+    assert number_classes(data) == ['"a"', "é"]
+    assert data.train.dataset()["label"][:] == [row.label for row in data.train.rows] == [0, 1, 0]
+    assert data.train.fingerprint == written_out([[r.input_ids, r.labels, r.label] for r in data.train.rows])
 
 
 def test_dataset_holds_ids_and_labels(tmp_path: Path) -> None:
     split = made(written(tmp_path, ALPACA)).train
     table = split.dataset()
-    assert table["input_ids"] == [row.input_ids for row in split.rows]
-    assert table["labels"] == [row.labels for row in split.rows]
+    assert table["input_ids"][:] == [row.input_ids for row in split.rows]
+    assert table["labels"][:] == [row.labels for row in split.rows]
     assert split.tokens == sum(map(len, table["input_ids"]))
     assert split.trained_tokens == sum(label != IGNORE for row in table["labels"] for label in row)
 

@@ -2,6 +2,7 @@
 
 import json
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Any
 
 import pyarrow as pa
@@ -11,13 +12,15 @@ import pytest
 from runner.config.settings import DataSettings
 from runner.core.errors import ConfigError
 from runner.data.formats import Example
-from runner.data.reader import SHOWN_ISSUES, read_sources
+from runner.data.issue_list import SHOWN_ISSUES
+from runner.data.reader import read_sources
 
 ROWS = [{"prompt": f"Question {n}, 你好 🙂", "completion": f"Answer {n}\nof two lines"} for n in range(4)]
 
 
 def read(path: Any, **settings: Any) -> list[Example]:
-    sources = read_sources(path, DataSettings(**settings), "data.path", seed=0)
+    with TemporaryDirectory() as folder:
+        sources = read_sources(path, DataSettings(**settings), "data.path", 0, Path(folder))
     return [example for source in sources for example in source.examples]
 
 
@@ -138,7 +141,7 @@ def test_mistakes_of_all_sources_together_up_to_a_limit(tmp_path: Path) -> None:
     (tmp_path / "b.jsonl").write_text("x\n" * 15)
     issues = refusal([str(tmp_path / "a.jsonl"), str(tmp_path / "b.jsonl")])
     assert f"{tmp_path}/b.jsonl:5" in issues[SHOWN_ISSUES - 1]
-    assert issues[SHOWN_ISSUES:] == ["data.path: and 10 more mistakes like these"]
+    assert issues[SHOWN_ISSUES:] == ["data.path: and 10 more issues like these"]
 
 
 @pytest.mark.parametrize(
@@ -233,5 +236,5 @@ def test_fingerprint_follows_the_bytes(tmp_path: Path) -> None:
     prints = []
     for content in (jsonl(ROWS), jsonl(ROWS), jsonl(ROWS[:3])):
         file.write_text(content)
-        prints.append(read_sources(str(file), DataSettings(), "data.path", 0)[0].fingerprint)
+        prints.append(read_sources(str(file), DataSettings(), "data.path", 0, tmp_path)[0].fingerprint)
     assert prints[0] == prints[1] != prints[2]

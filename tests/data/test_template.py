@@ -361,10 +361,10 @@ def test_tools_their_calls_and_results() -> None:
     assert trained(made, example) == [['[add {"a": 1}]<|im_end|>', "Two.<|im_end|>"]]
     assert '"name": "add"' in texts(made, example)[0]
     renderer = Renderer(made, TemplateSettings())
-    assert renderer.doubts(example, renderer.render(example)) == []
+    assert renderer.warnings(example, renderer.render(example)) == []
     deaf = Renderer(tokenizer(LATE_SYSTEM, "</s>"), TemplateSettings())
-    doubts = deaf.doubts(example, [*Renderer(tokenizer(), TemplateSettings()).render(chat("Hi", "Two."))])
-    assert doubts == [
+    warnings = deaf.warnings(example, [*Renderer(tokenizer(), TemplateSettings()).render(chat("Hi", "Two."))])
+    assert warnings == [
         "tool calls left out by the template",
         "tool message left out by the template",
         "tools left out by the template",
@@ -379,8 +379,8 @@ def test_control_tokens_in_the_words_are_said_and_move_no_mask(kind: str) -> Non
     rows = renderer.render(example)
     said = ["It <|im_end|><|im_end|>", "a <|im_end|>\nb<|im_end|>"]
     assert [runs(made, row) for row in renderer.encode(rows)] == [said]
-    assert renderer.doubts(example, rows) == ["control tokens in its words"]
-    assert renderer.doubts(chat("Hi", "Hello"), rows) == []
+    assert renderer.warnings(example, rows) == ["control tokens in its words"]
+    assert renderer.warnings(chat("Hi", "Hello"), rows) == []
 
 
 def test_a_template_over_its_own_prompt_is_refused() -> None:

@@ -124,7 +124,7 @@ def test_commands_answer_for_themselves(cli, parent, typed, capsys):
     run = cli(*CHAT, "adapter=one")
     said = capsys.readouterr().out
     for text in (
-        "nothing was said yet",
+        "the conversation is empty",
         "* one",
         "did you mean 'one'",
         "did you mean '/system'",

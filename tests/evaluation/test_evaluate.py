@@ -227,7 +227,7 @@ MISTAKES = [
     (["evaluate.function=own.py:bleu"], ["bleu is the name of another score"]),
     (["evaluate.function=broken.py:half"], ["broken.py is not Python"]),
     (["evaluate.function=needs.py:half"], ["running the file fails", "no_such_package"]),
-    (["evaluate.metrics=[blue]", "evaluate.function=own.py:haff"], ["refused, 2 mistakes"]),
+    (["evaluate.metrics=[blue]", "evaluate.function=own.py:haff"], ["2 config errors"]),
     (["evaluate.confidence=95"], ["evaluate.confidence"]),
     (["evaluate.metric=[bleu]"], ["'evaluate.metrics'"]),
 ]

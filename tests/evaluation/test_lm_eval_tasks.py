@@ -74,4 +74,4 @@ def test_tasks_without_lm_eval_are_refused(cli, capsys, monkeypatch):
     assert not run.folder.exists()
     printed = capsys.readouterr().err
     assert "pip install lm-eval" in printed
-    assert "refused, 2 mistakes" in printed
+    assert "2 config errors" in printed

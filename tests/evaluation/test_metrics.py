@@ -100,7 +100,7 @@ def test_a_function_of_the_users_own(tmp_path):
 
 
 def test_the_loss_is_weighted_by_tokens_not_by_rows():
-    assert ratio("loss", [(10.0, 1.0), (2.0, 5.0)], higher=False).value == pytest.approx(2.0)
+    assert ratio("loss", [(10.0, 1.0), (2.0, 5.0)]).value == pytest.approx(2.0)
 
 
 def test_an_interval_is_seeded_and_holds_its_value():

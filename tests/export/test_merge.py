@@ -185,7 +185,7 @@ def test_an_adapter_from_elsewhere_is_merged_exactly(cli, config):
     from_elsewhere(tiny_base(), "start", config)
     run = merge(cli, "start", "model=tiny", "trainer.precision=fp32", "merge.max_kl=1e-6")
     assert run.code == 0
-    assert any("does not say which base" in note for note in run.record["notes"])
+    assert any("no record of the base" in note for note in run.record["notes"])
     expected = adapted(tiny_base(), Path("start"))
     assert (logits(tiny_base()) - expected).abs().max() > 1e-3
     torch.testing.assert_close(logits(loaded(run.folder)), expected, atol=2e-4, rtol=1e-3)
@@ -403,7 +403,7 @@ def test_every_combination_gives_an_adapter_and_its_merge(cli, trained, words):
         (("merge.density=0.5",), "no effect on linear"),
         (("merge.svd_rank=4",), "no effect on linear"),
         (("merge.majority_sign_method=frequency",), "no effect on linear"),
-        (("merge.max_shard_size=big",), "is no size"),
+        (("merge.max_shard_size=big",), "is not a size"),
     ],
     ids=lambda value: value[0] if isinstance(value, tuple) else "",
 )
@@ -420,7 +420,7 @@ def test_adapters_that_cannot_be_combined_are_refused_together(cli, trained, cap
     run = merge(cli, f"[{plain},{dora},{ia3},{other}]")
     assert run.code == 2
     said = capsys.readouterr().err
-    assert "3 mistakes" in said
+    assert "3 config errors" in said
     assert "use_dora" in said
     assert "is IA3" in said
     assert "r=8" in said

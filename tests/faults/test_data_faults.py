@@ -232,7 +232,9 @@ def test_all_faults_of_both_files_are_named_together(cli, capsys, made):
     made("a.jsonl", jsonl(GOOD[0], {"prompt": "x"}, "", '{"prompt": "x"'))
     made("b.csv", b"prompt,completion\na\n")
     err = refusal(cli(*TRAIN, "data.path=a.jsonl", "data.eval_path=b.csv"), capsys)
-    assert [place for place in ("a.jsonl:2", "a.jsonl:4", "b.csv:2", "3 mistakes") if place not in err] == []
+    assert [
+        place for place in ("a.jsonl:2", "a.jsonl:4", "b.csv:2", "3 config errors") if place not in err
+    ] == []
 
 
 def inspected(cli: Any, *words: str, folder: str = "seen") -> tuple[dict[str, Any], list[dict[str, Any]]]:

@@ -1,4 +1,4 @@
-"""Rows 27 to 33: however a run is ended, it goes on to the bytes of an undisturbed one, or says why not."""
+"""Rows 27 to 33: however a run is ended, it resumes to the bytes of an undisturbed one, or says why not."""
 
 from __future__ import annotations
 
@@ -68,7 +68,7 @@ def signalled(patch: pytest.MonkeyPatch, kind: type, number: int, step: int) -> 
 @pytest.mark.slow
 @pytest.mark.parametrize("kind", ["solo", "pack"])
 def test_27_twenty_kills_while_saving(cli, tmp_path, kind):
-    """Each start is killed in a save; each must have gone on from what the kills before it left."""
+    """Each start is killed in a save; each must have resumed from what the kills before it left."""
     words = (*WORDS, "trainer.num_train_epochs=9")
     if kind == "solo":
         whole, target = [cli(*words, folder="whole")], (main, [*words, "output_dir=cut", "resume=auto"])
@@ -79,7 +79,7 @@ def test_27_twenty_kills_while_saving(cli, tmp_path, kind):
     kills, last = 0, 0
     for _ in range(200):
         process = start(target[0], tmp_path, *target[1:])
-        if not kill_while_saving(process, work / "checkpoints" / checkpoint.ASIDE, 0.03):
+        if not kill_while_saving(process, work / "checkpoints" / checkpoint.TEMPORARY, 0.03):
             assert process.exitcode == 0, (tmp_path / "out.log").read_text()[-3000:]
             break
         found = checkpoint.newest(work / "checkpoints")
@@ -115,7 +115,7 @@ def saved(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def go_on(cli, saved: Path, *more: str, resume: str = "auto") -> tuple[Run, Run]:
-    """Copy the interrupted run, change it with ``more``, go on with it; with the undisturbed one."""
+    """Copy the interrupted run, change it with ``more``, resume it; with the undisturbed one."""
     if not Path("run").exists():
         shutil.copytree(saved / "cut", "run")
     run = cli(*WORDS, "trainer.num_train_epochs=2", f"resume={resume}", *more)
@@ -273,7 +273,7 @@ def test_31_a_used_folder_is_refused(cli, capsys):
     first = cli(*WORDS, "trainer.max_steps=1")
     before = (first.folder / "run.json").read_bytes()
     assert cli(*WORDS, "trainer.max_steps=1").code == 2
-    assert "two runs are never mixed" in capsys.readouterr().err
+    assert "a run needs a folder of its own" in capsys.readouterr().err
     assert (first.folder / "run.json").read_bytes() == before
 
 

@@ -5,6 +5,7 @@ import dataclasses
 import json
 import os
 import resource
+import shutil
 import signal
 import subprocess
 import sys
@@ -14,17 +15,18 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
+import psutil
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
 from helpers.command import TINY
 from runner.config.settings import DataSettings, TemplateSettings
+from runner.core import code_digest
 from runner.core.errors import ConfigError
-from runner.data import prepare as prepare_module
-from runner.data import row_cache, token_rows
+from runner.data import encode, store
+from runner.data.issue_list import SHOWN_ISSUES
 from runner.data.prepare import Data, prepare
-from runner.data.reader import SHOWN_ISSUES
 from runner.data.template import Renderer, apply_template
 from runner.models.model import byte_tokenizer
 
@@ -49,7 +51,7 @@ def made(
     path: Any,
     max_length: int | None = 256,
     seed: int = 0,
-    kind: Any = "answers",
+    kind: Any = "completion",
     renderer: Renderer | None = None,
     template: dict | None = None,
     **data: Any,
@@ -65,7 +67,7 @@ def made(
 def said(data: Data) -> Any:
     """Everything that is known of the rows, but whether they were found."""
     splits = [split for split in (data.train, data.eval) if split]
-    records = [(split.record(), split.longest, split.firsts) for split in splits]
+    records = [(split.record(), split.longest, split.first_seen) for split in splits]
     return records, [(list(split.rows), list(split.examples)) for split in splits], data.notes
 
 
@@ -93,7 +95,7 @@ def test_found_rows_are_those_that_were_made(tmp_path: Path) -> None:
     assert fresh.train.dataset().to_list() == found.train.dataset().to_list()
 
 
-@pytest.mark.parametrize("kind", ["pairs", "feedback"])
+@pytest.mark.parametrize("kind", ["preference", "unpaired_preference"])
 def test_found_pairs_are_those_that_were_made(tmp_path: Path, kind: str) -> None:
     rows = [{"prompt": f"q{n}", "chosen": f"good {n}", "rejected": f"bad {n}"} for n in range(9)]
     file = jsonl(tmp_path / "rows.jsonl", rows)
@@ -154,7 +156,7 @@ def test_a_template_that_says_the_date_is_rendered_again_the_next_day(
     file = jsonl(tmp_path / "rows.jsonl", [row(1)])
     dated = {"chat_template": "{{ strftime_now('%d') }}{% for m in messages %}{{ m.content }}{% endfor %}"}
 
-    class Tomorrow(row_cache.date):
+    class Tomorrow(store.date):
         @classmethod
         def today(cls) -> Any:
             return cls(2999, 1, 1)
@@ -163,7 +165,7 @@ def test_a_template_that_says_the_date_is_rendered_again_the_next_day(
     tokenizer.chat_template = dated["chat_template"]
     renderer = Renderer(tokenizer, TemplateSettings())
     assert [made(file, renderer=renderer).cached for _ in range(2)] == [False, True]
-    monkeypatch.setattr(row_cache, "date", Tomorrow)
+    monkeypatch.setattr(store, "date", Tomorrow)
     assert not made(file, renderer=renderer).cached
 
 
@@ -171,14 +173,16 @@ def test_other_code_is_other_rows(tmp_path: Path, monkeypatch: pytest.MonkeyPatc
     file = jsonl(tmp_path / "rows.jsonl", [row(1)])
     made(file)
     own = tmp_path / "package"
-    own.mkdir()
-    (own / "template.py").write_text("changed")
-    monkeypatch.setattr(row_cache, "PACKAGE", own)
-    row_cache._code.cache_clear()
-    try:
-        assert not made(file).cached
-    finally:
-        row_cache._code.cache_clear()
+    shutil.copytree(store.PACKAGE / "data", own / "data")
+    monkeypatch.setattr(store, "PACKAGE", own)
+    template = own / "data" / "template.py"
+    code = template.read_text()
+    words = code.replace("Render messages", "Write messages") + "# a comment\n"
+    assert words.startswith('"""Write')
+    for changed, cached in ((words, True), (f"{code}\nMORE = 1\n", False)):
+        template.write_text(changed)
+        code_digest._digest.cache_clear()  # a process reads its own code once
+        assert made(file).cached is cached
 
 
 # --- what is found is whole -------------------------------------------------------------------------------
@@ -199,7 +203,7 @@ DAMAGES = {
 
 
 @pytest.mark.parametrize("damage", DAMAGES)
-@pytest.mark.parametrize("name", ["train.arrow", "eval.jsonl", "entry.json"])
+@pytest.mark.parametrize("name", ["train.arrow", "eval.examples.arrow", "entry.json"])
 def test_damaged_rows_are_made_again(tmp_path: Path, cache: Path, name: str, damage: str) -> None:
     file = jsonl(tmp_path / "rows.jsonl", [row(number) for number in range(20)])
     before = said(made(file, eval_split=0.2))
@@ -207,7 +211,7 @@ def test_damaged_rows_are_made_again(tmp_path: Path, cache: Path, name: str, dam
     DAMAGES[damage](entry / name)
     again = made(file, eval_split=0.2)
     assert not again.cached
-    assert again.notes == [f"the prepared rows in {entry} were damaged, and were made again"]
+    assert again.notes == [f"the prepared rows in {entry} were damaged, and were prepared again"]
     assert said(dataclasses.replace(again, notes=[])) == before
     found = made(file, eval_split=0.2)
     assert (found.cached, found.notes) == (True, [])
@@ -277,7 +281,7 @@ def test_without_cache_nothing_is_kept_or_found(tmp_path: Path, cache: Path) -> 
 
 def test_the_rows_used_last_are_kept(tmp_path: Path, cache: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     files = [jsonl(tmp_path / f"{number}.jsonl", [row(number)]) for number in range(4)]
-    monkeypatch.setattr(row_cache, "_KEPT", 2)
+    monkeypatch.setattr(store, "_KEPT", 2)
     for file in files[:2]:
         made(file)
         time.sleep(0.02)
@@ -287,7 +291,7 @@ def test_the_rows_used_last_are_kept(tmp_path: Path, cache: Path, monkeypatch: p
     assert len(list(cache.iterdir())) == 2
     assert made(files[0]).cached
     assert not made(files[1]).cached
-    monkeypatch.setattr(row_cache, "_KEPT_BYTES", 1)
+    monkeypatch.setattr(store, "_KEPT_BYTES", 1)
     made(files[3])
     assert len(list(cache.iterdir())) == 1
     assert made(files[3]).cached
@@ -353,8 +357,101 @@ def test_mistakes_of_many_rows_are_counted_and_the_first_are_named(
     assert run.code == 2
     assert f"rows.jsonl:{SHOWN_ISSUES + 1}:" in text
     assert f"rows.jsonl:{SHOWN_ISSUES + 2}:" not in text
-    assert f"and{5000 - SHOWN_ISSUES}moremistakes" in text
+    assert f"and{5000 - SHOWN_ISSUES}moreissues" in text
 
+
+# --- several processes ------------------------------------------------------------------------------------
+
+LOOP = "{% for a in range(99999) %}{% for b in range(99999) %}{% endfor %}{% endfor %}"
+TURNS = "{% for m in messages %}{{ m.content }}<|im_end|>{% endfor %}"
+
+
+@pytest.fixture
+def three_workers(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Three processes prepare whatever has more than a few rows."""
+    monkeypatch.setattr(encode, "_WORKER_BYTES", 1000)
+    monkeypatch.setattr(encode, "_BATCH_ROWS", 7)
+    monkeypatch.setattr(os, "sched_getaffinity", lambda _: {0, 1, 2}, raising=False)
+
+
+@pytest.mark.parametrize("kind", ["completion", "unpaired_preference"])
+def test_several_processes_prepare_the_same(
+    tmp_path: Path, kind: str, request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    rows = [row(number, 5 + number % 60) for number in range(150)]
+    rows[40] = rows[140] = {"prompt": "<|im_end|>", "completion": "odd"}
+    if kind != "completion":
+        rows = [
+            {"prompt": r["prompt"], "chosen": r["completion"], "rejected": f"no {n}"}
+            for n, r in enumerate(rows)
+        ]
+    file = jsonl(tmp_path / "rows.jsonl", rows)
+    options = {"kind": kind, "eval_split": 0.2, "max_tokens": 240, "cache": False}
+    alone = made(file, **options)
+    request.getfixturevalue("three_workers")
+    used: list[int | None] = []
+    choose = encode._workers
+    monkeypatch.setattr(encode, "_workers", lambda rows: used.append(choose(rows)) or used[-1])
+    together = made(file, **options)
+    assert used == [3, 3]
+    assert said(together) == said(alone)
+    assert together.train.counts["more than max_tokens"] > 0
+    assert together.train.first_seen
+
+
+def test_issues_of_several_processes_are_those_of_one(tmp_path: Path, request: pytest.FixtureRequest) -> None:
+    tokenizer = byte_tokenizer()
+    refusal = "{% if '3' in messages[0].content %}{{ raise_exception('no threes') }}{% endif %}"
+    tokenizer.chat_template = refusal + str(tokenizer.chat_template)
+    renderer = Renderer(tokenizer, TemplateSettings())
+    file = jsonl(tmp_path / "rows.jsonl", [row(number) for number in range(150)])
+    found = []
+    for _ in range(2):
+        with pytest.raises(ConfigError) as caught:
+            made(file, renderer=renderer)
+        found.append([str(issue) for issue in caught.value.issues])
+        request.getfixturevalue("three_workers")
+    assert found[0] == found[1]
+    assert found[0][0] == f"{file}:4: the template refuses it: no threes"
+    assert len(found[0]) == SHOWN_ISSUES + 1
+
+
+@pytest.mark.usefixtures("three_workers")
+def test_a_template_that_loops_ends_in_every_process(tmp_path: Path, cache: Path) -> None:
+    file = jsonl(tmp_path / "rows.jsonl", [row(number) for number in range(150)])
+    template = "{% if messages[0].content == 'Question 149?' %}" + LOOP + "{% endif %}" + TURNS
+    began = time.monotonic()
+    with pytest.raises(ConfigError) as caught:
+        made(file, template={"chat_template": template})
+    assert [issue.where for issue in caught.value.issues] == ["template.chat_template"]
+    assert "it takes more than 5 seconds" in str(caught.value)
+    assert time.monotonic() - began < 30
+    assert list(cache.iterdir()) == []
+
+
+@pytest.mark.skipif((os.cpu_count() or 1) < 2, reason="one core: no other processes")
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT, signal.SIGKILL])
+def test_a_signal_ends_all_processes(tmp_path: Path, cache: Path, number: signal.Signals) -> None:
+    file = jsonl(tmp_path / "rows.jsonl", (row(number, 100) for number in range(30_000)))
+    words = ("recipe=inspect", "model=tiny", "data=file", f"data.path={file}", "output_dir=run")
+    process = subprocess.Popen([sys.executable, "-m", "runner", *words], cwd=tmp_path, stderr=subprocess.PIPE)
+    children: list[psutil.Process] = []
+    while len(children) < 3:  # two that map, and the one that holds the queue between
+        assert process.poll() is None
+        time.sleep(0.1)
+        children = psutil.Process(process.pid).children(recursive=True)
+    time.sleep(0.5)
+    process.send_signal(number)
+    _, told = process.communicate(timeout=60)
+    _, alive = psutil.wait_procs(children, timeout=10)
+    assert alive == []
+    if number != signal.SIGKILL:
+        assert process.returncode == 75, told.decode()[-3000:]
+        assert b"Traceback" not in told
+        assert list(cache.iterdir()) == []
+
+
+# --- memory ---------------------------------------------------------------------------------------------
 
 WRITERS = {
     "jsonl": jsonl,
@@ -379,8 +476,7 @@ def test_rows_are_not_held_in_memory(tmp_path: Path, kind: str) -> None:
 
 def test_tokens_are_not_held_in_memory(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     peaks = {}
-    for module in (prepare_module, token_rows):
-        monkeypatch.setattr(module, "_BATCH", 100)
+    monkeypatch.setattr(encode, "_BATCH_ROWS", 100)
     for count in (300, 1_200):
         file = jsonl(tmp_path / f"{count}.jsonl", (row(number, 40) for number in range(count)))
         peaks[count], data = _traced(file)

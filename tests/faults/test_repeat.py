@@ -1,4 +1,4 @@
-"""Rows 39 and 40: an adapter goes on its own base only, and the same run twice has the same bytes."""
+"""Rows 39 and 40: an adapter fits its own base only, and the same run twice has the same bytes."""
 
 from __future__ import annotations
 

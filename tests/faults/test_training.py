@@ -182,7 +182,7 @@ def test_26_a_full_disk_leaves_the_last_checkpoint_intact(cli, monkeypatch, caps
     said = " ".join(capsys.readouterr().err.split())
     assert "checkpoint-3 could not be written, checkpoint-2 is intact" in said
     assert verify(Path("cut/checkpoints/checkpoint-2")) is None
-    assert not (Path("cut/checkpoints") / checkpoint.ASIDE).exists()
+    assert not (Path("cut/checkpoints") / checkpoint.TEMPORARY).exists()
     assert cli(*SAVING, *QUIET, "resume=auto", folder="cut").code == 0
     assert weights("cut") == weights("whole")
     assert whole.code == 0

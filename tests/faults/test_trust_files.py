@@ -93,7 +93,7 @@ def test_pickled_weights_run_nothing(said, model: Path, tmp_path: Path, write: A
     write(theirs / "pytorch_model.bin")
     run, text = said(*SHORT, *using(theirs))
     assert run.code == ExitCode.FAILED
-    assert f"a pickled file in {theirs} holds something that is no tensor" in text
+    assert f"a pickled file in {theirs} holds something that is not a tensor" in text
     assert "weights_only" not in text + run.record["error"]["traceback"]  # torch says how to run it
 
 
@@ -263,4 +263,4 @@ def test_adapter_does_not_bring_trust_in_code(said, model: Path, trained: Path, 
     (adapter / "base.json").write_text(json.dumps(facts), encoding="utf-8")
     run, text = said("recipe=chat", "prompt=hi", f"adapter={adapter}")
     assert run.code == ExitCode.CONFIG_ERROR
-    assert "say so on the command line: model.trust_remote_code=true" in text
+    assert "add it to the command line: model.trust_remote_code=true" in text

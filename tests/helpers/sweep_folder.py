@@ -21,12 +21,13 @@ def cell(
     lora: Mapping[str, Any] | None = None,
     metrics: Mapping[str, Any] | None = None,
     record: bool = True,
+    entry: Mapping[str, Any] | None = None,
     **more: Any,
 ) -> dict[str, Any]:
     """A cell of ``make_sweep``: its line in sweep.json, and what its files hold.
 
     ``name`` is made of overrides (``lora.r=8,seed=1``); ``rows`` are the losses of ten tokens each in
-    held_out.jsonl, and ``more`` goes into run.json.
+    held_out.jsonl; ``entry`` adds keys to the line, and ``more`` goes into run.json.
     """
     values = dict(part.split("=", 1) for part in name.split(",") if "=" in part)
     found = {"eval_loss": loss, "tokens_per_second": 100.0} if status == "completed" else {}
@@ -38,6 +39,7 @@ def cell(
             "group": group or name,
             "status": ledger or status,
             "reason": reason,
+            **(entry or {}),
         },
         "run": {"status": status, "seconds": 10.0, "metrics": {**found, **(metrics or {})}, **more},
         "steps": steps,
@@ -91,7 +93,8 @@ def _write_cell(folder: Path, item: Mapping[str, Any]) -> None:
         write_lines(folder / "held_out.jsonl", lines)
     if item["steps"]:
         lines = [{"step": n, "loss": 2.0 / n} for n in range(1, item["steps"] + 1)]
-        write_lines(folder / "metrics.jsonl", [*lines, {"step": item["steps"], "eval_loss": 0.5}])
+        evals = [{"step": step, "eval_loss": 0.5} for step in sorted({-(-item["steps"] // 2), item["steps"]})]
+        write_lines(folder / "metrics.jsonl", [*lines, *evals])
 
 
 def write_lines(file: Path, lines: Iterable[Mapping[str, Any]]) -> None:

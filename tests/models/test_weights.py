@@ -772,7 +772,7 @@ def test_an_unreachable_hub_is_given_up_in_seconds(hub, monkeypatch):
     begun = time.monotonic()
     message = refusal("owner/tiny")
     assert time.monotonic() - begun < 6
-    assert "'owner/tiny' is no folder here, and the hub cannot be reached" in message
+    assert "'owner/tiny' is not a folder here, and the hub cannot be reached" in message
     assert "where there is a network: hf download owner/tiny; or model.path=FOLDER" in message
 
 

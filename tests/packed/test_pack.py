@@ -93,7 +93,7 @@ def test_an_adapter_of_a_pack_loads_in_plain_peft_and_gives_the_same_logits(tmp_
 
 @pytest.mark.parametrize("chosen", [[0, 1, 2], [0, 2]])
 def test_an_interrupted_pack_goes_on_to_the_same_weights(calm, tmp_path, monkeypatch, chosen):
-    """All its cells, or some of them: dropout, optimizer, schedule and order of rows go on."""
+    """All its cells, or some of them: dropout, optimizer, schedule and order of rows resume."""
     step = PackedTrainer.training_step
 
     def interrupted(self: Any, *args: Any, **kwargs: Any) -> Any:

@@ -149,7 +149,7 @@ def test_gradient_checkpointing_in_float64(cli, tmp_path):
 
 @pytest.mark.parametrize("recipe", ["dpo", "sft"])
 def test_a_start_from_an_adapter_in_float64(cli, parent, tmp_path, recipe):
-    """Every cell goes on from the same adapter, which is the reference as well."""
+    """Every cell starts from the same adapter, which is the reference as well."""
     start = (*TINY, "lora.r=4", "trainer.learning_rate=1e-2", "model.dtype=float64")
     parent(*start)
     base = (*(DOUBLE if recipe == "dpo" else start), "adapter=start", "generation.samples=2")

@@ -1,29 +1,45 @@
-"""A reader gets from the command line to the trainer in a few hops."""
+"""A reader gets from the command line to the trainer in a few hops, for a run and for a pack."""
 
 from __future__ import annotations
 
 import traceback
 from pathlib import Path
 
+import pytest
 from transformers import Trainer
 
 import recipes
 import runner
 from helpers.command import TINY
+from helpers.jobs import sweep_here
 
-OWN = [str(Path(str(package.__file__)).parent) for package in (recipes, runner)]
+OWN = tuple(str(Path(str(package.__file__)).parent) for package in (recipes, runner))
+WORDS = (*TINY, "generation.samples=0")
 
 
-def test_at_most_five_own_frames_lead_to_the_trainer(cli, monkeypatch):
+@pytest.fixture
+def frames(monkeypatch) -> list[str]:
+    """Our own frames above the library's ``Trainer.train``, once it was called."""
     found: list[str] = []
     train = Trainer.train
 
     def recorded(self, *args, **kwargs):
-        frames = [frame for frame in traceback.extract_stack() if frame.filename.startswith(tuple(OWN))]
-        found.extend(f"{Path(frame.filename).stem}.{frame.name}" for frame in frames)
+        stack = [frame for frame in traceback.extract_stack() if frame.filename.startswith(OWN)]
+        found.extend(f"{Path(frame.filename).stem}.{frame.name}" for frame in stack)
         return train(self, *args, **kwargs)
 
     monkeypatch.setattr(Trainer, "train", recorded)
-    assert cli(*TINY, "generation.samples=0").code == 0
-    assert found[0] == "__main__.main"
-    assert len(found) <= 5, found
+    return found
+
+
+def test_at_most_five_of_our_frames_lead_from_the_command_to_the_trainer(cli, frames):
+    assert cli(*WORDS).code == 0
+    assert frames[0] == "__main__.main"
+    assert len(frames) <= 5, frames
+
+
+def test_at_most_five_of_our_frames_lead_from_a_job_to_the_trainer(cli, frames, monkeypatch):
+    _, codes = sweep_here(cli, monkeypatch, *WORDS, "lora.r=2,4")
+    assert codes == [0]
+    assert frames[0] == "worker.run_job"
+    assert len(frames) <= 5, frames

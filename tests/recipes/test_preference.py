@@ -70,7 +70,7 @@ def _chosen_log_probability(model, run) -> float:
 
     tokenizer = find_base(ModelSettings(weights="random", architecture="tiny")).tokenizer
     settings = DataSettings(path="embedded:orders_pairs_train", max_rows=4)
-    rows = prepare(settings, Renderer(tokenizer, TemplateSettings()), 640, 0, "pairs").train.rows
+    rows = prepare(settings, Renderer(tokenizer, TemplateSettings()), 640, 0, "preference").train.rows
     sums = []
     for row in rows:
         ids, labels = torch.tensor([row.input_ids]), torch.tensor(row.labels[1:])

@@ -11,8 +11,13 @@ from pathlib import Path
 import pytest
 
 from helpers.sweep_folder import cell, make_sweep, repeats, write_lines
-from runner.reports.leaderboard import higher_is_better, leaderboard
-from runner.reports.results import read_sweep, short_names
+from runner.core.metric_names import METRICS, RESULTS, find_metric
+from runner.evaluation.metrics import METRICS as ANSWER_METRICS
+from runner.reports.labels import short_names
+from runner.reports.leaderboard import leaderboard
+from runner.reports.results import read_sweep
+from runner.reports.sweep_report import write_sweep_report
+from runner.reports.table import print_leaderboard
 
 
 def test_the_lowest_loss_is_first_and_the_highest_score(tmp_path: Path) -> None:
@@ -37,7 +42,7 @@ def test_the_lowest_loss_is_first_and_the_highest_score(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("metric", ["eval_loss", "train_loss", "perplexity", "merge_kl", "peak_memory_bytes"])
 def test_less_is_better_of_losses(metric: str) -> None:
-    assert not higher_is_better(metric)
+    assert not find_metric(metric).higher
 
 
 @pytest.mark.parametrize(
@@ -45,7 +50,34 @@ def test_less_is_better_of_losses(metric: str) -> None:
     ["exact_match_after", "chrf_after", "eval_accuracy", "eval_f1", "rouge_l_after", "tokens_per_second"],
 )
 def test_more_is_better_of_scores(metric: str) -> None:
-    assert higher_is_better(metric)
+    assert find_metric(metric).higher
+
+
+def test_every_metric_that_is_measured_or_shown_is_in_the_table() -> None:
+    from recipes import OBJECTIVES
+    from runner.reports.run_report import CARD_METRICS, CURVES
+
+    kept = {name for objective in OBJECTIVES.values() for name in objective.scores}
+    shown = {*RESULTS, *CARD_METRICS, *ANSWER_METRICS, *CURVES, *kept}
+    assert {key.replace("/", "_") for key in shown} <= METRICS.keys()
+
+
+@pytest.mark.parametrize(
+    ("key", "label", "title", "share"),
+    [
+        ("exact_match_after", "exact match", "Exact match", True),
+        ("eval_rewards/accuracies", "reward accuracy", "Reward accuracy", True),
+        ("eval_loss", "held-out loss", "Held-out loss", False),
+        ("eval_mean_token_accuracy", "token accuracy", "Token accuracy", True),
+        ("chrf_before", "chrF", "chrF", False),
+        ("merge_greedy_agreement", "top-1 agreement", "Top-1 agreement", True),
+        ("my_own_match", "my own match", "My own match", True),
+        ("eval_word_error", "word error", "Word error", False),
+    ],
+)
+def test_a_metric_has_one_name_everywhere(key: str, label: str, title: str, share: bool) -> None:
+    found = find_metric(key)
+    assert (found.label, found.title, found.share) == (label, title, share)
 
 
 def test_repeats_share_a_row_with_mean_and_spread(tmp_path: Path) -> None:
@@ -228,7 +260,7 @@ def test_the_table_is_plain_and_narrow(tmp_path: Path, capsys: pytest.CaptureFix
                 cells += repeats(values, 0.5 + rank / 100, 0.51 + rank / 100, metrics=facts, lora=lora)
     error = {"type": "RuntimeError", "message": "[bold]" + "long " * 60}
     cells.append(cell("lora.r=32,trainer.learning_rate=1,lora.use_rslora=true", status="failed", error=error))
-    leaderboard(make_sweep(tmp_path, cells)).print()
+    print_leaderboard(leaderboard(make_sweep(tmp_path, cells)))
     text = capsys.readouterr().out
     table, _, below = text.partition("mean ± standard deviation")
     lines = table.splitlines()
@@ -245,15 +277,44 @@ def test_the_table_is_plain_and_narrow(tmp_path: Path, capsys: pytest.CaptureFix
 def test_the_table_has_twenty_rows_at_most(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     cells = [cell(f"lora.r={n}", n / 10) for n in range(1, 31)]
     error = {"message": "no"}
-    leaderboard(make_sweep(tmp_path / "a", cells)).print()
+    print_leaderboard(leaderboard(make_sweep(tmp_path / "a", cells)))
     text = capsys.readouterr().out
     assert "and 10 more in leaderboard.csv" in text
     assert "noise is unknown" in text
     cells += [cell(f"lora.r={n}", status="failed", error=error) for n in range(31, 64)]
-    leaderboard(make_sweep(tmp_path / "b", cells)).print()
+    print_leaderboard(leaderboard(make_sweep(tmp_path / "b", cells)))
     text = capsys.readouterr().out
     assert "and 11 more in leaderboard.csv" in text
     assert "failed  33  before the first step: no" in text
+
+
+def test_cells_made_by_other_code_are_marked_and_the_mark_is_explained(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    marked = {"other_code": True}
+    cells = [
+        cell("a=1", 0.3, entry=marked),
+        *repeats("a=2", 0.4),
+        cell("a=2,seed=1", 0.41, group="a=2", entry=marked),
+        cell("a=3", 0.5),
+    ]
+    board = leaderboard(make_sweep(tmp_path / "marked", cells))
+    print_leaderboard(board)
+    text = capsys.readouterr().out
+    marks = [line.rstrip() for line in text.splitlines() if "0.3000" in line or "0.4050" in line]
+    assert marks[0].endswith("best, other code")
+    assert marks[1].endswith("1 other code")
+    assert text.count("sweep.redo=code") == 1
+    with board.write(tmp_path).open(encoding="utf-8", newline="") as stream:
+        assert [line["other_code"] for line in csv.DictReader(stream)] == ["1", "1", "0"]
+    page = write_sweep_report(tmp_path / "marked").read_text(encoding="utf-8")
+    assert page.count("sweep.redo=code") == 1
+    assert "<small>other code</small>" in page
+    assert "<small>1 other code</small>" in page
+    plain = make_sweep(tmp_path / "plain", [cell("a=1", 0.5), cell("a=2", 0.6)])
+    print_leaderboard(leaderboard(plain))
+    assert "other code" not in capsys.readouterr().out
+    assert "sweep.redo=code" not in write_sweep_report(plain).read_text(encoding="utf-8")
 
 
 @pytest.mark.parametrize(
@@ -265,7 +326,7 @@ def test_a_folder_that_is_no_sweep_has_no_rows(
     if content is not None:
         (tmp_path / "sweep.json").write_text(content)
     board = leaderboard(tmp_path)
-    board.print()
+    print_leaderboard(board)
     assert board.rows == []
     assert board.best is None
     assert "no cells" in capsys.readouterr().out

@@ -11,7 +11,8 @@ from typing import Any
 import pytest
 
 from helpers.pages import HOSTILE, dump_dom, needs_chromium, words_of
-from runner.reports.figures import Series, format_value, line_figure
+from runner.reports.figures import Line, line_figure, thin
+from runner.reports.number_format import format_value
 from runner.reports.run_report import page_environment, write_report
 
 pytestmark = pytest.mark.report
@@ -197,7 +198,7 @@ def test_report_tells_the_run(tmp_path: Path) -> None:
         "3 GiB",
         "3.5 % of 139 million",
         "Perplexity 1.107",
-        "440 rows, 50,000 tokens",
+        "440 examples, 50,000 tokens",
         "32.0 %",
         "Duplicate 3",
         "2 min 10 s, 61 %",
@@ -220,7 +221,7 @@ def test_report_tells_the_run(tmp_path: Path) -> None:
 
 
 def test_report_is_self_contained(tmp_path: Path) -> None:
-    page = page_of(full_run(tmp_path))
+    page = page_of(full_run(tmp_path, error={"type": "Late", "message": "m", "traceback": "t"}))
     assert not re.search(
         r"https?:|<script|<link|<iframe|@import|xmlns|url\((?!#)", page.replace(html.escape(HOSTILE), "")
     )
@@ -314,7 +315,7 @@ def test_failed_run_shows_its_error(tmp_path: Path, status: str) -> None:
     )
     page = page_of(folder)
     words = words_of(page)
-    assert words.index("DivergedError") < words.index("Key figures")
+    assert words.index("DivergedError") < words.index("Key metrics")
     assert "Traceback: line 141" in words
     assert f'class="badge bad">{status}' in page
     assert words.count("not finite at step 37") == 1
@@ -394,13 +395,68 @@ def test_resumed_run_keeps_the_last_value_of_a_step(tmp_path: Path) -> None:
     assert "<small>last</small> 1.25" in page
 
 
-def test_line_figure_follows_the_page_colours() -> None:
-    svg = line_figure([Series("a", [(1, 1.0), (2, 2.0), (3, 3.0)]), Series("b", [(1, 2.0)])], title="a & b")
-    assert svg.startswith('<svg class="plot" viewBox="0 0 380 210" role="img" aria-label="a &amp; b">')
+def test_a_figure_follows_the_page_and_says_what_it_shows() -> None:
+    lines = [
+        Line("a", [(1, 1.0), (2, 2.0), (3, 3.0)]),
+        Line("<b>", [(1, 2.0)], colour="var(--series-2)"),
+    ]
+    svg = line_figure(lines, "a & b").svg
+    assert svg.startswith('<svg class="plot" viewBox="0 0 400 220" role="img" aria-label="a &amp; b"><desc>')
+    assert "a from 1 at step 1 to 3 at step 3; &lt;b&gt; from 2 at step 1" in svg
     assert "var(--series-1)" in svg
     assert "var(--series-2)" in svg
-    assert "font-family" not in svg
-    assert not re.search(r"#[0-9a-f]{6}", svg)
+    assert not re.search(r"#[0-9a-f]{3}|font-family| id=|href", svg)
+
+
+def curve(values: list[float]) -> tuple[str, str]:
+    """The path of a line over the steps from 1, and the figure's comment."""
+    figure = line_figure([Line("a", list(enumerate(values, 1)))], "a")
+    path = re.search(r'<g class="line".*?<path d="([^"]*)"', figure.svg)
+    assert path
+    return path[1], figure.comment
+
+
+def heights(path: str) -> list[float]:
+    """The vertical places of a path, in pixels from the top."""
+    return [float(y) for y in re.findall(r",(-?[\d.]+)", path)]
+
+
+def test_a_value_that_is_not_finite_is_a_gap() -> None:
+    nan = float("nan")
+    path, _ = curve([3.0, 2.5, nan, 2.0, nan, 1.5, 1.0])
+    assert re.sub(r"[\d.,]", "", path) == "MLMML"
+    figure = line_figure([Line("a", [(n, nan if n in (20, 40) else 1.0) for n in range(60)])], "a")
+    assert 'class="dots"' not in figure.svg
+
+
+@pytest.mark.parametrize(
+    ("values", "comment"),
+    [
+        ([3.0 - n / 30 for n in range(60)], ""),
+        ([2.4 / n + 0.1 for n in range(1, 61)], "log scale"),
+        ([11.0, 6.0, 3.0, *(2.5 - n / 200 for n in range(57))], "first steps cut off"),
+        ([-9.0, -3.0, *(1 + n / 60 for n in range(58))], "first steps cut off"),
+        ([1.0, 2.0, *[5.0] * 58], ""),
+        ([1.0, 500.0] * 30, "log scale"),
+    ],
+)
+def test_the_first_steps_do_not_squash_the_rest(values: list[float], comment: str) -> None:
+    path, found = curve(values)
+    assert found == comment
+    late = heights(path)[6:]
+    assert max(late) - min(late) > 30 or len(set(values[6:])) == 1, "a third of the figure, unless it is flat"
+    shown = heights(path) if "cut off" not in comment else late
+    assert all(12 <= y <= 184 for y in shown)
+
+
+def test_thinning_keeps_peaks_gaps_and_the_end() -> None:
+    points = [(float(n), 1.0) for n in range(5000)]
+    points[1234], points[4000], points[77] = (1234.0, 9.0), (4000.0, -3.0), (77.0, float("nan"))
+    kept = thin(points, 160)
+    assert len(kept) < 170
+    assert {points[1234], points[4000], points[0], points[-1]} <= set(kept)
+    assert 77.0 in [x for x, _ in kept]
+    assert [x for x, _ in kept] == sorted(x for x, _ in kept)
 
 
 @pytest.mark.parametrize(

@@ -18,11 +18,13 @@ import pytest
 from helpers.pages import CHROMIUM, CHROMIUM_FLAGS, HOSTILE, needs_chromium
 from helpers.pages import words_of as all_words_of
 from helpers.sweep_folder import cell, make_sweep, repeats, write_lines
+from recipes import OBJECTIVES
 from runner.cli.inherit import inherited
 from runner.config.adapters import find_adapter
 from runner.core.errors import ConfigError
 from runner.reports.importance import importance
-from runner.reports.sweep_figures import log_ticks, smooth, ticks
+from runner.reports.scales import log_ticks, tick_labels, ticks
+from runner.reports.series import points_of, smooth
 from runner.reports.sweep_report import write_sweep_report
 
 SAMPLE = {
@@ -261,7 +263,7 @@ ALWAYS = {"settings"}
         (
             one_axis,
             {"leaderboard", "curves", "heatmap", "parallel", "importance", "jobs"},
-            "cannot be told from noise",
+            "cannot be separated from noise",
         ),
         (
             none_completed,
@@ -276,7 +278,7 @@ ALWAYS = {"settings"}
         ),
         (no_held_out_rows, {"leaderboard", "curves", "jobs"}, "run.json has no eval_loss"),
         (many, {"leaderboard", "curves", "heatmap", "parallel", "importance", "jobs"}, "64 cells"),
-        (scattered, {"leaderboard", "parallel", "importance", "jobs"}, "cannot be told from noise"),
+        (scattered, {"leaderboard", "parallel", "importance", "jobs"}, "cannot be separated from noise"),
         (
             equal,
             {"leaderboard", "curves", "heatmap", "parallel", "importance", "jobs"},
@@ -326,7 +328,7 @@ def test_every_cell_has_a_line_with_its_values(tmp_path: Path) -> None:
     assert {len(levels.split()) for _, _, levels in lines} == {3}, "two axes and the status"
     assert [kind for kind, _, _ in lines].count("line best") == 1
     assert [kind for kind, _, _ in lines].count("line partial") == 4
-    assert training[0].count('class="cross"') == 1
+    assert training[0].count('class="bad cross"') == 1
 
 
 def test_the_importance_of_an_axis_is_its_share_of_the_variance() -> None:
@@ -347,7 +349,7 @@ def test_axes_that_change_together_are_one_effect() -> None:
     found = importance(values, [1.0, 1.1, 1.0, 2.0, 2.1, 2.0])
     assert found.effects[0].axes == ("r", "alpha")
     nested = [{"a": str(n // 2), "b": str(n)} for n in range(4) for _ in range(2)]
-    assert "cannot be told from the other axes" in importance(nested, [1, 2, 3, 4, 5, 6, 7, 9]).why_not
+    assert "cannot be separated from the other axes" in importance(nested, [1, 2, 3, 4, 5, 6, 7, 9]).why_not
 
 
 def test_a_share_of_chance_is_what_noise_explains() -> None:
@@ -359,11 +361,29 @@ def test_a_share_of_chance_is_what_noise_explains() -> None:
         assert sum(shares) / len(shares) == pytest.approx(expected, abs=0.03)
 
 
-def test_curves_are_smoothed_and_thinned() -> None:
+def test_curves_are_smoothed() -> None:
     assert smooth([(1, 1.0), (2, 3.0), (3, 5.0)], 2) == [(1, 1.0), (2, 2.0), (3, 4.0)]
-    thin = smooth([(n, float(n)) for n in range(5000)], 1)
-    assert len(thin) <= 160
-    assert thin[-1] == (4999, 4999.0)
+    nan = float("nan")
+    (_, first), (_, gap), (_, last) = smooth([(1, 1.0), (2, nan), (3, 5.0)], 3)
+    assert (first, last) == (1.0, 3.0)
+    assert gap != gap
+
+
+def test_a_loss_of_null_is_a_gap_and_the_last_line_of_a_step_wins() -> None:
+    lines: list[dict[str, Any]] = [
+        {"step": 1, "loss": 3.0, "lr": None},
+        {"step": 2, "loss": None, "lr": 1},
+        {"step": 2, "eval_loss": 2.5, "loss": None},
+        {"step": 3, "loss": 9.0},
+        {"step": 3, "loss": 2.0},
+        {"step": None, "loss": 7.0},
+        {"loss": 1.5},
+    ]
+    found = points_of(lines, "loss")
+    assert [(x, y) for x, y in found if y == y] == [(1, 3.0), (3, 2.0), (7, 1.5)]
+    assert [x for x, y in found if y != y] == [2]
+    assert points_of(lines, "eval_loss") == [(2, 2.5)]
+    assert points_of(lines, "lr") == [(2, 1.0)]
 
 
 def test_ticks_are_round() -> None:
@@ -371,6 +391,10 @@ def test_ticks_are_round() -> None:
     assert ticks(0, 3, 5, whole=True) == [0, 1, 2, 3]
     assert ticks(1, 1, 5) == [1]
     assert log_ticks(0.01, 4) == [0.01, 0.02, 0.05, 0.1, 0.2, 0.5, 1, 2]
+    assert log_ticks(0.6, 0.9) == [0.6, 0.7, 0.8, 0.9]
+    assert tick_labels([0.45, 0.5, 0.55]) == ["0.45", "0.50", "0.55"]
+    assert tick_labels([0, 5e-5, 1e-4, 1.5e-4]) == ["0", "0.5e−4", "1e−4", "1.5e−4"]
+    assert tick_labels([-1, 0, 1000]) == ["−1", "0", "1,000"]
 
 
 def with_adapter(folder: Path, name: str, rank: int) -> None:
@@ -389,7 +413,7 @@ def test_a_sweep_folder_stands_for_its_best_cell(tmp_path: Path) -> None:
     found = find_adapter(str(folder))
     assert found.run == folder / "lora.r=16"
     assert found.config["r"] == 16
-    groups, others = inherited([f"adapter={folder}", "recipe=evaluate"], [])
+    groups, others = inherited([f"adapter={folder}", "recipe=evaluate"], [], OBJECTIVES)
     assert groups["lora"]["r"] == 16
     assert groups["model"] == {"path": "org/tiny"}
     assert groups["data"] == {"path": "rows.jsonl"}

@@ -1,7 +1,8 @@
-"""What ``-m`` runs: its cells, their names and keys, what is refused, and how a sweep goes on."""
+"""What ``-m`` runs: its cells, their names and keys, what is refused, and how it is resumed."""
 
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -22,7 +23,7 @@ from runner.core.folder_names import name_of
 from runner.core.paths import PACKAGE
 from runner.sweep import cells as cells_module
 from runner.sweep import ledger, processes, run_sweep
-from runner.sweep.cells import Cell, check_cells, expand, key_of
+from runner.sweep.cells import Cell, check_cells, code_of, expand, key_of
 from runner.sweep.jobs import make_jobs
 from runner.sweep.ledger import Ledger
 
@@ -171,13 +172,60 @@ def test_the_key_is_of_what_decides_a_result(tmp_path, monkeypatch):
     assert key_of(replace(run, lora={**run.lora, "r": 3})) != key
     rows.write_text('{"prompt": "a", "completion": "c"}\n')
     assert key_of(run) != key, "other rows"
-    key = key_of(run)
-    monkeypatch.setattr(cells_module, "_code", lambda: "other code")
-    assert key_of(run) != key
-    monkeypatch.undo()
-    monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr(cells_module, "_libraries", lambda: {"torch": "3.0"})
-    assert key_of(run) != key
+
+
+@pytest.fixture
+def code(tmp_path, monkeypatch):
+    """Let the code that computes cells be a copy of this one, with one text in one file replaced."""
+
+    def use(file: str, before: str = "", after: str = "") -> None:
+        copy = tmp_path / f"code-{len(list(tmp_path.glob('code-*')))}"
+        for folder in ("runner", "recipes"):
+            shutil.copytree(PACKAGE.parent / folder, copy / folder, ignore=shutil.ignore_patterns("*.json*"))
+        text = (copy / file).read_text(encoding="utf-8")
+        assert before in text
+        (copy / file).write_text(text.replace(before, after, 1), encoding="utf-8")
+        monkeypatch.setattr(cells_module, "PACKAGE", copy / "runner")
+
+    return use
+
+
+@pytest.mark.parametrize(
+    ("file", "before", "after", "same"),
+    [
+        ("runner/data/labels.py", '"""', '"""More words. ', True),
+        ("runner/training/trainer.py", "\n\n\n", "\n\n\n# why\n\n", True),
+        ("runner/reports/leaderboard.py", "\n\n\n", "\n\n\nEXTRA = 1\n\n\n", True),
+        ("runner/export/merge.py", "\n\n\n", "\n\n\nEXTRA = 1\n\n\n", True),
+        ("runner/data/labels.py", "\n\n\n", "\n\n\nEXTRA = 1\n\n\n", False),
+        ("runner/packed/layers.py", "\n\n\n", "\n\n\nEXTRA = 1\n\n\n", False),
+        ("recipes/__init__.py", "\n\n\n", "\n\n\nEXTRA = 1\n\n\n", False),
+    ],
+    ids=["docstring", "comment", "report", "export", "data", "packed", "recipe"],
+)
+def test_the_code_of_a_cell_is_what_decides_its_metrics(code, file, before, after, same):
+    run = one()
+    key, present = key_of(run), code_of(run)
+    code(file, before, after)
+    assert key_of(run) == key
+    assert (code_of(run) == present) == same
+
+
+def test_export_counts_where_the_recipe_exports(code):
+    run = replace(one(), recipe="merge")
+    present = code_of(run)
+    code("runner/export/merge.py", "\n\n\n", "\n\n\nEXTRA = 1\n\n\n")
+    assert code_of(run) != present
+
+
+def test_versions_of_libraries_count_as_code(monkeypatch):
+    run = one()
+    key, present = key_of(run), code_of(run)
+    cells_module._libraries.cache_clear()
+    monkeypatch.setattr(cells_module.environment, "package_versions", lambda: {"torch": "3.0"})
+    assert key_of(run) == key
+    assert code_of(run) != present
+    cells_module._libraries.cache_clear()
 
 
 def test_a_config_survives_the_job_file():
@@ -242,7 +290,7 @@ def test_zip_walks_axes_together(sweep):
 @pytest.mark.parametrize(
     ("words", "said"),
     [
-        (["lora.r=4,8", "sweep.zip=[lora.r,lora.lora_alpha]"], ["lora.lora_alpha is no axis", "lora.r"]),
+        (["lora.r=4,8", "sweep.zip=[lora.r,lora.lora_alpha]"], ["lora.lora_alpha is not an axis", "lora.r"]),
         (["lora.r=4,8", "seed=1,2,3", "sweep.zip=[lora.r,seed]"], ["lora.r has 2, seed has 3"]),
         (["lora.r=4,8", "seed=1,2", "sweep.zip=[[lora.r,seed],[seed,lora.r]]"], ["named twice"]),
         (["lora.r=4,8", "sweep.zip=[lora.r]"], ["sweep.zip", "two axes or more"]),
@@ -255,7 +303,7 @@ def test_zip_walks_axes_together(sweep):
         (["lora.r=4,8", "sweep.metrics=x"], ["'sweep.metric'"]),
         (["lora.r=4,8", "sweep.repeat=1,2"], ["sweep.repeat is the same for all cells"]),
         (["seed=0,1", "sweep.repeat=2"], ["sweep.repeat=2 chooses the seeds"]),
-        (["output_dir=a,b"], ["output_dir is no axis"]),
+        (["output_dir=a,b"], ["output_dir is not an axis"]),
         (["lora.r=8,8"], ["two cells of the sweep are the same run"]),
         (["lora.r=4,8", "hydra/launcher=basic", "sweep.repeat=2"], ["no effect with hydra/launcher=basic"]),
     ],
@@ -301,7 +349,7 @@ def test_a_value_follows_from_another(text, value):
 
 def test_arithmetic_that_makes_no_sense_is_named():
     assert "divided by 0" in issues("trainer.learning_rate=${div:1,0}")[0]
-    assert "is no number" in issues("trainer.learning_rate=${mul:1,a}")[0]
+    assert "is not a number" in issues("trainer.learning_rate=${mul:1,a}")[0]
     assert "expected int, got float" in issues("lora.r=${div:1,3}")[0]
 
 
@@ -311,7 +359,7 @@ def test_a_cell_that_is_wrong_only_in_combination_is_refused_with_its_name(sweep
     assert ran.code == ExitCode.CONFIG_ERROR
     assert "quantization=none" in ran.said
     assert "in lora=pissa,quantization=nf4,seed=0 and 1 more" in ran.said
-    assert "1 mistake," in ran.said
+    assert "1 config error," in ran.said
     assert started() == []
     assert not ran.folder.exists()
 
@@ -374,12 +422,12 @@ def test_a_checkpoint_is_no_start_of_a_sweep(sweep, place):
     (place / "old" / "checkpoints" / "checkpoint-1").mkdir(parents=True)
     ran = sweep("lora.r=4,8", "resume=old")
     assert ran.code == ExitCode.CONFIG_ERROR
-    assert "the same command with the same output_dir goes on" in ran.said
+    assert "the same command with the same output_dir resumes" in ran.said
 
 
 def test_the_basic_launcher_still_runs_cells_in_this_process(place, monkeypatch):
     seen = []
-    monkeypatch.setattr("recipes.run_recipe", lambda run, *rest: seen.append(run) or 0)
+    monkeypatch.setattr("recipes.run.run_recipe", lambda run, *rest: seen.append(run) or 0)
     assert main(["-m", "lora.r=4,8", "hydra/launcher=basic", "output_dir=s"]) == 0
     assert [run.output_dir for run in seen] == ["s/lora.r=4,output_dir=s", "s/lora.r=8,output_dir=s"]
 
@@ -391,7 +439,7 @@ def test_a_file_with_classes_for_hydra_is_refused(place):
     assert "no class may be named here" in issues("--config-dir", "conf", "experiment=mine")[0]
 
 
-# --- going on
+# --- resuming
 
 
 def test_the_same_command_runs_what_is_not_done(sweep, started):
@@ -401,7 +449,7 @@ def test_the_same_command_runs_what_is_not_done(sweep, started):
     assert first.record["status"] == "failed"
     assert first.statuses == {"lora.r=4": "completed", "lora.r=8": "failed", "lora.r=16": "completed"}
     assert "Odd: as planned" in first.record["cells"][1]["reason"]
-    assert "output_dir=s" in first.said.partition("go on")[2]
+    assert "output_dir=s" in first.said.partition("resume with")[2]
     assert started() == ["pack-1:lora.r=4,lora.r=8,lora.r=16"]
     again = sweep(*words)
     assert (again.code, again.record["status"]) == (0, "completed")
@@ -451,7 +499,7 @@ def test_a_child_that_dies_does_not_stop_the_others(sweep):
     assert "about to die" in (ran.folder / "jobs" / "pack-1.log").read_text()
 
 
-def test_a_preempted_run_goes_on_from_its_checkpoint(sweep, started):
+def test_a_preempted_run_resumes_from_its_checkpoint(sweep, started):
     name = "lora=dora"
     ran = sweep("lora=dora,r8", plan={name: "checkpoint"})
     assert (ran.code, ran.statuses[name]) == (ExitCode.PREEMPTED, "preempted")
@@ -476,12 +524,83 @@ def test_a_result_of_another_config_is_refused_before_anything_runs(sweep, start
     assert [line.partition(":")[2] for line in started()] == ["lora.r=16"]
 
 
+def marked(ran: Ran) -> list[str]:
+    return [entry["name"] for entry in ran.record["cells"] if entry["other_code"]]
+
+
+EDIT = ("runner/training/trainer.py", "\n\n\n", "\n\n\nEXTRA = 1\n\n\n")
+
+
+def test_results_of_other_code_are_kept_and_marked(sweep, started, code):
+    code(*EDIT[:1])
+    first = sweep("lora.r=4,8")
+    assert marked(first) == []
+    started()
+    code(EDIT[0], '"""', '"""Other words. ')
+    again = sweep("lora.r=4,8,16")
+    assert (again.code, marked(again)) == (0, [])
+    assert "other code" not in again.said
+    assert started() == ["cell-1:lora.r=16"]
+    code(*EDIT)
+    other = sweep("lora.r=4,8,16,32")
+    assert other.code == 0
+    assert started() == ["cell-2:lora.r=32"]
+    assert marked(other) == ["lora.r=4", "lora.r=8", "lora.r=16"]
+    assert "3 cells (lora.r=4, lora.r=8, lora.r=16) kept, computed by other code" in other.said
+    assert "sweep.redo=code" in other.said
+
+
+def test_redo_runs_the_results_of_other_code_again(sweep, started, code, place):
+    sweep("lora.r=4,8", plan={"lora.r=8": "dropped"})
+    (place / "s" / "lora.r=4" / "old").touch()
+    assert started()
+    assert sweep("lora.r=4,8", "sweep.redo=code").code == 0
+    assert started() == [], "this code has computed them"
+    code(*EDIT)
+    redone = sweep("lora.r=4,8", "sweep.redo=code")
+    assert (redone.code, marked(redone)) == (0, [])
+    assert started() == ["pack-2:lora.r=4,lora.r=8"]
+    assert not (place / "s" / "lora.r=4" / "old").exists()
+    assert redone.statuses == {"lora.r=4": "completed", "lora.r=8": "completed"}
+    again = sweep("lora.r=4,8", "sweep.redo=code")
+    assert (started(), marked(again)) == ([], [])
+
+
+def test_a_cell_resumed_under_other_code_says_so(sweep, started, code):
+    name = "lora=dora"
+    sweep("lora=dora,r8", plan={name: "checkpoint"})
+    started()
+    code(*EDIT)
+    ran = sweep("lora=dora,r8")
+    assert started() == [f"cell-1:{name}"]
+    assert f"1 cell ({name}) resumed from a checkpoint of other code" in ran.said
+    assert marked(ran) == [name, "lora=r8"]
+    code(EDIT[0])
+    back = sweep("lora=dora,r8")
+    assert marked(back) == [name], "two codes have computed it"
+
+
+def test_a_cell_that_diverged_under_other_code_is_tried_again(sweep, started, code):
+    sweep("lora.r=4,8", plan={"lora.r=8": "diverged"})
+    started()
+    code(*EDIT)
+    ran = sweep("lora.r=4,8")
+    assert (ran.code, marked(ran)) == (0, ["lora.r=4"])
+    assert [line.partition(":")[2] for line in started()] == ["lora.r=8"]
+
+
+def test_the_only_thing_to_redo_is_code():
+    (found,) = issues("-m", "lora.r=4,8", "sweep.redo=all")
+    assert "sweep.redo" in found
+    assert "code" in found
+
+
 def test_a_folder_that_is_no_sweep_is_refused_and_left_alone(sweep, place):
     (place / "s").mkdir()
     (place / "s" / "multirun.yaml").write_text("mine")
     ran = sweep("lora.r=4,8")
     assert ran.code == ExitCode.CONFIG_ERROR
-    assert "already holds something that is no sweep" in ran.said
+    assert "is not empty and is not a sweep folder" in ran.said
     assert (place / "s" / "multirun.yaml").read_text() == "mine"
     assert len(list((place / "s").iterdir())) == 1
 
@@ -614,7 +733,7 @@ def alive(number: int) -> bool:
 
 
 @pytest.mark.parametrize("asked", [signal.SIGINT, signal.SIGTERM])
-def test_an_interrupted_sweep_ends_its_children_and_says_how_to_go_on(place, asked):
+def test_an_interrupted_sweep_ends_its_children_and_says_how_to_resume(place, asked):
     process = hanging(place)
     (child,) = child_of(process)
     process.send_signal(asked)
@@ -626,7 +745,7 @@ def test_an_interrupted_sweep_ends_its_children_and_says_how_to_go_on(place, ask
         "lora.r=4": "preempted",
         "lora.r=8": "preempted",
     }
-    assert "python -m runner -m lora.r=4,8 output_dir=s" in said.partition("go on")[2]
+    assert "python -m runner -m lora.r=4,8 output_dir=s" in said.partition("resume with")[2]
     assert 'Traceback (most recent call last):\n  File "/' not in said.partition("ending 1 job")[0]
 
 
@@ -706,12 +825,12 @@ def test_a_failed_cell_is_a_failed_trial(optuna, sweep):
     stops = sweep(*words, plan={"lora.r=4,seed=0": "failed", "lora.r=8,seed=0": "failed"})
     assert stops.code == ExitCode.FAILED
     assert "the sweeper stops" in stops.said
-    assert "go on" in stops.said
-    goes_on = sweep(
+    assert "resume with" in stops.said
+    further = sweep(
         *words, "hydra.sweeper.max_failure_rate=1", plan={"lora.r=4,seed=0": "failed"}, folder="t"
     )
-    assert goes_on.code == ExitCode.FAILED
-    assert sorted(goes_on.statuses.values()) == ["completed", "completed", "completed", "failed"]
+    assert further.code == ExitCode.FAILED
+    assert sorted(further.statuses.values()) == ["completed", "completed", "completed", "failed"]
 
 
 @pytest.mark.parametrize(

@@ -19,7 +19,7 @@ _ROPES = ("default", "linear", "llama3")
 
 
 def obstacles(config: Any) -> Iterator[str]:
-    """What in a model's config cannot be said in a file of its architecture."""
+    """What of a model's config cannot be written into a GGUF file of its architecture."""
     if config.model_type not in ARCHITECTURES:
         yield f"no {config.model_type} model can be written, only {', '.join(ARCHITECTURES)}"
         return

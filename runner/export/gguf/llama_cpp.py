@@ -13,7 +13,7 @@ CONVERTER = "convert_hf_to_gguf.py"
 QUANTIZER = "llama-quantize"
 _BUILT = ("build/bin", "bin", ".")  # of its own build, of an older one, and beside the script
 _DIRECT = ("f32", "f16", "bf16", "q8_0")  # kinds that the converter writes by itself
-_SHOWN = 2000  # characters of what a failed program said
+_SHOWN = 2000  # characters of a failed program's output
 
 
 def check_checkout(checkout: str, kind: str) -> None:
@@ -52,7 +52,7 @@ def _run(command: list[str], folder: Path) -> None:
         command, cwd=folder, stdin=subprocess.DEVNULL, capture_output=True, text=True, errors="replace"
     )
     if done.returncode:
-        said = (done.stderr.strip() or done.stdout.strip())[-_SHOWN:]
+        output = (done.stderr.strip() or done.stdout.strip())[-_SHOWN:]
         raise RunnerError(
-            f"{Path(command[1]).name if command[0] == sys.executable else QUANTIZER} failed: {said}"
+            f"{Path(command[1]).name if command[0] == sys.executable else QUANTIZER} failed: {output}"
         )

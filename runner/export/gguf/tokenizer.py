@@ -23,21 +23,21 @@ _SPLITTERS = {
 
 
 def obstacles(tokenizer: Any, vocab_size: int) -> Iterator[str]:
-    """What in a tokenizer cannot be said in a file."""
+    """What of a tokenizer cannot be written into a GGUF file."""
     state = _state(tokenizer)
     if state is None or state["model"]["type"] != "BPE" or state["model"].get("byte_fallback"):
         yield "its tokenizer is not a byte-level BPE"
         return
     if _normalizers(state) - {"NFC"}:
-        yield f"its tokenizer changes text before cutting it ({', '.join(sorted(_normalizers(state)))})"
+        yield f"its tokenizer normalizes text before it splits it ({', '.join(sorted(_normalizers(state)))})"
     if splitter(tokenizer) is None:
-        yield "its tokenizer cuts text in a way that has no name in a file"
+        yield "its pre-tokenizer has no name in a GGUF file"
     if len(tokenizer) > vocab_size:
         yield f"its tokenizer has {len(tokenizer):,} tokens, the model only {vocab_size:,}"
 
 
 def splitter(tokenizer: Any) -> str | None:
-    """Name of the way in which the tokenizer cuts text before merging; None for one without a name."""
+    """GGUF's name of the pre-tokenizer, which splits text before merging; None if it has none."""
     state = _state(tokenizer) or {}
     found = state.get("pre_tokenizer") or {}
     parts = found["pretokenizers"] if found.get("type") == "Sequence" else [found]

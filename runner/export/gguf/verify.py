@@ -1,4 +1,4 @@
-"""Prove a GGUF file: read it back through transformers and compare it with the model it was made of."""
+"""Verify a GGUF file: read it back through transformers and compare it with the model it was made of."""
 
 from __future__ import annotations
 
@@ -33,25 +33,27 @@ def read_back(
     file: Path, config: Any, texts: list[list[int]], precision: Precision
 ) -> tuple[list[torch.Tensor], list[str]]:
     """Logits of the file's model as transformers reads it (``runner.evaluation.logit_kl.read_texts``), and
-    remarks.
+    warnings.
 
     ``config`` is that of the source. What transformers 5.23 does not read of these architectures is taken
-    from it, with a remark: the scaling of the rotary embedding, the size of a head where it is not the usual
+    from it, with a warning: the scaling of the rotary embedding, the size of a head where it is not the usual
     one, and whether there are biases. Raises ``RunnerError`` if more differs, or a weight is missing.
     """
     from transformers import AutoConfig, AutoModelForCausalLM, GgufConfig, logging
 
     logging.disable_progress_bar()
 
-    said = AutoConfig.from_pretrained(file.parent, gguf_file=file.name)
-    wrong = [key for key in _READ if not _same(getattr(said, key), getattr(config, key))]
-    if wrong or not _same(said.rope_parameters["rope_theta"], config.rope_parameters["rope_theta"]):
-        raise RunnerError(f"{file.name} does not say what the model is: {', '.join(wrong) or 'rope_theta'}")
-    notes = _complete(said, config)
+    found = AutoConfig.from_pretrained(file.parent, gguf_file=file.name)
+    wrong = [key for key in _READ if not _same(getattr(found, key), getattr(config, key))]
+    if wrong or not _same(found.rope_parameters["rope_theta"], config.rope_parameters["rope_theta"]):
+        raise RunnerError(
+            f"{file.name} differs from the model's config in {', '.join(wrong) or 'rope_theta'}"
+        )
+    notes = _complete(found, config)
     loaded: Any = AutoModelForCausalLM.from_pretrained(
         file.parent,
         gguf_file=file.name,
-        config=said,
+        config=found,
         dtype=precision.dtype,
         quantization_config=GgufConfig(dequantize=True),
         output_loading_info=True,
@@ -62,21 +64,21 @@ def read_back(
     return read_texts(model.to(device()), texts, precision), notes
 
 
-def _complete(said: Any, config: Any) -> list[str]:
+def _complete(found: Any, config: Any) -> list[str]:
     """Give a config that was read from a file what transformers left out, and say what that is."""
     facts = {
-        "the size of a head": (architecture.head_dim(said), architecture.head_dim(config)),
+        "the size of a head": (architecture.head_dim(found), architecture.head_dim(config)),
         "the scaling of the rotary embedding": (
-            said.rope_parameters["rope_type"],
+            found.rope_parameters["rope_type"],
             config.rope_parameters["rope_type"],
         ),
     }
-    said.head_dim = architecture.head_dim(config)
-    said.rope_parameters = config.rope_parameters
+    found.head_dim = architecture.head_dim(config)
+    found.rope_parameters = config.rope_parameters
     for key, label in (("attention_bias", "biases of attention"), ("mlp_bias", "biases of the MLP")):
         if hasattr(config, key):
-            facts[label] = getattr(said, key, False), getattr(config, key)
-            setattr(said, key, getattr(config, key))
+            facts[label] = getattr(found, key, False), getattr(config, key)
+            setattr(found, key, getattr(config, key))
     left_out = ", ".join(label for label, (found, expected) in facts.items() if found != expected)
     return (
         [f"transformers does not read {left_out}, which the comparison took from the model"]
@@ -86,9 +88,9 @@ def _complete(said: Any, config: Any) -> list[str]:
 
 
 def check_tokenizer(file: Path, source: Any, texts: list[list[int]]) -> list[str]:
-    """Compare the file's tokenizer, as transformers reads it, with the ``source`` tokenizer; remarks.
+    """Compare the file's tokenizer, as transformers reads it, with the ``source`` tokenizer; warnings.
 
-    Raises ``RunnerError`` unless texts get the same ids, and special tokens and template are the same.
+    Raises ``RunnerError`` unless texts get the same ids, and special tokens and chat template are the same.
     """
     from transformers import AutoTokenizer
 
@@ -101,7 +103,7 @@ def check_tokenizer(file: Path, source: Any, texts: list[list[int]]) -> list[str
     if not _same_ids(tokenizer, source, samples):
         read.pre_tokenizer = own.pre_tokenizer
         name = splitter(source)
-        notes.append(f"transformers cannot cut text as a file's {name!r} says; ids were compared without it")
+        notes.append(f"transformers has no pre-tokenizer {name!r}; ids were compared with the model's own")
     if not _same_ids(tokenizer, source, samples):
         raise RunnerError(f"the tokenizer of {file.name} gives other ids than the model's own")
     facts = ("bos_token_id", "eos_token_id", "pad_token_id", "chat_template")
@@ -132,6 +134,8 @@ def _same_ids(tokenizer: Any, source: Any, samples: list[str]) -> bool:
     )
 
 
-def _same(said: Any, expected: Any) -> bool:
+def _same(found: Any, expected: Any) -> bool:
     """Equal, or equal but for the rounding to float32 of a file's numbers."""
-    return said == expected or (isinstance(expected, float) and abs(said - expected) <= 1e-6 * abs(expected))
+    return found == expected or (
+        isinstance(expected, float) and abs(found - expected) <= 1e-6 * abs(expected)
+    )

@@ -30,7 +30,7 @@ _FACTORS = "rope_freqs.weight"
 
 
 def write_gguf(file: Path, source: Path, config: Any, tokenizer: Any, kind: str, title: str) -> list[str]:
-    """Write the model in ``source`` as a ``file`` of the given kind, and return remarks for the user.
+    """Write the model in ``source`` as a ``file`` of the given kind, and return warnings.
 
     ``title`` is the name by which programs show it. Raises ``RunnerError`` for a weight that has no place in
     the file. At most one tensor is in memory.
@@ -55,7 +55,7 @@ def write_gguf(file: Path, source: Path, config: Any, tokenizer: Any, kind: str,
                 progress.advance()
     finally:
         writer.close()
-    return _remarks(kind, types)
+    return _warnings(kind, types)
 
 
 def _names(config: Any, stored: CheckpointTensors) -> dict[str, str]:
@@ -108,7 +108,7 @@ def _tensors(
         yield name, architecture.reorder(config, tensor, stored[tensor])
 
 
-def _remarks(kind: str, types: dict[str, GGMLQuantizationType]) -> list[str]:
+def _warnings(kind: str, types: dict[str, GGMLQuantizationType]) -> list[str]:
     """Which matrices are of another type than the kind says."""
     wanted = GGMLQuantizationType[kind.upper()]
     others = Counter(

@@ -1,0 +1,100 @@
+"""Run a recipe in a run folder of its own, and record how it ended."""
+
+from __future__ import annotations
+
+import importlib
+import logging
+import os
+import sys
+import warnings
+from pathlib import Path
+from typing import Any
+
+from recipes import OBJECTIVES
+from recipes.train import train
+from runner.cli import run_config
+from runner.config import adapters
+from runner.config.settings import RunConfig
+from runner.core import console, environment, signals
+from runner.core.errors import ConfigError, ExitCode, Issue, RunnerError
+from runner.reports import terminal
+from runner.runs import run_folder
+from runner.runs.resume import find_start
+from runner.training.out_of_memory import explained
+
+_STATUS = {ExitCode.FAILED: "failed", ExitCode.DIVERGED: "diverged", ExitCode.PREEMPTED: "preempted"}
+
+
+def run_recipe(
+    run: RunConfig, command: str, overrides: list[str], facts: dict[str, Any] | None = None
+) -> int:
+    """Make the run folder, run the recipe in it, record how it ended, and return the exit code.
+
+    ``command`` is what the user typed, ``overrides`` what this run or cell took from it; ``facts`` are more
+    entries of its record.
+    """
+    quiet_libraries()
+    environment.keep_freed_memory()
+    console.out.stderr = bool(run.prompt)  # an answer that is piped stands alone
+    objective = OBJECTIVES.get(run.recipe)
+    model = run.model.architecture or Path(str(run.model.path)).name
+    try:
+        _check_single_process()
+        find_start(run)  # before the folder is touched, which with resume=auto is that of the earlier run
+        parents = adapters.parents(run)  # raises for what is no adapter, so before there is a folder
+        path = run_folder.create(run.output_dir, f"{run.recipe}-{model}", resume=run.resume == "auto")
+        folder = run_folder.RunFolder(path, command, overrides, run_config.to_yaml(run), run.seed)
+        folder.record |= {"recipe": run.recipe, "parents": parents, **(facts or {})}
+    except ConfigError as error:
+        console.config_errors(error.issues)
+        return ExitCode.CONFIG_ERROR
+    try:
+        with signals.signal_handlers():
+            if objective is not None:
+                train(run, folder, objective)
+            else:
+                importlib.import_module(f"recipes.{run.recipe}").run(run, folder)
+            folder.finish("completed")
+    except ConfigError as error:
+        console.config_errors(error.issues)
+        folder.withdraw()
+        return ExitCode.CONFIG_ERROR
+    except Exception as raised:
+        return _end(run, folder, raised)
+    terminal.closing(folder.record, path)
+    return ExitCode.COMPLETED
+
+
+def _end(run: RunConfig, folder: run_folder.RunFolder, raised: Exception) -> int:
+    """Record and say how a run ended that did not complete; returns its exit code."""
+    error = explained(raised, run)
+    code = error.code if isinstance(error, RunnerError) else ExitCode.FAILED
+    message = str(error) if isinstance(error, RunnerError) else f"{type(error).__name__}: {error}"
+    try:
+        folder.finish(_STATUS[code], error)
+    except OSError as unwritten:  # a full disk, which may be what ended the run
+        console.failed(f"{message}; and run.json could not be written: {unwritten}", folder.path)
+        return code
+    if code == ExitCode.PREEMPTED:
+        console.preempted(message, folder.path)
+    else:
+        console.failed(message, folder.path, details=not isinstance(error, RunnerError))
+    return code
+
+
+def _check_single_process() -> None:
+    """Ranks of a launcher would each make a run folder of their own."""
+    if int(os.environ.get("WORLD_SIZE", "1")) > 1:
+        message = "several processes cannot share a run yet"
+        hint = (
+            "start one python -m runner; CUDA_VISIBLE_DEVICES chooses its GPU, model.device_map=auto uses all"
+        )
+        raise ConfigError(Issue(f"WORLD_SIZE={os.environ['WORLD_SIZE']}", message, hint))
+
+
+def quiet_libraries() -> None:
+    """Advice of the libraries, where the runner prints its own."""
+    logging.getLogger("bitsandbytes").setLevel(logging.ERROR)
+    if not sys.warnoptions:
+        warnings.filterwarnings("ignore", category=FutureWarning)
+        warnings.filterwarnings("ignore", category=UserWarning)

@@ -1,0 +1,26 @@
+"""Values as Hydra's override grammar reads them."""
+
+from __future__ import annotations
+
+import re
+
+_WORDS = ("true", "false", "null")  # read as something else than text, as are numbers
+
+
+def hydra_value(text: str) -> str:
+    """A text as the value of an override, ``KEY=VALUE``: quoted where Hydra would not read it as this text.
+
+    Between quotes Hydra 1.3 keeps a backslash, unless a quote or the end follows: there it escapes.
+    """
+    if re.fullmatch(r"[\w./+-]+", text, flags=re.ASCII) and _is_text(text):
+        return text
+    escaped = re.sub(r"(\\*)('|$)", lambda found: found[1] * 2 + ("\\'" if found[2] else ""), text)
+    return f"'{escaped}'"
+
+
+def _is_text(text: str) -> bool:
+    try:
+        float(text)
+    except ValueError:
+        return text.lower() not in _WORDS
+    return False
