@@ -210,7 +210,7 @@ BROKEN_PAIRS: dict[str, tuple[bytes, str]] = {
         jsonl({**PAIRS[1], "chosen": [answer(role="bott")]}),
         "a.jsonl:1: chosen[0] has the unknown role 'bott'",
     ),
-    "14 empty": (jsonl(PAIRS[0], {**PAIRS[1], "chosen": " "}), "a.jsonl:2: 'chosen' says nothing"),
+    "14 empty": (jsonl(PAIRS[0], {**PAIRS[1], "chosen": " "}), "a.jsonl:2: 'chosen' is empty"),
     "14 equal": (jsonl({**PAIRS[1], "chosen": "x", "rejected": "x"}), "1 chosen equals rejected"),
     "15 prompt": (jsonl({**PAIRS[1], "prompt": "x" * 600}), "raise trainer.max_length"),
     "15 equal as far as they are read": (
@@ -353,7 +353,7 @@ def test_17_marks_that_are_no_tokens_are_said_and_the_answer_still_ends(cli, mad
     run = cli(*TRAIN, *words)
     assert run.code == 0
     [note] = run.record["notes"]
-    assert "marks <start_of_turn>, <end_of_turn> are no tokens of this tokenizer" in note
+    assert "delimiters <start_of_turn>, <end_of_turn> are not special tokens of this tokenizer" in note
     assert "an answer ends with <|im_end|>" in note
     _, [row, *_] = inspected(cli, *words)
     assert row["trained_text"] == f"answer 0<end_of_turn>{END}"
