@@ -47,8 +47,8 @@ def drop_reason(example: Example, min_chars: int) -> int:
 def identity(example: Example) -> bytes:
     """Sixteen bytes that two rows share when all that can be rendered is the same, wherever it was read."""
     if example.text is not None:
-        said = example.text
+        content = example.text
     else:
         parts = [example.messages, example.tools, example.rejected, example.label]
-        said = json.dumps(parts, sort_keys=True, default=str)
-    return hashlib.blake2b(said.encode(), digest_size=16).digest()
+        content = json.dumps(parts, sort_keys=True, default=str)
+    return hashlib.blake2b(content.encode(), digest_size=16).digest()

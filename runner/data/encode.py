@@ -107,20 +107,20 @@ class Encoder:
     def _item(self, example: Example) -> _Item:
         item = _Item(example)
         try:
-            sides = [self.renderer.render(example)]
+            answers = [self.renderer.render(example)]
             if example.rejected:
-                sides.append(self.renderer.render(replace(example, messages=example.rejected)))
-                if any(len(side) != 1 for side in sides):
+                answers.append(self.renderer.render(replace(example, messages=example.rejected)))
+                if any(len(rendered) != 1 for rendered in answers):
                     raise BadRow(_SEVERAL)
         except BadRow as error:
             item.issue = str(error)
             return item
         examples = (example, replace(example, messages=example.rejected))
-        found = (self.renderer.warnings(*pair) for pair in zip(examples, sides, strict=False))
+        found = (self.renderer.warnings(*pair) for pair in zip(examples, answers, strict=False))
         item.warnings = sorted({warning for warnings in found for warning in warnings})
-        unrolled = ["unrolled into turns"] * (len(sides[0]) - 1)
-        item.counts = unrolled if sides[0] else ["nothing left to train on"]
-        item.rows = list(zip(*sides, strict=True))
+        unrolled = ["unrolled into turns"] * (len(answers[0]) - 1)
+        item.counts = unrolled if answers[0] else ["nothing left to train on"]
+        item.rows = list(zip(*answers, strict=True))
         return item
 
     def _encoded(self, items: list[_Item]) -> pa.Table:
@@ -130,8 +130,8 @@ class Encoder:
         parts = [] if failed else [part for item in items for row in item.rows for part in row]
         encoded = iter(self.renderer.encode(parts))
         for item in items:
-            said = {"counts": item.counts, "warnings": item.warnings, "issue": item.issue}
-            report = said | {"where": item.example.where} if any(said.values()) else {}
+            facts = {"counts": item.counts, "warnings": item.warnings, "issue": item.issue}
+            report = facts | {"where": item.example.where} if any(facts.values()) else {}
             if failed or not item.rows:
                 _append(columns, Encoded(item.example.source, [], []), False, report)
                 continue

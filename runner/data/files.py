@@ -1,6 +1,6 @@
 """Rows of a local file: JSON, JSONL, CSV, TSV or Parquet.
 
-What cannot be read stands as an issue in its place, so that all mistakes of a file are found together. Only
+What cannot be read stands as an issue in its place, so that all issues of a file are found together. Only
 a JSON array is held in memory as a whole; everything else is read row by row.
 """
 

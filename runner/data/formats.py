@@ -14,13 +14,13 @@ from runner.data.messages import (
     BadRow,
     Message,
     Row,
+    has_content,
     is_trained,
     message_list,
+    messages_of,
+    new_message,
     parsed,
-    said,
-    says_something,
     shown,
-    side_of,
     system_turn,
     text_of,
     tools_of,
@@ -81,8 +81,8 @@ class Example:
 
     @property
     def empty(self) -> bool:
-        """Whether the last answer says nothing."""
-        return not self.answer.strip() if self.text is not None else not says_something(self.messages[-1])
+        """Whether the last answer is empty."""
+        return not self.answer.strip() if self.text is not None else not has_content(self.messages[-1])
 
 
 def recognise(columns: Iterable[str], kind: Kind = "completion") -> str | None:
@@ -115,10 +115,10 @@ def to_example(
         chosen, rejected = _pair(row)
         return Example(source, messages=chosen, rejected=rejected, tools=tools_of(row), place=place)
     if row_format == "feedback":
-        prompt = [*system_turn(row), *side_of(row, "prompt", "user")]
-        answer = _up_to_answer(side_of(row, "completion", "assistant"))
-        _refuse_silence(answer, "completion")
-        messages = (*_only_read(prompt), *answer)
+        prompt = [*system_turn(row), *messages_of(row, "prompt", "user")]
+        answer = _up_to_answer(messages_of(row, "completion", "assistant"))
+        _require_loss(answer, "completion")
+        messages = (*_masked(prompt), *answer)
         return Example(source, messages=messages, tools=tools_of(row), place=place, label=_liked(row))
     messages = _CONVERTERS[row_format](row)
     answers = [message for message in messages if message["role"] == "assistant"]
@@ -138,7 +138,7 @@ def prompt_messages(row: Row) -> list[Message]:
     elif row.get("instruction") is not None:
         messages = _alpaca_prompt(row)
     else:
-        messages = [*system_turn(row), *side_of(row, "prompt", "user")]
+        messages = [*system_turn(row), *messages_of(row, "prompt", "user")]
     while messages and messages[-1]["role"] == "assistant":
         messages.pop()
     if not messages:
@@ -161,21 +161,21 @@ def _pair(row: Row) -> tuple[tuple[Message, ...], tuple[Message, ...]]:
     shared = next((index for index, equal in enumerate(same) if not equal), min(len(chosen), len(rejected)))
     if shared == len(chosen) == len(rejected):  # two equal answers, which the reader of the rows counts
         shared -= 1
-    prompt = _only_read(chosen[:shared])
+    prompt = _masked(chosen[:shared])
     for side, messages in (("chosen", chosen[shared:]), ("rejected", rejected[shared:])):
         if not messages or messages[0]["role"] != "assistant" or not prompt:
             raise BadRow("chosen and rejected are no two answers to the same prompt")
-        _refuse_silence(messages, side)
+        _require_loss(messages, side)
     return (*prompt, *chosen[shared:]), (*prompt, *rejected[shared:])
 
 
-def _refuse_silence(messages: list[Message], side: str) -> None:
+def _require_loss(messages: list[Message], side: str) -> None:
     if not any(is_trained(message) for message in messages):
-        raise BadRow(f"{side!r} says nothing")
+        raise BadRow(f"{side!r} is empty")
 
 
-def _only_read(messages: list[Message]) -> list[Message]:
-    """Messages with their answers marked as not to be learnt."""
+def _masked(messages: list[Message]) -> list[Message]:
+    """Messages with their answers masked: by a weight of 0, as OpenAI's format has it."""
     return [{**message, "weight": 0} if message["role"] == "assistant" else message for message in messages]
 
 
@@ -218,17 +218,21 @@ def _history(row: Row) -> list[Message]:
     for number, turn in enumerate(parsed(row.get("history") or [], "history")):
         if not (isinstance(turn, (list, tuple)) and len(turn) == 2 and all(isinstance(t, str) for t in turn)):
             raise BadRow(f"history[{number}] must be a question and its answer, got {shown(turn)}")
-        messages += said(turn[0], "user"), said(turn[1], "assistant")
+        messages += new_message(turn[0], "user"), new_message(turn[1], "assistant")
     return messages
 
 
 def _prompt_completion(row: Row) -> list[Message]:
-    return [*system_turn(row), *side_of(row, "prompt", "user"), *side_of(row, "completion", "assistant")]
+    return [
+        *system_turn(row),
+        *messages_of(row, "prompt", "user"),
+        *messages_of(row, "completion", "assistant"),
+    ]
 
 
 def _preference(row: Row, side: str = "chosen") -> list[Message]:
     """One answer of a preference pair with its prompt; supervised training learns from the chosen one."""
-    chosen = side_of(row, side, "assistant")
+    chosen = messages_of(row, side, "assistant")
     if chosen[0]["role"] != "assistant":  # a whole conversation, which begins with its prompt
         return [*([] if chosen[0]["role"] == "system" else system_turn(row)), *chosen]
     if row.get("instruction") is not None:
@@ -236,7 +240,7 @@ def _preference(row: Row, side: str = "chosen") -> list[Message]:
     key = next((name for name in ("prompt", *FORMATS["messages"][0]) if row.get(name)), None)
     if key is None:
         raise BadRow(f"has an answer but no prompt; it has {sorted(row)}")
-    prompt = side_of(row, key, "user")
+    prompt = messages_of(row, key, "user")
     return [*([] if prompt[0]["role"] == "system" else system_turn(row)), *prompt, *chosen]
 
 

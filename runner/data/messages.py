@@ -30,7 +30,7 @@ ROLES = {
     "function_response": "tool",
 }
 
-# What a message may say besides its content; templates know these by the same names.
+# Further keys of a message; chat templates read them under the same names.
 _EXTRAS = ("tool_calls", "name", "tool_call_id", "reasoning_content", "thinking")
 
 
@@ -38,32 +38,32 @@ class BadRow(ValueError):
     """A row that cannot be used; the message says why, the reader adds file and row number."""
 
 
-def says_something(message: Message) -> bool:
-    """Whether a message has words or calls a tool."""
+def has_content(message: Message) -> bool:
+    """Whether a message has text or calls a tool."""
     return bool(message["content"].strip() or message.get("tool_calls"))
 
 
 def is_trained(message: Message) -> bool:
-    """Whether a message can be trained on: an answer with words or calls, not excluded by a weight of 0."""
-    return message["role"] == "assistant" and message.get("weight") != 0 and says_something(message)
+    """Whether a message gets loss: an answer with text or tool calls, not masked by a weight of 0."""
+    return message["role"] == "assistant" and message.get("weight") != 0 and has_content(message)
 
 
 def system_turn(row: Row) -> list[Message]:
     """The row's own system prompt as a message; empty without one. Raises ``BadRow``."""
     text = text_of(row, "system", optional=True)
-    return [said(text, "system")] if text.strip() else []
+    return [new_message(text, "system")] if text.strip() else []
 
 
-def side_of(row: Row, key: str, role: str) -> list[Message]:
-    """One side of a pair: a string, one message, or a list of messages."""
+def messages_of(row: Row, key: str, role: str) -> list[Message]:
+    """The messages in a column: a string (a message of that role), one message, or a list of messages."""
     value = row.get(key)
     if isinstance(value, dict):
         value = [value]
-    return message_list(value, key) if isinstance(value, list) else [said(text_of(row, key), role)]
+    return message_list(value, key) if isinstance(value, list) else [new_message(text_of(row, key), role)]
 
 
-def said(text: str, role: str) -> Message:
-    """A message with this text."""
+def new_message(text: str, role: str) -> Message:
+    """A message with this text, which is checked."""
     return {"role": role, "content": _sound(text, role)}
 
 
@@ -95,7 +95,7 @@ def _message(item: Any, where: str) -> Message:
         content = "".join(map(str, texts)) if len(texts) == len(content) > 0 else content
     if not isinstance(content, str):
         raise BadRow(f"{where} has no text content, got {shown(content)}")
-    weight = item.get("weight")  # 0 is OpenAI's mark of an answer that is read but not learnt
+    weight = item.get("weight")  # 0 is OpenAI's mark of an answer that is masked
     if weight not in (None, 0, 1):
         raise BadRow(f"{where} has the weight {shown(weight)}; allowed: 0 (only read) or 1 (learnt)")
     if weight == 0:

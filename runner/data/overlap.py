@@ -17,7 +17,7 @@ _SHOWN = 3  # rows named in a note
 
 @dataclass(frozen=True)
 class Overlap:
-    """How many held-out rows are training rows too, what to say of it, and the mistake if none is new."""
+    """How many held-out rows are training rows too, warnings, and the config error if none is new."""
 
     rows: int
     notes: list[str]
@@ -27,26 +27,27 @@ class Overlap:
 def overlap(train: Iterable[Example], held_out: Iterable[Example]) -> Overlap:
     """Compare held-out with training rows, of which only what held-out rows share is kept in memory.
 
-    Rows are the same when they say the same, in whatever format and with whatever white space. Held-out rows
-    of which only the prompt is in training are said too.
+    Rows are equal when their messages are, in whatever format and up to white space. A warning also counts
+    held-out rows of which only the prompt is in training.
     """
-    said, asked = set(map(_said, held_out)), {_asked(example) for example in held_out if example.messages}
+    contents = set(map(_content_digest, held_out))
+    known_prompts = {_prompt_digest(example) for example in held_out if example.messages}
     rows: dict[bytes, str] = {}
     prompts: set[bytes] = set()
     for example in train:
-        if (digest := _said(example)) in said:
+        if (digest := _content_digest(example)) in contents:
             rows.setdefault(digest, example.where)
-        if example.messages and (digest := _asked(example)) in asked:
+        if example.messages and (digest := _prompt_digest(example)) in known_prompts:
             prompts.add(digest)
     count = shared = 0
     named: list[str] = []
     near: list[str] = []
     for example in held_out:
         count += 1
-        if where := rows.get(_said(example)):
+        if where := rows.get(_content_digest(example)):
             shared += 1
             named += [f"{example.where} is {where}"] if shared <= _SHOWN + 1 else []
-        elif example.messages and _asked(example) in prompts:
+        elif example.messages and _prompt_digest(example) in prompts:
             near.append(example.where)
     pairs = "; ".join([*named[:_SHOWN], *(["..."] if len(named) > _SHOWN else [])])
     notes, issue = [], None
@@ -63,14 +64,14 @@ def overlap(train: Iterable[Example], held_out: Iterable[Example]) -> Overlap:
     return Overlap(shared, notes, issue)
 
 
-def _said(example: Example) -> bytes:
-    """Digest of what a row says, up to white space."""
+def _content_digest(example: Example) -> bytes:
+    """Digest of a row's text or messages, up to white space."""
     if example.text is not None:
         return _digest(" ".join(example.text.split()))
     return _digest(_plain(example.messages) + _plain(example.rejected))
 
 
-def _asked(example: Example) -> bytes:
+def _prompt_digest(example: Example) -> bytes:
     """Digest of what comes before its last answer."""
     return _digest(_plain(example.messages[:-1]))
 

@@ -1,4 +1,4 @@
-"""Whether the chat template's delimiters are special tokens, and generation stops after an answer."""
+"""Whether the template's delimiters are special tokens, and generation stops after an answer."""
 
 from __future__ import annotations
 
@@ -9,11 +9,11 @@ from runner.data.messages import BadRow
 from runner.data.template import Renderer
 from runner.models.model import Base
 
-_MARK = re.compile(r"<[^<>\s]+>")
+_DELIMITER = re.compile(r"<[^<>\s]+>")
 
 
 def check_turns(base: Base, renderer: Renderer, answers: bool) -> list[str]:
-    """Warnings about the template's delimiters; ``answers`` says that the model learns to write answers.
+    """Warnings about the delimiters of the chat template; ``answers``: the model learns to write them.
 
     Raises ``ConfigError`` if answers end with a token at which generation would not stop.
     """
@@ -28,11 +28,13 @@ def check_turns(base: Base, renderer: Renderer, answers: bool) -> list[str]:
         message = f"the template ends an answer with {ends[0]!r}, but generation stops at {shown} only"
         hint = f"template.stop='{ends[0]}' makes it stop there; data.format=text is for plain text"
         raise ConfigError(Issue("template.stop", message, hint))
-    pieces = [mark for mark in dict.fromkeys(_MARK.findall(text)) if mark not in vocabulary]
+    pieces = [
+        delimiter for delimiter in dict.fromkeys(_DELIMITER.findall(text)) if delimiter not in vocabulary
+    ]
     if not pieces:
         return []
-    marks = f"the chat template's delimiters {', '.join(pieces)} are not special tokens of this tokenizer"
-    return [f"{marks}: each is split into several tokens, and an answer ends with {ends[0]}"]
+    found = f"the chat template's delimiters {', '.join(pieces)} are not special tokens of this tokenizer"
+    return [f"{found}: each is several tokens, and an answer ends with {ends[0]}"]
 
 
 def _stop_ids(base: Base) -> list[int]:

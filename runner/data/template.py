@@ -22,12 +22,12 @@ from runner.core.errors import ConfigError, Issue, nearest
 from runner.core.limits import TooMuch, limited
 from runner.data.formats import Example
 from runner.data.labels import IGNORE, Encoded, Rendered, encode
-from runner.data.messages import BadRow, Message, is_trained, says_something
+from runner.data.messages import BadRow, Message, has_content, is_trained
 
 _SWITCHES = ("enable_thinking", "thinking")  # by which chat templates turn reasoning on and off
 _PROBE = "answer-0b9f"  # stands for an answer where only what comes before it is wanted
 # What a template raises on messages that it was not written for.
-_REFUSALS = (TemplateError, TypeError, ValueError, LookupError, AttributeError, OverflowError, RecursionError)
+_REJECTS = (TemplateError, TypeError, ValueError, LookupError, AttributeError, OverflowError, RecursionError)
 
 Tools = tuple[dict[str, Any], ...]
 
@@ -103,7 +103,7 @@ class Renderer:
             content, role = message["content"], message["role"]
             if self._stop.search(content):
                 found.append("control tokens in its words")
-            if not says_something(message):
+            if not has_content(message):
                 found.append(f"an empty {role} message")
             if role in ("system", "tool") and not _shows(text, content.strip()):
                 found.append(f"{role} message left out by the template")
@@ -178,8 +178,8 @@ class Renderer:
                 )
         except TooMuch as error:
             raise ConfigError(_too_much(self.settings, error)) from error
-        except _REFUSALS as error:
-            raise BadRow(f"the template refuses it: {error}") from error
+        except _REJECTS as error:
+            raise BadRow(f"the template rejects it: {error}") from error
 
     def _end(self) -> str:
         return self.tokenizer.eos_token or ""
@@ -248,7 +248,7 @@ def _template_issues(tokenizer: Any, settings: TemplateSettings) -> Iterator[Iss
         yield _too_much(settings, error)
     except SecurityError as error:
         yield Issue(where, f"the template reaches for what it may not have: {error}")
-    except _REFUSALS:
+    except _REJECTS:
         return  # it may well want other messages than these; the rows will tell
 
 

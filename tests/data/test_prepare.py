@@ -241,7 +241,7 @@ def test_a_row_that_the_template_refuses_is_named(tmp_path: Path) -> None:
             0,
         )
     assert [str(issue) for issue in caught.value.issues] == [
-        f"{path}, row {row}: the template refuses it: no system role" for row in (2, 4)
+        f"{path}, row {row}: the template rejects it: no system role" for row in (2, 4)
     ]
 
 

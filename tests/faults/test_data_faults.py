@@ -210,7 +210,7 @@ BROKEN_PAIRS: dict[str, tuple[bytes, str]] = {
         jsonl({**PAIRS[1], "chosen": [answer(role="bott")]}),
         "a.jsonl:1: chosen[0] has the unknown role 'bott'",
     ),
-    "14 empty": (jsonl(PAIRS[0], {**PAIRS[1], "chosen": " "}), "a.jsonl:2: 'chosen' says nothing"),
+    "14 empty": (jsonl(PAIRS[0], {**PAIRS[1], "chosen": " "}), "a.jsonl:2: 'chosen' is empty"),
     "14 equal": (jsonl({**PAIRS[1], "chosen": "x", "rejected": "x"}), "1 chosen equals rejected"),
     "15 prompt": (jsonl({**PAIRS[1], "prompt": "x" * 600}), "raise trainer.max_length"),
     "15 equal as far as they are read": (

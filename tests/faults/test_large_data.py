@@ -412,7 +412,7 @@ def test_issues_of_several_processes_are_those_of_one(tmp_path: Path, request: p
         found.append([str(issue) for issue in caught.value.issues])
         request.getfixturevalue("three_workers")
     assert found[0] == found[1]
-    assert found[0][0] == f"{file}:4: the template refuses it: no threes"
+    assert found[0][0] == f"{file}:4: the template rejects it: no threes"
     assert len(found[0]) == SHOWN_ISSUES + 1
 
 
