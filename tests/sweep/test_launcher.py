@@ -787,7 +787,7 @@ def optuna():
 
 
 def test_without_optuna_the_command_to_install_it_is_named(monkeypatch, place):
-    monkeypatch.setattr(command, "_optuna", lambda: False)
+    monkeypatch.setattr(command, "find_spec", lambda name: None)
     (found,) = issues("-m", *STUDY[:1], *STUDY[4:])
     assert "pip install 'hydra-optuna-sweeper" in found
     (found,) = issues("-m", "lora.r=interval(4,8)")
