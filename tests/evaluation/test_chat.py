@@ -80,7 +80,8 @@ def test_a_conversation_is_kept_and_can_be_trained_on(cli, typed):
     first, second = conversation(run.folder)
     assert [message["role"] for message in first["messages"]] == ["system"] + ["user", "assistant"] * 2
     assert second["messages"][1]["content"] == "new"
-    (source,) = read_sources(str(run.folder / "conversation.jsonl"), DataSettings(), "data.path", 0)
+    file = str(run.folder / "conversation.jsonl")
+    (source,) = read_sources(file, DataSettings(), "data.path", 0, run.folder)
     assert len(source.examples) == 2
 
 

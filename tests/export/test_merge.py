@@ -13,6 +13,7 @@ from safetensors import safe_open
 from safetensors.torch import load_file
 
 from helpers.command import ADAPTER, LEARNS, TINY, Run
+from helpers.tiny_model import tiny_base
 from runner.config.settings import ModelSettings
 from runner.models.model import byte_tokenizer, find_base, load_model
 
@@ -29,11 +30,6 @@ MODEL = {
     )
 }
 ONE_FILE = {"model/model.safetensors"}
-
-
-def tiny_base(seed: int = 0) -> torch.nn.Module:
-    base = find_base(ModelSettings(weights="random", architecture="tiny"))
-    return load_model(base, None, torch.float32, seed)
 
 
 def logits(model: torch.nn.Module) -> torch.Tensor:

@@ -75,7 +75,7 @@ def test_sweep_holds_no_secret(cli: Callable[..., Run], silent) -> None:
         ),
         ("data.path=hf_0123456789abcdefghij0123", "data.path holds an access token"),
         (f"data.path=http://{TYPED}@rows.example/rows.jsonl", "data.path holds a name or password"),
-        (f"experiment=https://me:{TYPED}@x.example", "refused"),
+        (f"experiment=https://me:{TYPED}@x.example", "unknown experiment"),
         (f"trainer.max_steps=https://me:{TYPED}@x.example", "trainer.max_steps"),
     ],
 )

@@ -10,12 +10,18 @@ import torch
 from runner.config.settings import ModelSettings
 from runner.models.model import find_base, load_model
 
+TINY_MODEL = ModelSettings(weights="random", architecture="tiny")
+
+
+def tiny_base(seed: int = 0) -> torch.nn.Module:
+    """The tiny architecture with weights drawn from ``seed``, in float32: where a run of ``TINY`` starts."""
+    return load_model(find_base(TINY_MODEL), None, torch.float32, seed)
+
 
 def write_model(folder: Path, seed: int = 0) -> Path:
-    """The tiny architecture with weights drawn from ``seed``, as safetensors with its tokenizer."""
-    base = find_base(ModelSettings(weights="random", architecture="tiny"))
-    load_model(base, None, torch.float32, seed).save_pretrained(folder)
-    base.tokenizer.save_pretrained(folder)
+    """That model as a folder: safetensors, and its tokenizer."""
+    tiny_base(seed).save_pretrained(folder)
+    find_base(TINY_MODEL).tokenizer.save_pretrained(folder)
     return folder
 
 

@@ -14,9 +14,10 @@ from safetensors.torch import load_file
 from helpers.command import ADAPTER, RECORD, TINY
 from helpers.packs import run_pack
 from helpers.rows import ANSWERS
-from runner.models.model import _architecture
+from helpers.tiny_model import tiny_base
 from runner.packed import memory
 from runner.packed.adapters import pack_adapters
+from runner.packed.layers import PackedLinear
 from runner.packed.trainer import PackedTrainer
 from runner.sweep.cells import Cell
 from runner.sweep.packable import group
@@ -65,18 +66,12 @@ def test_every_cell_has_a_complete_run_folder(calm):
 
 
 def test_an_adapter_of_a_pack_loads_in_plain_peft_and_gives_the_same_logits(tmp_path):
-    from transformers import AutoModelForCausalLM
-
-    def base() -> Any:
-        torch.manual_seed(0)
-        return AutoModelForCausalLM.from_config(_architecture("tiny"), dtype=torch.float32)
-
     configs = [
         LoraConfig(r=rank, target_modules="all-linear", use_rslora=stable, task_type="CAUSAL_LM")
         for rank, stable in ((4, False), (8, True), (2, False))
     ]
-    packed = pack_adapters(base(), configs, [0, 1, 2])
-    for layer in packed._layers.values():
+    packed = pack_adapters(tiny_base(), configs, [0, 1, 2])
+    for layer in (layer for layer in packed.model.modules() if isinstance(layer, PackedLinear)):
         for row, config in zip(layer.lora_B.data, packed.configs, strict=True):
             row[:, : config.r].normal_(std=0.1)
     ids = torch.randint(0, 256, (2, 9))
@@ -85,7 +80,7 @@ def test_an_adapter_of_a_pack_loads_in_plain_peft_and_gives_the_same_logits(tmp_
         together = packed.model(input_ids=ids.repeat(3, 1)).logits.unflatten(0, (3, 2))
     for index in range(3):
         packed.save(index, tmp_path / str(index))
-        alone = PeftModel.from_pretrained(base(), tmp_path / str(index)).eval()
+        alone = PeftModel.from_pretrained(tiny_base(), tmp_path / str(index)).eval()
         with torch.no_grad():
             assert torch.allclose(alone(input_ids=ids).logits, together[index], atol=1e-5)
         assert not torch.allclose(together[index], together[index - 1], atol=1e-2)

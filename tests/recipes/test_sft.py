@@ -10,7 +10,7 @@ import torch
 
 from helpers.command import ADAPTER, RECORD, TINY
 from helpers.paths import CONF
-from runner.config.settings import ModelSettings
+from helpers.tiny_model import tiny_base
 from runner.models.model import find_base, load_model
 
 OPTIONS = sorted(file.stem for file in (CONF / "lora").glob("*.yaml"))
@@ -23,11 +23,6 @@ def _prompt_logits(model: torch.nn.Module) -> torch.Tensor:
     model.eval()
     with torch.inference_mode():
         return model(input_ids=torch.arange(3, 67, device=model.device)[None]).logits.cpu()
-
-
-def _tiny_base() -> torch.nn.Module:
-    base = find_base(ModelSettings(weights="random", architecture="tiny"))
-    return load_model(base, None, torch.float32, seed=0)
 
 
 @pytest.mark.report
@@ -86,8 +81,8 @@ def test_every_adapter_trains_and_loads_in_plain_peft(cli, option, monkeypatch):
         *TINY, f"lora={option}", "data.metric=null", "generation.samples=1", "trainer.learning_rate=1e-2"
     )
     assert run.code == 0
-    loaded = PeftModel.from_pretrained(_tiny_base(), run.folder / "adapter")
-    assert not torch.equal(_prompt_logits(_tiny_base()), trained["logits"])
+    loaded = PeftModel.from_pretrained(tiny_base(), run.folder / "adapter")
+    assert not torch.equal(_prompt_logits(tiny_base()), trained["logits"])
     torch.testing.assert_close(_prompt_logits(loaded), trained["logits"], atol=2e-4, rtol=1e-3)
 
 
@@ -99,7 +94,7 @@ def test_full_finetuning_saves_a_model(cli):
     assert run.code == 0
     assert run.record["metrics"]["trainable_parameters"] == run.record["metrics"]["total_parameters"]
     model = AutoModelForCausalLM.from_pretrained(run.folder / "model")
-    assert not torch.equal(_prompt_logits(model), _prompt_logits(_tiny_base()))
+    assert not torch.equal(_prompt_logits(model), _prompt_logits(tiny_base()))
 
 
 @pytest.mark.parametrize("option", ["nf4", "fp4", "int8"])
@@ -238,9 +233,9 @@ def test_loftq_makes_up_for_part_of_the_quantisation_error(tmp_path):
     from runner.models.build import peft_config, quantization_config
     from runner.models.model import byte_tokenizer, choose_precision
 
-    _tiny_base().save_pretrained(tmp_path / "base")
+    tiny_base().save_pretrained(tmp_path / "base")
     byte_tokenizer().save_pretrained(tmp_path / "base")
-    full = _prompt_logits(_tiny_base().cuda())
+    full = _prompt_logits(tiny_base().cuda())
     errors = {}
     for option in ("r16", "loftq"):
         words = [*TINY, "model.weights=pretrained", f"model.path={tmp_path / 'base'}", "quantization=nf4"]

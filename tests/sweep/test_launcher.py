@@ -763,10 +763,10 @@ def test_composing_many_cells_takes_seconds(sweep, monkeypatch):
     monkeypatch.setattr(run_sweep.Sweep, "outcome", lambda self, cells: (0.0, None))
     monkeypatch.setattr(run_sweep.Sweep, "finish", lambda self: 0)
     seen: list[Cell] = []
-    began = time.monotonic()
+    began = time.process_time()
     sweep("lora.r=range(1,9)", "trainer.learning_rate=1e-4,2e-4")
     assert len(seen) == 16
-    assert time.monotonic() - began < 10
+    assert time.process_time() - began < 10
 
 
 # --- values chosen by optuna
@@ -787,7 +787,7 @@ def optuna():
 
 
 def test_without_optuna_the_command_to_install_it_is_named(monkeypatch, place):
-    monkeypatch.setattr(command, "_optuna", lambda: False)
+    monkeypatch.setattr(command, "find_spec", lambda name: None)
     (found,) = issues("-m", *STUDY[:1], *STUDY[4:])
     assert "pip install 'hydra-optuna-sweeper" in found
     (found,) = issues("-m", "lora.r=interval(4,8)")
