@@ -47,18 +47,18 @@ def write(folder: Path, adapter: dict[str, torch.Tensor]) -> None:
 
 def without_manifest(folder: Path, name: str, adapter: dict[str, torch.Tensor]) -> None:
     """As the runner writes it, flushed and renamed, but without digests."""
-    aside = folder / ".plain"
-    write(aside / name, adapter)
-    for file in (aside / name).iterdir():
+    temporary = folder / ".plain"
+    write(temporary / name, adapter)
+    for file in (temporary / name).iterdir():
         checkpoint._flush(file)
-    (aside / name).rename(folder / name)
+    (temporary / name).rename(folder / name)
     checkpoint._flush(folder)
 
 
 def with_manifest(folder: Path, name: str, adapter: dict[str, torch.Tensor]) -> None:
     """As the runner writes it."""
-    with checkpoint.writing(folder, name, dict) as aside:
-        write(aside / name, adapter)
+    with checkpoint.writing(folder, name, dict) as temporary:
+        write(temporary / name, adapter)
 
 
 def main() -> None:

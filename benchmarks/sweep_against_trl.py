@@ -7,7 +7,7 @@
 Of each row (model, batch x length, cells) three sides, each in a process of its own on one GPU: `trl`, one
 run of TRL's SFTTrainer; `solo`, one run of `python -m runner`; `packed`, all cells with `python -m runner
 -m`. Same rows, random weights at the true shape, LoRA r=16 on all linear layers, no gradient checkpointing.
-The sweep run by run is N x one measured run. OUT gets ROW.json with the figures, ROW-SIDE.log and table.md;
+The sweep run by run is N x one measured run. OUT gets ROW.json with the metrics, ROW-SIDE.log and table.md;
 what is there of other rows and sides is kept, so that the table can be made in parts.
 """
 
@@ -174,9 +174,9 @@ def _record(row: Row, options: argparse.Namespace) -> dict[str, Any]:
 def _keep(record: dict[str, Any], row: Row, options: argparse.Namespace) -> None:
     """Write the record of a row, and the table, so that nothing measured is lost."""
     file = options.out / f"{row.name}.json"
-    aside = file.with_suffix(".writing")
-    aside.write_text(json.dumps(record, indent=1) + "\n")
-    aside.replace(file)
+    temporary = file.with_suffix(".writing")
+    temporary.write_text(json.dumps(record, indent=1) + "\n")
+    temporary.replace(file)
     _write_table(options)
 
 

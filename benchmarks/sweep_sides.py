@@ -23,7 +23,7 @@ _SHOWN_PACKAGES = ("torch", "transformers", "trl")
 
 
 class SideFailed(Exception):
-    """A side gave no figures."""
+    """A side gave no metrics."""
 
 
 @dataclass(frozen=True)
@@ -39,7 +39,7 @@ class Settings:
 def measure(
     side: str, row: Row, settings: Settings, limit: float, log: Path, caches: Path | None = None
 ) -> dict[str, Any]:
-    """Run one side in a process of its own, and return its figures or its error.
+    """Run one side in a process of its own, and return its metrics or its error.
 
     ``caches`` holds compiled code; without it there is none from before.
     """
@@ -70,7 +70,7 @@ def _measure(
     if found["tokens"] != count * row.length:
         raise SideFailed(f"trained on {found['tokens']} tokens a cell instead of {count * row.length}")
     if side == "trl":
-        wall = found["saved"] - found["aside_seconds"] - began
+        wall = found["saved"] - found["excluded_seconds"] - began
     return {
         "cells": row.cells if side == "packed" else 1,
         "steps": settings.steps,
@@ -184,7 +184,7 @@ def train_trl(work: Path) -> None:
     held_out = work / "held_out.jsonl" if job["held_out"] else None
     began = time.time()
     run = compose(job["overrides"])  # which TRL would not need, so that its time is taken off
-    aside = time.time() - began
+    excluded = time.time() - began
     trainer, ends = trl_trainer(run, work / "trl", work / "rows.jsonl", held_out)
     trainer.train()
     if held_out:
@@ -197,7 +197,7 @@ def train_trl(work: Path) -> None:
         "ends": ends,
         "tokens": int(trainer._total_train_tokens),
         "saved": saved,
-        "aside_seconds": aside,
+        "excluded_seconds": excluded,
         "peak_memory_bytes": environment.peak_memory(),
         "device": environment.device(),
         "packages": environment.package_versions(),

@@ -13,7 +13,7 @@ from typing import Any
 SIDES = ("trl", "solo", "packed")
 NO_GAIN = 1.05  # below this ratio, more cells in a pack count as no gain
 _HEAD = (
-    "| row | figure | TRL | solo | packed | packed against TRL | packed against solo |\n" + "|---" * 7 + "|"
+    "| row | metric | TRL | solo | packed | packed against TRL | packed against solo |\n" + "|---" * 7 + "|"
 )
 
 Result = Mapping[str, Any]
@@ -104,7 +104,7 @@ def _wall(seconds: float, cells: int, own: int) -> str:
 
 def _line(
     title: str,
-    figure: str,
+    metric: str,
     sides: Mapping[str, Result | None],
     texts: Mapping[str, str],
     values: Mapping[str, float],
@@ -119,11 +119,11 @@ def _line(
             ratios.append(f"{1 / ratio if better < 0 else ratio:.2f}x" + ("" if better else " the memory"))
         else:
             ratios.append("")
-    return "| " + " | ".join([title, figure, *cells, *ratios]) + " |"
+    return "| " + " | ".join([title, metric, *cells, *ratios]) + " |"
 
 
 def _legend(records: Sequence[Mapping[str, Any]], wall_steps: int) -> str:
-    """How the figures were made, and on what."""
+    """How the metrics were measured, and on what."""
     settings = [record["settings"] for record in records]
     steps, warmup, held_out = (
         "/".join(dict.fromkeys(str(each[name]) for each in settings))

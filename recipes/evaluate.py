@@ -179,12 +179,12 @@ def _scores(
     function: dict[str, Callable[[str, str], float]],
 ) -> list[Any]:
     """The scores of a model's answers, by the chosen metrics and the user's own function."""
-    from runner.evaluation.metrics import fitting, mean_of, measure
+    from runner.evaluation.metrics import applicable_metrics, mean_of, measure
 
     if not examples:
         return []
     expected = [example.answer for example in examples]
-    chosen = fitting(expected) if names is None else names
+    chosen = applicable_metrics(expected) if names is None else names
     found = [measure(name, answers, expected) for name in chosen]
     return found + [mean_of(name, score, answers, expected) for name, score in function.items()]
 

@@ -58,23 +58,23 @@ def run(config: RunConfig, folder: RunFolder) -> None:
     texts = [row.input_ids for row in rows.rows]
     with folder.timed("read_adapter_model"):
         expected = _adapter_logits(setup, adapter, texts)
-    asides = {name: folder.path / f".model-{name}" for name in setup.bases}
+    folders = {name: folder.path / f".model-{name}" for name in setup.bases}
     target = folder.path / "model"
     try:
         results: dict[str, Fidelity] = {}
-        for name, aside in asides.items():
+        for name, temporary in folders.items():
             with folder.timed("merge"):
-                _merge(config, setup, adapter, name, aside)
+                _merge(config, setup, adapter, name, temporary)
             with folder.timed("verify"):
-                results[name] = compare(expected, _merged_logits(setup, aside, texts))
+                results[name] = compare(expected, _merged_logits(setup, temporary, texts))
         chosen = _record(config, folder, setup, results)
-        facts = card_facts(OBJECTIVES[setup.trained.recipe].tag, asides[chosen])
+        facts = card_facts(OBJECTIVES[setup.trained.recipe].tag, folders[chosen])
         card = merged_card(config, folder.record, setup.adapters, facts)
-        (asides[chosen] / "README.md").write_text(card, encoding="utf-8")
-        asides[chosen].rename(target)
+        (folders[chosen] / "README.md").write_text(card, encoding="utf-8")
+        folders[chosen].rename(target)
     finally:
-        for aside in asides.values():
-            shutil.rmtree(aside, ignore_errors=True)
+        for temporary in folders.values():
+            shutil.rmtree(temporary, ignore_errors=True)
     _hand_over(config, folder, target)
 
 

@@ -115,8 +115,8 @@ def _check_cells(command: Command, issues: list[Issue]) -> list[RunConfig]:
     parser = OverridesParser.create(config_loader=GlobalHydra.instance().config_loader())
     overrides, more = check_overrides(command, parser, command.overrides)
     first = compose.compose(command, next(walk(overrides, command.multirun)))
-    if (told := _told(command, first[0])) != command:
-        command = told
+    if (completed := _with_file_settings(command, first[0])) != command:
+        command = completed
         overrides, more = check_overrides(command, parser, command.overrides)
         first = compose.compose(command, next(walk(overrides, command.multirun)))
     issues += more
@@ -175,7 +175,7 @@ def freeze(composed: DictConfig, objectives: Objectives, multirun: bool = False)
             Issue(where, "the base of the runner is missing", "start its defaults list with: - runner")
         )
     issues += check_classes(hydra)
-    # a value that could not be resolved is missing below: said once
+    # a value that could not be resolved is missing below: reported once
     named = {issue.where for issue in issues}
     issues += [issue for issue in check_config(values, origins, objectives) if issue.where not in named]
     if not multirun and hydra.mode != RunMode.MULTIRUN:
@@ -237,7 +237,7 @@ def _first(*values: Any) -> Any:
     return next((value for value in values if value is not None), None)
 
 
-def _told(command: Command, composed: DictConfig | None) -> Command:
+def _with_file_settings(command: Command, composed: DictConfig | None) -> Command:
     """The command with what files say about a sweep: that it is one, and who chooses the values."""
     if composed is None:
         return command

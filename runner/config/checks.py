@@ -1,4 +1,4 @@
-"""Every mistake in a composed config that can be found without importing a library or reading data."""
+"""Every error in a composed config that can be found without importing a library or reading data."""
 
 from __future__ import annotations
 

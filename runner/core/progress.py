@@ -19,7 +19,7 @@ class Progress:
     """A progress bar in a terminal, ten plain lines elsewhere."""
 
     def __init__(self, label: str, total: int) -> None:
-        self._label, self._total, self._done, self._said = label, total, 0, 0
+        self._label, self._total, self._done, self._printed = label, total, 0, 0
         self._live = RichProgress(
             TextColumn("{task.description}"),
             BarColumn(bar_width=30),
@@ -51,8 +51,8 @@ class Progress:
         self._done, self._total = done, total or self._total
         self._live.update(self._task, completed=done, total=self._total, detail=detail)
         part = done * _PLAIN_LINES // max(self._total, 1)
-        if not out.is_terminal and part > self._said:
-            self._said = part
+        if not out.is_terminal and part > self._printed:
+            self._printed = part
             out.print(f"{self._label} {done}/{self._total} {detail}".rstrip())
 
 

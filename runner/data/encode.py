@@ -119,7 +119,7 @@ class Encoder:
         found = (self.renderer.warnings(*pair) for pair in zip(examples, answers, strict=False))
         item.warnings = sorted({warning for warnings in found for warning in warnings})
         unrolled = ["unrolled into turns"] * (len(answers[0]) - 1)
-        item.counts = unrolled if answers[0] else ["nothing left to train on"]
+        item.counts = unrolled if answers[0] else ["all labels masked"]
         item.rows = list(zip(*answers, strict=True))
         return item
 
@@ -157,7 +157,7 @@ class Encoder:
             sequences = [sequence.cut(self.max_length) for sequence in sequences]
         # a class needs no token to be learnt; of a pair both answers must have one left
         if not (isinstance(first.label, str) or all(sequence.has_loss for sequence in sequences)):
-            return first, False, ["nothing left to train on"]
+            return first, False, ["all labels masked"]
         counts = ["truncated"] * overlong
         if len(sequences) == 1:
             return sequences[0], True, counts

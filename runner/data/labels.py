@@ -32,7 +32,7 @@ class Encoded:
     label: str | bool | int | None = None
 
     @property
-    def sides(self) -> tuple[Encoded, ...]:
+    def sequences(self) -> tuple[Encoded, ...]:
         """The row, and with it the one with the worse answer, if there is one."""
         return (self, self.rejected) if self.rejected else (self,)
 
@@ -103,11 +103,11 @@ def _count(tokenizer: Any, ids: list[int], text: str, at: int) -> int:
     """How many tokens end before a position: by decoding or, where that does not give back the text, by
     comparing with the tokens of the text up to there."""
 
-    def said(count: int) -> str:
+    def decoded(count: int) -> str:
         return tokenizer.decode(ids[:count], clean_up_tokenization_spaces=False)
 
-    if said(len(ids)) == text:
-        return bisect_right(range(len(ids) + 1), at, key=lambda count: len(said(count))) - 1
+    if decoded(len(ids)) == text:
+        return bisect_right(range(len(ids) + 1), at, key=lambda count: len(decoded(count))) - 1
     alone = _ids(tokenizer, text[:at])
     differing = (index for index, (a, b) in enumerate(zip(ids, alone, strict=False)) if a != b)
     return next(differing, min(len(ids), len(alone)))

@@ -163,7 +163,7 @@ def _encoded(selection: _Selection, folder: Path, encoder: Encoder) -> Split:
 def _remedy(counts: Counter[str]) -> str:
     """What to change when no row is left, by what dropped most of them."""
     remedies = {
-        "nothing left to train on": "raise trainer.max_length",
+        "all labels masked": "raise trainer.max_length",
         "cut to equal answers": "raise trainer.max_length",
         "chosen equals rejected": "give pairs of two different answers",
         "longer than max_length": "raise trainer.max_length, or data.overlong=truncate",
@@ -200,7 +200,7 @@ def _notes(split: Split, max_length: int | None) -> list[str]:
             ("repeated", "rows repeat earlier ones; data.deduplicate=true drops them"),
             ("cut to equal answers", f"pairs dropped: alike up to max_length={max_length}"),
             ("truncated", f"rows cut at max_length={max_length}"),
-            ("nothing left to train on", f"rows dropped: their prompt alone fills max_length={max_length}"),
+            ("all labels masked", f"rows dropped: their prompt alone fills max_length={max_length}"),
             (
                 "unrolled into turns",
                 "rows added, one for each answer: later turns change how earlier ones are rendered",

@@ -88,7 +88,7 @@ CORPUS_SCORES = ("chrf", "bleu")
 METRICS = (*ROW_SCORES, *CORPUS_SCORES)
 
 
-def fitting(expected: Sequence[str]) -> list[str]:
+def applicable_metrics(expected: Sequence[str]) -> list[str]:
     """The metrics that say something about such answers: JSON validity only where all of them are JSON."""
     return [name for name in METRICS if name != "json_valid" or all(map(is_json, expected))]
 

@@ -1,4 +1,4 @@
-"""What a merge needs before weights are loaded, and every mistake that can be found by then."""
+"""What a merge needs before weights are loaded, and every config error that can be found by then."""
 
 from __future__ import annotations
 

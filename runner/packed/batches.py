@@ -16,7 +16,7 @@ Index = tuple[int, int, int]  # which list of rows, which row, and which sequenc
 
 
 class RowLists(Dataset):
-    """Several lists of rows, looked up by (list, row, side): side 1 is the worse answer of a pair."""
+    """Several lists of rows, looked up by (list, row, sequence): 0 the chosen or only one, 1 the rejected."""
 
     def __init__(self, lists: Sequence[Sequence[Encoded]]) -> None:
         self._lists = lists
@@ -26,21 +26,25 @@ class RowLists(Dataset):
 
     def __getitem__(self, index: Index) -> Encoded:
         row = self._lists[index[0]][index[1]]
-        return row.sides[index[2]]
+        return row.sequences[index[2]]
 
 
 class PackSampler:
-    """Batches of one sampler an adapter, side by side.
+    """Batches of one sampler a cell, concatenated.
 
     The orders are those of the library's loader (accelerate's ``SeedableRandomSampler``, ``data_seed``);
     adapters of one order share it. ``epoch`` is set by the loader.
     """
 
     def __init__(
-        self, orders: Sequence[tuple[int, int]], lists: Sequence[Sequence[Any]], batch_size: int, sides: int
+        self,
+        orders: Sequence[tuple[int, int]],
+        lists: Sequence[Sequence[Any]],
+        batch_size: int,
+        sequences: int,
     ) -> None:
-        """``orders`` names of each adapter its list and its seed; a row has ``sides`` sequences."""
-        self._orders, self._sides = list(orders), range(sides)
+        """``orders`` names of each cell its list and its seed; each row has as many ``sequences``."""
+        self._orders, self._sequences = list(orders), range(sequences)
         self._samplers = {
             order: SeedableRandomSampler(lists[order[0]], data_seed=order[1])
             for order in dict.fromkeys(orders)
@@ -58,9 +62,9 @@ class PackSampler:
         for batches in zip(*(self._batches[order] for order in orders), strict=True):
             found = dict(zip(orders, batches, strict=True))
             yield [
-                (order[0], row, side)
+                (order[0], row, sequence)
                 for order in self._orders
-                for side in self._sides
+                for sequence in self._sequences
                 for row in found[order]
             ]
 
@@ -105,12 +109,17 @@ class Collator:
 
 
 def evaluation_loader(
-    lists: Sequence[Sequence[Encoded]], which: Sequence[int], batch_size: int, sides: int, collator: Collator
+    lists: Sequence[Sequence[Encoded]],
+    which: Sequence[int],
+    batch_size: int,
+    sequences: int,
+    collator: Collator,
 ) -> DataLoader:
     """Held-out rows in their own order: of every adapter those of its list (``which``)."""
     rows = BatchSampler(SequentialSampler(lists[0]), batch_size, drop_last=False)
     batches = [
-        [(number, row, side) for number in which for side in range(sides) for row in batch] for batch in rows
+        [(number, row, sequence) for number in which for sequence in range(sequences) for row in batch]
+        for batch in rows
     ]
     return DataLoader(RowLists(lists), batch_sampler=batches, collate_fn=collator)
 

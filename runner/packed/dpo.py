@@ -40,7 +40,7 @@ class PackedDpo:
     def start(self, passes: Passes, cells: list[CellState], batch_size: int) -> None:
         """Compute the reference's log-probabilities of all sequences."""
         lists = {id(rows): rows for cell in cells for rows in (cell.train, cell.held_out)}
-        distinct = {_key(side): side for rows in lists.values() for row in rows for side in row.sides}
+        distinct = {_key(one): one for rows in lists.values() for row in rows for one in row.sequences}
         longest_first = sorted(distinct.items(), key=lambda item: -len(item[1].input_ids))
 
         def run(first: int, last: int) -> None:

@@ -60,8 +60,8 @@ def _advice(config: RunConfig) -> list[str]:
 
 def smaller(batch: int, passes: int) -> tuple[int, int]:
     """The next smaller batch with more passes for the same rows a step; (0, 0) when there is none."""
-    fitting = next((size for size in range(batch // 2, 0, -1) if batch % size == 0), 0)
-    return (fitting, passes * batch // fitting) if fitting else (0, 0)
+    size = next((part for part in range(batch // 2, 0, -1) if batch % part == 0), 0)
+    return (size, passes * batch // size) if size else (0, 0)
 
 
 class BatchShrinker:

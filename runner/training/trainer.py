@@ -147,13 +147,13 @@ class GuardedTrainer(Trainer):
         final, name = Path(str(self.args.output_dir)), f"checkpoint-{self.state.global_step}"
         limit, self.args.save_total_limit = self.args.save_total_limit, None
         try:
-            with checkpoint.writing(final, name, self._manifest_facts) as aside:
-                self.args.output_dir = str(aside)
+            with checkpoint.writing(final, name, self._manifest_facts) as temporary:
+                self.args.output_dir = str(temporary)
                 super()._save_checkpoint(model, trial)
                 best = self.state.best_model_checkpoint
-                if best and Path(best).parent == aside:
+                if best and Path(best).parent == temporary:
                     self.state.best_model_checkpoint = str(final / name)
-                    self.state.save_to_json(str(aside / name / "trainer_state.json"))
+                    self.state.save_to_json(str(temporary / name / "trainer_state.json"))
         finally:
             self.args.output_dir, self.args.save_total_limit = str(final), limit
         rotate_checkpoints(

@@ -129,16 +129,16 @@ def test_truncation_and_rows_that_lose_every_label(tmp_path: Path) -> None:
     data = made(path, max_length=60)
     assert [len(row.input_ids) for row in data.train.rows] == [60, len("user\nc\nassistant\nwhole") + 4]
     assert trained(data.train)[0] == "x" * (60 - len("user\na\nassistant\n") - 3)
-    assert data.train.counts == {"read": 3, "truncated": 1, "nothing left to train on": 1}
+    assert data.train.counts == {"read": 3, "truncated": 1, "all labels masked": 1}
     assert data.notes == [
         "train: 1 rows cut at max_length=60",
         "train: 1 rows dropped: their prompt alone fills max_length=60",
     ]
     said = refusal(path, max_length=10)
-    assert "data (train): no row is left to train on: 3 read, 3 nothing left to train on" in said
+    assert "data (train): no row is left to train on: 3 read, 3 all labels masked" in said
     assert "raise trainer.max_length" in said
     assert "lower data.min_chars" in refusal(path, min_chars=1000)
-    assert "3 nothing left to train on" in refusal(path, max_length=1, train_on="all")
+    assert "3 all labels masked" in refusal(path, max_length=1, train_on="all")
 
 
 def test_clean_and_what_it_makes_equal(tmp_path: Path) -> None:

@@ -302,7 +302,7 @@ def test_15_prompts_that_are_all_too_long_are_refused(cli, capsys, made, key, pa
     files = {"data.path": "good.jsonl", key: "long.jsonl"}
     words = (f"{name}={file}" for name, file in files.items())
     err = refusal(cli(*TRAIN, *words, f"trainer.packing={packing}"), capsys)
-    assert "no row is left to train on: 4 read, 4 nothing left to train on" in err
+    assert "no row is left to train on: 4 read, 4 all labels masked" in err
     assert "raise trainer.max_length" in err
 
 
@@ -322,7 +322,7 @@ def test_16_long_rows_are_counted_and_no_batch_is_without_labels(cli, made, pack
     run = cli(*TRAIN, *words, *single, *how)
     assert run.code == 0
     counts = run.record["data"]["train"]["counts"]
-    assert counts == {"read": 12, "repeated": 2, "nothing left to train on": 2, "truncated": 2}
+    assert counts == {"read": 12, "repeated": 2, "all labels masked": 2, "truncated": 2}
     notes = run.record["notes"]
     assert "train: 2 rows cut at max_length=64" in notes
     assert "train: 2 rows dropped: their prompt alone fills max_length=64" in notes
