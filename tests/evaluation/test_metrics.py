@@ -10,7 +10,15 @@ import torch
 from runner.config.settings import ModelSettings
 from runner.data.labels import IGNORE, Encoded
 from runner.evaluation.bootstrap import difference, interval
-from runner.evaluation.metrics import Measure, fitting, load_function, mean_of, measure, ratio, rouge_l
+from runner.evaluation.metrics import (
+    Measure,
+    applicable_metrics,
+    load_function,
+    mean_of,
+    measure,
+    ratio,
+    rouge_l,
+)
 from runner.evaluation.row_loss import row_losses
 from runner.models.model import find_base, load_model
 
@@ -85,9 +93,9 @@ def test_corpus_scores_are_those_of_sacrebleu(name, library):
 
 
 def test_json_is_asked_for_only_where_every_answer_is_json():
-    assert "json_valid" in fitting(['{"a": 1}', "[]"])
-    assert "json_valid" not in fitting(['{"a": 1}', "words"])
-    assert fitting(["words"]) == ["exact_match", "rouge_l", "chrf", "bleu"]
+    assert "json_valid" in applicable_metrics(['{"a": 1}', "[]"])
+    assert "json_valid" not in applicable_metrics(['{"a": 1}', "words"])
+    assert applicable_metrics(["words"]) == ["exact_match", "rouge_l", "chrf", "bleu"]
 
 
 def test_a_function_of_the_users_own(tmp_path):
