@@ -74,7 +74,7 @@ def peft_config(config: RunConfig, task_type: TaskType, total_steps: int | None 
 def training_arguments(
     config: RunConfig, precision: Precision, folder: Path, has_cuda: bool
 ) -> tuple[TrainingArguments, list[str]]:
-    """The arguments of the trainer and remarks on what was replaced. Raises ``ConfigError``."""
+    """The arguments of the trainer and warnings about what was replaced. Raises ``ConfigError``."""
     notes: list[str] = []
     taken = target_fields("trainer", str(config.trainer["_target_"]))
     own = _OWN_TRAINER_KEYS - set(taken)
