@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import importlib
+import re
 from collections.abc import Iterator, Mapping
 from functools import cache
 from pathlib import Path
 
 from runner.config.objective import Objective
 from runner.config.recipe_rules import recipe_names
+
+_DECLARED = re.compile(r"^OBJECTIVE\b.*=", re.M)
 
 
 class _Objectives(Mapping[str, Objective]):
@@ -32,10 +35,8 @@ class _Objectives(Mapping[str, Objective]):
     @staticmethod
     @cache
     def _names() -> list[str]:
-        folder = Path(__file__).parent
-        return [
-            name for name in recipe_names() if "\nOBJECTIVE = " in (folder / f"{name}.py").read_text("utf-8")
-        ]
+        sources = {name: Path(__file__).with_name(f"{name}.py") for name in recipe_names()}
+        return [name for name, file in sources.items() if _DECLARED.search(file.read_text(encoding="utf-8"))]
 
 
 OBJECTIVES = _Objectives()
