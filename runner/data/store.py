@@ -197,7 +197,7 @@ def _read_split(folder: Path, facts: dict[str, Any]) -> Split:
         Source(source["path"], source["format"], source["fingerprint"], source["rows"])
         for source in facts["sources"]
     ]
-    examples = Examples(open_dataset(examples_file(folder, name)))
+    examples = Examples.open(examples_file(folder, name))
     rows = Sequences(open_dataset(sequences_file(folder, name)), Totals.read(facts["totals"]))
     return Split(name, sources, examples, rows, Counter(facts["counts"]), facts["first_seen"])
 

@@ -161,8 +161,8 @@ def said(question: str, answer: str) -> list[dict]:
 
 
 CONFIG_ERROR = [
-    ([pair(), pair(rejected=" ")], [":2", "'rejected' says nothing"]),
-    ([pair(), pair(chosen="")], [":2", "'chosen' says nothing"]),
+    ([pair(), pair(rejected=" ")], [":2", "'rejected' is empty"]),
+    ([pair(), pair(chosen="")], [":2", "'chosen' is empty"]),
     ([{"prompt": "a", "chosen": "b"}], ["no 'rejected'", "['chosen', 'prompt']"]),
     ([{"question": "a", "chosen": "b", "rejected": "c"}], [":1", "no prompt"]),
     (
