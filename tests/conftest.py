@@ -10,6 +10,7 @@ os.environ.update(OMP_NUM_THREADS="1", MKL_NUM_THREADS="1")
 
 import gc
 import shutil
+import sys
 from collections.abc import Callable
 from pathlib import Path
 
@@ -18,16 +19,20 @@ import pytest
 from helpers.command import Run
 from runner.__main__ import main
 
+_modules = 0
+
 
 def pytest_runtest_teardown(item: pytest.Item, nextitem: pytest.Item | None) -> None:
-    """Take what is imported and cached by now out of the garbage collector's sight after each file.
+    """Take what is imported and cached by now out of the garbage collector's sight.
 
     A trainer collects garbage when it ends, which takes 0.36 s with all the libraries' objects in sight, a
-    third of a tiny run.
+    third of a tiny run. After each file, and where a test has imported much.
     """
-    if nextitem is not None and nextitem.path != item.path:
+    global _modules
+    if nextitem is not None and (nextitem.path != item.path or len(sys.modules) > _modules + 200):
         gc.collect()
         gc.freeze()
+        _modules = len(sys.modules)
 
 
 @pytest.fixture(autouse=True)
