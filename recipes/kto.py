@@ -28,7 +28,6 @@ OBJECTIVE = Objective(
     tag="kto",
     trainer=_trainer,
     reference=True,
-    losses=("kto", "apo_zero_unpaired"),
     check=_check,
     scores=("eval_loss", "eval_rewards/accuracies", "eval_rewards/margins"),
 )
