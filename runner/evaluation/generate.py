@@ -45,17 +45,8 @@ class HeldOutGenerator:
         if not self._examples:
             return []
         alone = model.disable_adapter() if base_only and hasattr(model, "disable_adapter") else nullcontext()
-        settings = self._config.generation
-        with alone, Progress(f"answering, {label}", len(self._examples)) as progress:
-            return generate(
-                model,
-                self._renderer,
-                self._examples,
-                settings.batch_size,
-                settings.max_new_tokens,
-                self._autocast,
-                progress.advance,
-            )
+        with alone:
+            return self.answer_pack(model, 1, label)[0]
 
     def answer_pack(self, model: Any, cells: int, label: str) -> list[list[str]]:
         """Greedy answers of every cell of a pack, whose prompts are concatenated in a batch."""
