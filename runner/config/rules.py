@@ -8,6 +8,7 @@ from typing import Any
 
 from runner.config import path_rules
 from runner.config.origins import Origins
+from runner.config.patterns import check_patterns
 from runner.config.trust import check_trust
 from runner.config.unused_keys import check_idle
 from runner.core.errors import Issue, nearest
@@ -41,6 +42,10 @@ RESERVED = {
     "lora.revision": "set model.revision",
     "lora.peft_type": "set lora._target_, or choose lora=...",
     "lora.inference_mode": "set recipe",
+    "lora.peft_version": "leave it out: it is the installed one",
+    "lora.auto_mapping": "leave it out: PEFT would import the module that it names",
+    "lora.megatron_config": "leave it out: PEFT would import a module that it names",
+    "lora.megatron_core": "leave it out: PEFT would import the module that it names",
 }
 
 # Two keys that say the same thing: of two sources the stronger wins, within one it is an error.
@@ -57,29 +62,31 @@ CHOICES = {
 
 @dataclass(frozen=True)
 class Range:
-    """Allowed numbers; ``above`` leaves the lower bound out, ``off`` is a value that means "not set"."""
+    """Allowed numbers; ``above`` and ``below`` leave a bound out, ``off`` is a value that means "not set"."""
 
     low: float
     high: float | None = None
     above: bool = False
+    below: bool = False
     off: float | None = None
 
     def __contains__(self, value: float) -> bool:
         high_enough = value > self.low if self.above else value >= self.low
-        return value == self.off or (
-            high_enough and (value <= self.high if self.high is not None else value < float("inf"))
-        )
+        high = self.high if self.high is not None else float("inf")
+        low_enough = value < high if self.below or self.high is None else value <= high
+        return value == self.off or (high_enough and low_enough)
 
     def __str__(self) -> str:
         low = f"above {self.low}" if self.above else f"at least {self.low}"
         off = f", or {self.off} for none" if self.off is not None else ""
-        return low + (f" and at most {self.high}" if self.high is not None else "") + off
+        high = f" and {'below' if self.below else 'at most'} {self.high}" if self.high is not None else ""
+        return low + high + off
 
 
 _COUNT, _POSITIVE, _NOT_NEGATIVE, _SHARE = Range(1), Range(0, above=True), Range(0), Range(0, 1)
 RANGES = {
     "seed": Range(0, 2**32 - 1),
-    "lora.r": _COUNT,
+    "lora.r": Range(1, 2**16),  # of more there is no use, and memory ends when the model is loaded already
     "lora.lora_alpha": _POSITIVE,
     "lora.lora_dropout": Range(0, 0.999),
     "lora.num_virtual_tokens": _COUNT,
@@ -106,9 +113,10 @@ RANGES = {
     "trainer.learning_rate": _NOT_NEGATIVE,
     "trainer.weight_decay": _NOT_NEGATIVE,
     "trainer.warmup_steps": _NOT_NEGATIVE,
-    "trainer.adam_beta1": _SHARE,
-    "trainer.adam_beta2": _SHARE,
-    "trainer.adam_epsilon": _NOT_NEGATIVE,
+    "trainer.adam_beta1": Range(0, 1, below=True),
+    "trainer.adam_beta2": Range(0, 1, below=True),
+    "trainer.adam_epsilon": _POSITIVE,
+    "trainer.max_grad_norm": _NOT_NEGATIVE,
     "trainer.label_smoothing_factor": _SHARE,
     "trainer.max_steps": Range(1, off=-1),
     "trainer.num_train_epochs": _POSITIVE,
@@ -267,6 +275,7 @@ _CHECKS: tuple[Callable[[Values, Origins], Iterator[Issue]], ...] = (
     _check_evaluation,
     _check_trainer,
     check_idle,
+    check_patterns,
     path_rules.check_paths,
     check_trust,
 )
