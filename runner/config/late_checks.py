@@ -29,6 +29,8 @@ _TABLES = {
 _BESIDE = {"log_level": ("passive",), "log_level_replica": ("passive",), "report_to": ("all", "none")}
 # The packages behind the reporters whose name is another.
 _PACKAGES = {"azure_ml": "azureml", "codecarbon": "codecarbon", "flyte": "flytekit", "kubeflow": "kubernetes"}
+# Switches that need a package.
+_SWITCHES = {"use_liger_kernel": "liger_kernel"}
 # Fields of one's own JSON file; the others of that kind take JSON text or a mapping.
 _FILES = ("accelerator_config", "deepspeed", "fsdp_config")
 
@@ -80,7 +82,12 @@ def _mapping(field: Field, value: Any) -> Iterator[tuple[str, str]]:
 
 
 def _listed(section: str, name: str, value: Any) -> Iterator[tuple[str, str]]:
-    if section != "trainer" or name not in _TABLES or value is None:
+    if section != "trainer" or value is None:
+        return
+    if value is True and name in _SWITCHES and find_spec(_SWITCHES[name]) is None:
+        package = _SWITCHES[name].replace("_", "-")
+        yield f"needs the package {package}", f"pip install {package}"
+    if name not in _TABLES:
         return
     allowed = [*_table(*_TABLES[name]), *_BESIDE.get(name, ())]
     for item in value if isinstance(value, list) else [value]:

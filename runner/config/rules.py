@@ -16,6 +16,21 @@ from runner.core.paths import ARCHITECTURES
 
 Values = dict[str, Any]
 
+# Fields for a run of several processes; one trains a run here.
+_SEVERAL_PROCESSES = (
+    "deepspeed",
+    "fsdp",
+    "fsdp_config",
+    "parallelism_config",
+    "local_rank",
+    "ddp_backend",
+    "ddp_broadcast_buffers",
+    "ddp_bucket_cap_mb",
+    "ddp_find_unused_parameters",
+    "ddp_static_graph",
+    "ddp_timeout",
+)
+
 # Fields of a library class that another key of the runner decides, so that no value stands in two places.
 RESERVED = {
     "trainer.output_dir": "set output_dir",
@@ -35,6 +50,16 @@ RESERVED = {
     "trainer.dataset_kwargs": "the runner prepares the rows",
     "trainer.eos_token": "set template.stop",
     "trainer.pad_token": "the runner chooses it",
+    "trainer.hub_private_repo": "set push_to",
+    "trainer.hub_strategy": "set push_to",
+    "trainer.hub_always_push": "set push_to",
+    "trainer.hub_revision": "set push_to",
+    "trainer.use_cpu": "CUDA_VISIBLE_DEVICES= in front of the command hides all GPUs",
+    "trainer.disable_tqdm": "leave it out: the runner shows its own progress",
+    "trainer.dataloader_pin_memory": "leave it out: memory is pinned where there is CUDA",
+    "trainer.include_for_metrics": "set data.metric",
+    "trainer.batch_eval_metrics": "set data.metric",
+    **{f"trainer.{name}": "leave it out: a run is one process on one device" for name in _SEVERAL_PROCESSES},
     "trainer.do_train": "set recipe",
     "trainer.do_eval": "set recipe",
     "trainer.do_predict": "set recipe",
@@ -54,6 +79,12 @@ EXCLUSIVE = (("trainer.max_steps", "trainer.num_train_epochs"),)
 # Choices that a library checks only when weights are loaded.
 CHOICES = {
     "trainer.truncation_mode": ("keep_start",),
+    "trainer.torch_compile_mode": (
+        "default",
+        "reduce-overhead",
+        "max-autotune",
+        "max-autotune-no-cudagraphs",
+    ),
     "trainer.f_divergence_type": ("reverse_kl", "forward_kl", "js_divergence", "alpha_divergence"),
     "quantization.bnb_4bit_quant_type": ("nf4", "fp4"),
     "quantization.bnb_4bit_compute_dtype": ("float32", "bfloat16", "float16"),
@@ -128,7 +159,9 @@ RANGES = {
     "trainer.eval_steps": _POSITIVE,
     "trainer.save_steps": _POSITIVE,
     "trainer.save_total_limit": _COUNT,
-    "trainer.dataloader_num_workers": _NOT_NEGATIVE,
+    "trainer.dataloader_num_workers": Range(0, 256),  # each a process of its own
+    "trainer.dataloader_prefetch_factor": Range(1, 1024),
+    "trainer.dataset_num_proc": Range(1, 256),
     "trainer.max_length": _COUNT,
     "trainer.beta": _NOT_NEGATIVE,
 }
@@ -219,6 +252,7 @@ def _check_evaluation(values: Values, origins: Origins) -> Iterator[Issue]:
     wants = {
         "trainer.eval_strategy": evaluates not in ("no", False, None),
         "trainer.load_best_model_at_end": best,
+        "trainer.eval_on_start": trainer.get("eval_on_start"),
     }
     wants["data.metric"] = data.get("metric")
     for key in (key for key, wanted in wants.items() if wanted and not held_out):
@@ -232,6 +266,10 @@ def _check_evaluation(values: Values, origins: Origins) -> Iterator[Issue]:
         yield Issue(
             origins.where(key), "trainer.load_best_model_at_end needs trainer.eval_strategy", "epoch or steps"
         )
+    elif saves == "best" and (evaluates == "no" or not (best or trainer.get("metric_for_best_model"))):
+        message = "trainer.save_strategy=best needs an evaluation, and the metric that is compared"
+        hint = "trainer.eval_strategy=steps trainer.metric_for_best_model=loss"
+        yield Issue(origins.where("trainer.save_strategy"), message, hint)
     elif best and saves not in (evaluates, "best"):
         message = f"trainer.load_best_model_at_end with eval_strategy={evaluates} and save_strategy={saves}"
         yield Issue(origins.where(key), message, f"set trainer.save_strategy={evaluates}, or best")

@@ -141,7 +141,7 @@ def check_adapter(
     heads = {"score", "classifier"} if task_type == "SEQ_CLS" else set()
     issues = [
         *_missing_modules(config, heads, base, modules),
-        *check_patterns(config.lora, {*modules, *heads}),
+        *check_patterns("lora", config.lora, {*modules, *heads}),
     ]
     if issues:
         raise ConfigError(issues)
@@ -187,15 +187,21 @@ def _build(section: str, fields: dict[str, Any]) -> Any:
     kind = getattr(importlib.import_module(package), name)
     known = target_fields(section, str(fields["_target_"]))
     try:
-        fields = {key: _nested(known.get(key), value) for key, value in fields.items()}
+        given = {key: value for key, value in fields.items() if not _is_empty(known.get(key), value)}
+        fields = {key: _nested(known.get(key), value) for key, value in given.items()}
         return kind(**{key: value for key, value in fields.items() if key != "_target_"})
     except (ValueError, TypeError, ImportError) as error:
         raise ConfigError(Issue(section, f"{name}: {error}")) from error
 
 
+def _is_empty(field: Field | None, value: Any) -> bool:
+    """Whether nothing is said of a nested config, which then is the library's default."""
+    return field is not None and field.nested is not None and value == {}
+
+
 def _nested(field: Field | None, value: Any) -> Any:
     """The config object of a field that takes one, of the mapping that stands for it in YAML."""
-    if field is None or field.nested is None or not isinstance(value, dict) or not value:
+    if field is None or field.nested is None or not isinstance(value, dict):
         return value
     module, name = field.nested  # of the library's own annotation
     return getattr(importlib.import_module(module), name)(**value)

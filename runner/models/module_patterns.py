@@ -28,9 +28,9 @@ for regex, whole in patterns:
 """
 
 
-def check_patterns(section: Mapping[str, Any], names: Collection[str]) -> Iterator[Issue]:
-    """An issue for each pattern of a PEFT config that matches none of the modules, or takes too long to."""
-    given = patterns(section)
+def check_patterns(section: str, values: Mapping[str, Any], names: Collection[str]) -> Iterator[Issue]:
+    """An issue for each pattern of a section that matches none of the modules, or takes too long to."""
+    given = patterns(values)
     simple = [pattern for pattern in given if pattern.is_name]
     matched = {pattern: _ends(pattern.given, names) for pattern in simple}
     others = [pattern for pattern in given if not pattern.is_name]
@@ -39,12 +39,14 @@ def check_patterns(section: Mapping[str, Any], names: Collection[str]) -> Iterat
     if names and len(results) < len(others):
         slow = others[len(results)]
         message = f"{slow.given[:80]!r} takes more than {SECONDS:g} seconds to match the model's modules"
-        yield Issue(f"lora.{slow.key}", message, "write it without nested repeats, or as a list of names")
+        yield Issue(
+            f"{section}.{slow.key}", message, "write it without nested repeats, or as a list of names"
+        )
     for pattern, found in matched.items():
-        if not found and pattern.key != "exclude_modules":
+        if not found:
             short = sorted({name.rpartition(".")[2] for name in names} - set("0123456789"))
             message = f"{pattern.given[:80]!r} matches no module of the model"
-            yield Issue(f"lora.{pattern.key}", message, f"it has: {', '.join(short[:40])}")
+            yield Issue(f"{section}.{pattern.key}", message, f"it has: {', '.join(short[:40])}")
 
 
 def _ends(name: str, names: Collection[str]) -> bool:
