@@ -18,6 +18,7 @@ from runner.config.settings import SweepSettings
 from runner.config.trust import runs_code
 from runner.core.errors import Issue, nearest
 from runner.core.metric_names import find_metric
+from runner.core.posix import POSIX
 from runner.core.yaml_reader import read_yaml
 
 # Keys of Hydra that run code or change the process around the run: why not, and what instead.
@@ -144,6 +145,13 @@ def _registered(*group: str) -> dict[str, dict[str, Any]]:
             settings.pop("defaults", None)
             found[settings.get("_target_")] = settings
     return found
+
+
+def check_system(composed: DictConfig) -> Iterator[Issue]:
+    """The processes of a sweep end with the one that started them, by what native Windows has not."""
+    if not POSIX and str(composed.hydra.launcher._target_).endswith(".PackedLauncher"):
+        message = "a sweep starts processes in a way that native Windows has not"
+        yield Issue("-m", message, "start it in WSL, or add hydra/launcher=basic: one run after the other")
 
 
 @cache

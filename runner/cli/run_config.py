@@ -32,7 +32,7 @@ from runner.cli.command import (
     parse,
 )
 from runner.cli.config_source import load_text
-from runner.cli.hydra_rules import SUBDIR, check_classes, check_direction, check_sweep_dir
+from runner.cli.hydra_rules import SUBDIR, check_classes, check_direction, check_sweep_dir, check_system
 from runner.cli.plain import plain_values
 from runner.config.checks import check_config
 from runner.config.objective import Objectives
@@ -135,6 +135,7 @@ def _check_cells(command: Command, issues: list[Issue]) -> list[RunConfig]:
         issues += check_axes(axes_of(overrides), settings, command.sweeper)
         issues += check_direction(first[0].hydra.sweeper, settings)
         issues += check_sweep_dir(first[0])
+        issues += check_system(first[0])
     configs: list[RunConfig] = []
     names: list[str] = []
     left_out: set[str] = set()

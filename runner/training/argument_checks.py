@@ -1,4 +1,4 @@
-"""Whether the optimizer and the schedule of the arguments can be made: tried on one weight, before any is loaded.
+"""Whether the optimizer and the schedule of the arguments can be made: tried on one weight, before loading.
 
 transformers looks at most of these arguments when it makes the optimizer, which is after the model and the
 rows have been read. That code itself is the check here, so that nothing of it is repeated.
