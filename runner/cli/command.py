@@ -27,6 +27,7 @@ from runner.config.settings import RunConfig
 from runner.core.errors import Issue, nearest
 from runner.core.hydra_quoting import hydra_value
 from runner.core.paths import CONFIG_DIR
+from runner.core.yaml_reader import read_yaml
 
 TOP_LEVEL = tuple(item.name for item in dataclasses.fields(RunConfig))
 
@@ -286,7 +287,7 @@ def _quoting(text: str) -> str:
 
 def _is_saved(file: Path) -> bool:
     try:
-        values = yaml.safe_load(file.read_text(encoding="utf-8"))
+        values = read_yaml(file)
     except (OSError, ValueError, yaml.YAMLError):
         return False  # not there or not readable: composing it says why
     return isinstance(values, dict) and values.get("defaults") == SAVED_DEFAULTS

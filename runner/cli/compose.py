@@ -25,6 +25,8 @@ from omegaconf.errors import InterpolationResolutionError, OmegaConfBaseExceptio
 
 from runner.cli.axes import register_arithmetic
 from runner.cli.command import OPTUNA, SAVED_NAME, Command, named_file
+from runner.cli.config_source import check_config_files
+from runner.cli.plain import bound_interpolations
 from runner.config.origins import Layer, short
 from runner.core.errors import Issue, nearest
 from runner.core.paths import PLUGINS
@@ -45,6 +47,8 @@ Composed = tuple[DictConfig | None, list[Issue]]
 def started(command: Command) -> Iterator[None]:
     """Hydra as its command line would start it, with the same search path."""
     version.setbase("1.3")
+    check_config_files()
+    bound_interpolations()
     register_arithmetic()
     OmegaConf.register_new_resolver("oc.env", _no_environment, replace=True)
     GlobalHydra.instance().clear()
@@ -88,6 +92,7 @@ def _no_environment(name: str, *default: Any) -> None:
 
 
 def _composed(command: Command, overrides: list[str]) -> DictConfig:
+    bound_interpolations()
     composed = hydra.compose(command.config_name, overrides, return_hydra_config=True)
     given: Any = OmegaConf.to_container(composed.hydra.overrides)
     if {*given["task"], *given["hydra"]} - {*overrides}:  # by these the origin of a value is found

@@ -2,20 +2,24 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterator
 from functools import cache
 from pathlib import Path
 from typing import Any
 
 import hydra.conf as hydra_conf
-import yaml
+from hydra.core.config_store import ConfigStore
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
 from runner.config.path_rules import check_sweep_folder
 from runner.config.settings import SweepSettings
-from runner.core.errors import Issue
+from runner.config.trust import runs_code
+from runner.core.errors import Issue, nearest
 from runner.core.metric_names import find_metric
+from runner.core.posix import POSIX
+from runner.core.yaml_reader import read_yaml
 
 # Keys of Hydra that run code or change the process around the run: why not, and what instead.
 _CLOSED = {
@@ -26,38 +30,135 @@ _CLOSED = {
 }
 # The folder of a cell in the sweep's: with Hydra's own launcher named by all overrides.
 SUBDIR = "${folder_name:${hydra.job.override_dirname}}"
-# Where Hydra itself takes launchers and sweepers from.
-_PLUGINS = ("hydra_plugins.", "hydra._internal.core_plugins.")
+# What a file may say of the sweeper beside its class; everything else of it, and all of the launcher, stays
+# as the plugin has it, or is said on the command line.
+_OF_FILES = ("params", "direction", "study_name", "n_trials", "n_jobs", "max_failure_rate", "max_batch_size")
+_SAMPLER = "hydra.sweeper.sampler"
+# A study in a file of this machine; a server is sent the sweep, and Redis answers with pickles.
+_STUDY_FILE = re.compile(r"sqlite:///[^?]+")
 
 
-def check_classes(hydra: DictConfig) -> Iterator[Issue]:
-    """What Hydra itself would import, call or set: a config from someone else must not run code."""
-    values: Any = OmegaConf.to_container(hydra, resolve=False)
+def check_classes(composed: DictConfig) -> Iterator[Issue]:
+    """What Hydra itself would import, call or set: a config from someone else must not run code.
+
+    The rule for names of classes: exactly one that an installed plugin registers, at exactly the key for it.
+    Nothing is looked up that an interpolation names: it could stand for something else when Hydra reads it.
+    """
+    if OmegaConf.is_interpolation(composed, "hydra"):
+        yield Issue("hydra", "is Hydra's own section, not an interpolation", "leave it out")
+        return
+    values: Any = OmegaConf.to_container(composed.hydra, resolve=False)
     for key, (message, hint) in _CLOSED.items():
-        if OmegaConf.select(hydra, key):
+        if _inside(values, key):
             yield Issue(f"hydra.{key}", message, hint)
     for key in ("job_logging", "hydra_logging"):
         if values.get(key) not in _shipped(key):
             message = "a logger may name classes and files"
             yield Issue(f"hydra.{key}", message, "leave it out: the runner prints its own")
-    if values["sweep"].get("subdir") != SUBDIR:
+    if _inside(values, "sweep.subdir") != SUBDIR:
         yield Issue("hydra.sweep.subdir", "cells are named by what differs", "leave it out")
-    for path, value in _leaves({name: values.get(name) for name in ("launcher", "sweeper")}, "hydra"):
-        name = path.rpartition(".")[2]
-        own = path in ("hydra.launcher._target_", "hydra.sweeper._target_") and value.startswith(_PLUGINS)
-        sampler = path.startswith("hydra.sweeper.") and str(value).startswith("optuna.samplers.")
-        if name == "custom_search_space" and value:
-            yield Issue(path, "no function may be named here", "write the axes: lora.r=8,16")
-        elif name == "_target_" and not own and not sampler:
-            allowed = "a sampler: optuna.samplers.TPESampler" if "sweeper" in path else "leave it out"
-            yield Issue(path, f"{value!r} is not allowed", allowed)
+    typed = [str(text).lstrip("+").partition("=")[0] for text in _inside(values, "overrides.hydra") or []]
+    for part in ("launcher", "sweeper"):
+        yield from _check_plugin(part, values.get(part), typed)
+    yield from _check_axes_of_file(_inside(values, "sweeper.params"), typed)
+
+
+def _check_plugin(part: str, given: Any, typed: list[str]) -> Iterator[Issue]:
+    """The class of a launcher or sweeper, and which of its settings may differ from the plugin's own."""
+    path = f"hydra.{part}"
+    options = _registered(part)
+    target = given.get("_target_") if isinstance(given, dict) else given
+    if target not in options:
+        yield Issue(f"{path}._target_", f"{target!r} is not allowed", f"choose one: hydra/{part}=...")
+        return
+    for name, value in given.items():
+        key = f"{path}.{name}"
+        if name == "_target_" or value == options[target].get(name):
+            continue
+        if key == _SAMPLER:
+            yield from _check_sampler(value)
+        elif name == "custom_search_space":
+            yield Issue(key, "no function may be named here", "write the axes: lora.r=8,16")
+        elif name not in options[target]:
+            yield Issue(
+                key, f"{target.rpartition('.')[2]} has no such setting", nearest(name, options[target])
+            )
+        elif _names_class(value):
+            yield Issue(key, "no class may be named here", "leave it out")
+        elif not (key in typed or (part == "sweeper" and name in _OF_FILES)) and not (
+            name == "storage" and _STUDY_FILE.fullmatch(str(value))
+        ):
+            message = f"{name}={value!r} counts on the command line only"
+            yield Issue(key, message, f"if you want it, add it there: {key}={value}")
+
+
+def _check_sampler(value: Any) -> Iterator[Issue]:
+    options = _registered("sweeper", "sampler")
+    target = value.get("_target_") if isinstance(value, dict) else value
+    if target not in options:
+        hint = f"a sampler: {nearest(target, options)}"
+        yield Issue(f"{_SAMPLER}._target_", f"{target!r} is not allowed", hint)
+        return
+    for name, item in value.items():
+        if name == "_target_" or item == options[target].get(name):
+            continue
+        if name not in options[target] or name.startswith("_"):
+            yield Issue(f"{_SAMPLER}.{name}", "no such setting", nearest(name, options[target]))
+        elif isinstance(item, (dict, list, str)):  # seeds, counts and switches: all others are objects
+            yield Issue(f"{_SAMPLER}.{name}", f"{item!r} is not allowed", "a number, true or false")
+
+
+def _names_class(value: Any) -> bool:
+    """Whether a value has a key that Hydra's instantiate obeys, or an interpolation that may become one."""
+    if isinstance(value, dict):
+        return any(str(key).startswith("_") or _names_class(item) for key, item in value.items())
+    if isinstance(value, list):
+        return any(map(_names_class, value))
+    return isinstance(value, str) and "${" in value.replace("\\${", "")
+
+
+def _check_axes_of_file(params: Any, typed: list[str]) -> Iterator[Issue]:
+    """The axes in a file are read like a command line, but come from the author of the file."""
+    if not isinstance(params, dict) or "hydra.sweeper.params" in typed:
+        return
+    for key, values in params.items():
+        if f"hydra.sweeper.params.{key}" not in typed and runs_code(f"{key}={values}"):
+            message = f"{key}={values} runs code from elsewhere"
+            yield Issue(
+                "hydra.sweeper.params", message, "if you trust it, write the axis on the command line"
+            )
+
+
+def _inside(values: Any, key: str) -> Any:
+    for name in key.split("."):
+        values = values.get(name) if isinstance(values, dict) else None
+    return values
+
+
+def _registered(*group: str) -> dict[str, dict[str, Any]]:
+    """The options that installed plugins register in a group of Hydra's: their settings by their class."""
+    found = {}
+    for name in ConfigStore.instance().list("/".join(("hydra", *group))):
+        if name.endswith(".yaml"):
+            node = ConfigStore.instance().load("/".join(("hydra", *group, name))).node
+            settings: Any = OmegaConf.to_container(node, resolve=False)
+            settings.pop("defaults", None)
+            found[settings.get("_target_")] = settings
+    return found
+
+
+def check_system(composed: DictConfig) -> Iterator[Issue]:
+    """The processes of a sweep end with the one that started them, by what native Windows has not."""
+    if not POSIX and str(composed.hydra.launcher._target_).endswith(".PackedLauncher"):
+        message = "a sweep starts processes in a way that native Windows has not"
+        yield Issue("-m", message, "start it in WSL, or add hydra/launcher=basic: one run after the other")
 
 
 @cache
 def _shipped(key: str) -> list[Any]:
     """The values of a group of Hydra's that its own options have."""
     folder = Path(hydra_conf.__path__[0]) / "hydra" / key
-    return [yaml.safe_load(file.read_text(encoding="utf-8")) for file in sorted(folder.glob("*.yaml"))]
+    return [read_yaml(file) for file in sorted(folder.glob("*.yaml"))]
 
 
 def check_direction(sweeper: DictConfig, settings: Any) -> Iterator[Issue]:
@@ -84,13 +185,3 @@ def check_sweep_dir(composed: DictConfig) -> Iterator[Issue]:
     folder = Path(str(composed.output_dir)).expanduser() if composed.get("output_dir") and packed else None
     if folder and (issue := check_sweep_folder(folder)):
         yield issue
-
-
-def _leaves(value: Any, path: str) -> Iterator[tuple[str, Any]]:
-    children = (
-        value.items() if isinstance(value, dict) else enumerate(value) if isinstance(value, list) else ()
-    )
-    for name, child in children:
-        yield from _leaves(child, f"{path}.{name}")
-    if not isinstance(value, (dict, list)):
-        yield path, value

@@ -15,6 +15,7 @@ import yaml
 from runner.config.adapters import Adapter, find_adapter
 from runner.config.objective import Objectives
 from runner.core.errors import ConfigError
+from runner.core.yaml_reader import parse_yaml, read_yaml
 
 OPTION = "of-adapter"
 # What the shape of a LoRA adapter is; the run's own section may say otherwise, where PEFT converted it.
@@ -57,7 +58,7 @@ def _more(adapter: Adapter, typed: dict[str, str]) -> Iterator[str]:
 def _chosen_in(file: Path) -> set[str]:
     """The groups for which an experiment's file chooses an option."""
     try:
-        values = yaml.safe_load(file.read_text(encoding="utf-8"))
+        values = read_yaml(file)
     except (OSError, ValueError, yaml.YAMLError):
         return set()  # composing it says why
     defaults = values.get("defaults", []) if isinstance(values, dict) else []
@@ -68,7 +69,7 @@ def _chosen_in(file: Path) -> set[str]:
 def _adapter(given: str) -> Adapter | None:
     """The first adapter of an override's value; None where there is none, which is reported later."""
     try:
-        value = yaml.safe_load(given)  # quotes and lists are written as in YAML
+        value = parse_yaml(given)  # quotes and lists are written as in YAML
         first = value[0] if isinstance(value, list) else value
         return find_adapter(str(first)) if first else None
     except (ConfigError, yaml.YAMLError, IndexError):

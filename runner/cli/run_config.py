@@ -17,7 +17,7 @@ from hydra.core.global_hydra import GlobalHydra
 from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.core.override_parser.types import Override
 from hydra.types import RunMode
-from omegaconf import DictConfig, ListConfig, OmegaConf
+from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
 from runner.cli import compose, inherit
@@ -31,7 +31,9 @@ from runner.cli.command import (
     config_issues,
     parse,
 )
-from runner.cli.hydra_rules import SUBDIR, check_classes, check_direction, check_sweep_dir
+from runner.cli.config_source import load_text
+from runner.cli.hydra_rules import SUBDIR, check_classes, check_direction, check_sweep_dir, check_system
+from runner.cli.plain import plain_values
 from runner.config.checks import check_config
 from runner.config.objective import Objectives
 from runner.config.origins import Origins
@@ -41,6 +43,7 @@ from runner.config.trust import code_words
 from runner.core.errors import ConfigError, Issue
 from runner.core.folder_names import folder_name
 from runner.core.paths import CONFIG_DIR
+from runner.core.yaml_reader import read_text
 
 __all__ = ["Command", "check", "freeze", "parse", "register", "to_yaml"]
 
@@ -106,7 +109,7 @@ def check_shown(command: Command) -> None:
     register(command)
     with compose.started(command):
         composed, _ = compose.compose(command, [])
-    if composed is not None and (issues := list(check_classes(composed.hydra))):
+    if composed is not None and (issues := list(check_classes(composed))):
         raise ConfigError(issues)
 
 
@@ -127,11 +130,12 @@ def _check_cells(command: Command, issues: list[Issue]) -> list[RunConfig]:
         first = compose.compose(command, next(walk(overrides, command.multirun)))
     lists: list[list[str]] = []
     if command.multirun and first[0] is not None:
-        settings = _plain(first[0], "sweep", "sweep", Origins([], [], list), []) or {}
+        settings = plain_values(first[0], Origins([], [], list), []).get("sweep") or {}
         lists = zip_lists(settings.get("zip")) if isinstance(settings, dict) else []
         issues += check_axes(axes_of(overrides), settings, command.sweeper)
         issues += check_direction(first[0].hydra.sweeper, settings)
         issues += check_sweep_dir(first[0])
+        issues += check_system(first[0])
     configs: list[RunConfig] = []
     names: list[str] = []
     left_out: set[str] = set()
@@ -166,15 +170,13 @@ def freeze(composed: DictConfig, objectives: Objectives, multirun: bool = False)
     typed = OmegaConf.to_container(hydra.overrides.task)  # as typed: interpolations are not resolved
     origins = Origins(typed, hydra.runtime.choices, lambda: compose.layers(hydra))  # type: ignore[arg-type]
     issues: list[Issue] = []
-    values = {
-        str(key): _plain(composed, key, str(key), origins, issues) for key in composed if key != "hydra"
-    }
+    values = plain_values(composed, origins, issues)
     if hydra.run.dir != "." or hydra.output_subdir is not None:
         where = f"{hydra.job.config_name}.yaml"
         issues.append(
             Issue(where, "the base of the runner is missing", "start its defaults list with: - runner")
         )
-    issues += check_classes(hydra)
+    issues += check_classes(composed)
     # a value that could not be resolved is missing below: reported once
     named = {issue.where for issue in issues}
     issues += [issue for issue in check_config(values, origins, objectives) if issue.where not in named]
@@ -214,8 +216,7 @@ def _escaped(value: Any) -> Any:
 def _saved_node(command: Command) -> DictConfig:
     """A saved config whose groups can be chosen again: an option on the command line replaces the section."""
     assert command.saved is not None
-    node = OmegaConf.load(command.saved)
-    assert isinstance(node, DictConfig)  # parse has read it as a mapping
+    node = load_text(read_text(command.saved), command.saved)
     named = {re.split(r"[=@]", text.lstrip("+~"))[0]: text.partition("=")[2] for text in command.overrides}
     chosen = [group for group in command.groups() if not named.get(group, "{").startswith("{")]
     for group in chosen:
@@ -267,22 +268,3 @@ def _file_axes(
         return []
     given = {item.key_or_group for item in overrides}
     return [f"{key}={value}" for key, value in params.items() if key not in given]
-
-
-def _plain(node: Any, key: Any, path: str, origins: Origins, issues: list[Issue]) -> Any:
-    """A value of a config node as plain Python; interpolations that lead nowhere become issues."""
-    if OmegaConf.is_missing(node, key):
-        return "???"
-    try:
-        value = node[key]
-        if path.count(".") > 50:
-            raise RecursionError(f"{path.partition('.')[0]} contains itself through an interpolation")
-    except (OmegaConfBaseException, RecursionError) as error:
-        hint = "write \\${...} for text that is no interpolation"
-        issues.append(Issue(origins.where(path), f"{path}: {str(error).splitlines()[0]}", hint))
-        return None
-    if isinstance(value, DictConfig):
-        return {name: _plain(value, name, f"{path}.{name}", origins, issues) for name in value}
-    if isinstance(value, ListConfig):
-        return [_plain(value, i, f"{path}.{i}", origins, issues) for i in range(len(value))]
-    return value

@@ -11,11 +11,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import yaml
-
 from runner.config.settings import RunConfig
 from runner.core.errors import ConfigError, Issue
 from runner.core.paths import SWEEP_FILE
+from runner.core.yaml_reader import read_yaml
 
 BASE_FILE = "base.json"  # beside adapter_config.json: the base's settings and identity
 
@@ -43,7 +42,7 @@ class Adapter:
     def sections(self) -> dict[str, Any]:
         """The config of the run that made it, empty when that is not at hand."""
         file = self.run / "config.yaml" if self.run else None
-        values = yaml.safe_load(file.read_text(encoding="utf-8")) if file and file.is_file() else None
+        values = read_yaml(file) if file and file.is_file() else None
         return values if isinstance(values, dict) else {}
 
 

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from runner.config import settings
+from runner.config.late_checks import check_library_values
 from runner.config.library_fields import Field, class_fields
 from runner.config.objective import Objectives
 from runner.config.origins import Origins
@@ -135,6 +136,10 @@ def _check_section(section: str, values: Values, origins: Origins) -> Iterator[I
             yield Issue(origins.where(key), f"{key} is decided elsewhere", f"instead: {RESERVED[key]}")
         else:
             yield from _check_value(key, value, fields[name], origins)
+    if library and fields is not None:
+        ranged = {f"{section}.{name}" for name in values} & {*RANGES, *RESERVED}
+        rest = {name: value for name, value in values.items() if f"{section}.{name}" not in ranged}
+        yield from check_library_values(section, fields, rest, origins)
 
 
 def _check_value(key: str, value: Any, field: Field, origins: Origins) -> Iterator[Issue]:

@@ -15,6 +15,7 @@ from pathlib import Path
 
 from runner.core.errors import nearest
 
+_PACKAGES = ("peft", "transformers", "trl", "runner")
 _PLAIN = {"bool", "int", "float", "str", "list", "dict"}
 _CONTAINERS = {"List": "list", "Sequence": "list", "tuple": "list", "Tuple": "list", "Dict": "dict"}
 
@@ -23,17 +24,23 @@ _CONTAINERS = {"List": "list", "Sequence": "list", "tuple": "list", "Tuple": "li
 class Field:
     """One settable field: accepted YAML types (empty: any) and allowed strings (empty: any string).
 
-    ``items`` are the types that the entries of a list may have (empty: any).
+    ``items`` are the types that the entries of a list may have (empty: any). ``nested`` is the config class
+    of the library that the field takes, as module and name: in YAML a mapping of its fields. ``negative``
+    says that the default is a number below zero.
     """
 
     name: str
     types: frozenset[str] = frozenset()
     choices: tuple[str, ...] = ()
     items: frozenset[str] = frozenset()
+    nested: tuple[str, str] | None = None
+    negative: bool = False
 
     def issue(self, value: object) -> str | None:
         """Say what is wrong with ``value``, or return None."""
         kind = "none" if value is None else type(value).__name__
+        if self.nested and isinstance(value, dict):
+            return self._inner_issue(value)
         if self.choices and isinstance(value, str):
             # PEFT writes an open choice as "pissa_niter_[number of iters]"
             known = any(
@@ -57,6 +64,18 @@ class Field:
             return f"{value!r} is not allowed; {nearest(value, self.choices)}"
         expected = " or ".join(sorted(self.types - {"none"})) or "null"
         return f"expected {expected}, got {'null' if value is None else f'{kind} {value!r}'}"
+
+    def _inner_issue(self, values: dict[str, object]) -> str | None:
+        """Say what is wrong with the fields of the config class that this field takes."""
+        assert self.nested is not None
+        module, name = self.nested
+        fields = class_fields(_module_path(module), name)
+        for key, value in values.items():
+            if key not in fields:
+                return f"{name} has no field {key!r}; {nearest(key, fields)}"
+            if reason := fields[key].issue(value):
+                return f"{key}: {reason}"
+        return None
 
 
 @cache
@@ -87,22 +106,33 @@ def _parameters(init: ast.FunctionDef) -> Iterator[tuple[str, ast.expr | None, a
 
 
 def _field(file: Path, name: str, annotation: ast.expr | None, default: ast.expr | None) -> Field:
-    types, choices, items = _accepted(file, annotation)
+    types, choices, items, nested = _accepted(file, annotation)
     usual = _default_type(default)
     if annotation is None and usual in ("bool", "int", "float", "str"):
         types = frozenset({usual, "none"})  # no annotation: as the default is
     elif usual == "none" and (types or choices):
         types |= {"none"}  # "x: int = None" is written often
-    return Field(name, types, choices or _metadata_choices(default), items)
+    return Field(name, types, choices or _metadata_choices(default), items, nested, _is_negative(default))
+
+
+def _default(default: ast.expr | None) -> ast.expr | None:
+    """The default, also of ``field(default=...)``."""
+    if isinstance(default, ast.Call):
+        return next((word.value for word in default.keywords if word.arg == "default"), None)
+    return default
 
 
 def _default_type(default: ast.expr | None) -> str | None:
-    """Type of a constant default, also of ``field(default=...)``."""
-    if isinstance(default, ast.Call):
-        default = next((word.value for word in default.keywords if word.arg == "default"), None)
-    if not isinstance(default, ast.Constant):
+    """Type of a constant default."""
+    value = _default(default)
+    if not isinstance(value, ast.Constant):
         return None
-    return "none" if default.value is None else type(default.value).__name__
+    return "none" if value.value is None else type(value.value).__name__
+
+
+def _is_negative(default: ast.expr | None) -> bool:
+    value = _default(default)
+    return isinstance(value, ast.UnaryOp) and isinstance(value.op, ast.USub)
 
 
 def _metadata_choices(default: ast.expr | None) -> tuple[str, ...]:
@@ -117,9 +147,11 @@ def _metadata_choices(default: ast.expr | None) -> tuple[str, ...]:
 
 def _accepted(
     file: Path, annotation: ast.expr | None
-) -> tuple[frozenset[str], tuple[str, ...], frozenset[str]]:
-    """Types, strings and list entries that an annotation accepts; empty when not all of it is understood."""
-    unknown = frozenset(), (), frozenset()
+) -> tuple[frozenset[str], tuple[str, ...], frozenset[str], tuple[str, str] | None]:
+    """Types, strings, list entries and config class that an annotation accepts; empty when not all of it is
+    understood."""
+    unknown = frozenset(), (), frozenset(), None
+    nested = None
     types: set[str] = set()
     choices: list[str] = []
     items: list[frozenset[str]] = []
@@ -145,12 +177,16 @@ def _accepted(
                 return unknown
         elif name and (members := _enum_strings(file, name)):
             choices += members
+        elif name and (located := _locate(file, name)):
+            nested = _dotted(located[0]), located[1]
+            types.add("dict")
         else:
             return unknown
     if choices and not isinstance(annotation, ast.Name):
         types.discard("str")  # "SchedulerType | str" means: one of the scheduler's names, as a string
     entries = frozenset().union(*items) if all(items) else frozenset()
-    return frozenset(types), tuple(choices), entries | ({"int"} if "float" in entries else set())
+    entries |= {"int"} if "float" in entries else set()
+    return frozenset(types), tuple(choices), entries, nested
 
 
 def _union(annotation: ast.expr | None) -> Iterator[ast.expr]:
@@ -221,13 +257,24 @@ def _module_file(file: Path, node: ast.ImportFrom) -> Path | None:
         base = file.parents[node.level - 1]
     else:
         package, _, rest = (node.module or "").partition(".")
-        if package not in ("peft", "transformers", "trl", "runner"):
+        if package not in _PACKAGES:
             return None
         base, node = package_dir(package), ast.ImportFrom(rest or None, node.names, 0)
     path = base.joinpath(*(node.module or "").split(".")) if node.module else base
     if path == package_dir("transformers"):  # its __init__ imports lazily; the one base class used from there
         return path / "training_args.py"
     return next((found for found in (path.with_suffix(".py"), path / "__init__.py") if found.is_file()), None)
+
+
+def _dotted(file: Path) -> str:
+    """The module that a file of an installed package is."""
+    package = next(name for name in _PACKAGES if file.is_relative_to(package_dir(name)))
+    return ".".join((package, *file.relative_to(package_dir(package)).with_suffix("").parts))
+
+
+def _module_path(module: str) -> Path:
+    package, *rest = module.split(".")
+    return package_dir(package).joinpath(*rest).with_suffix(".py")
 
 
 @cache
@@ -242,6 +289,14 @@ def package_dir(package: str) -> Path:
 @cache
 def _tree(file: Path) -> ast.Module:
     return ast.parse(file.read_text(encoding="utf-8"))
+
+
+def assigned(file: Path, name: str) -> ast.expr | None:
+    """The value that a file assigns to a variable of the module."""
+    for node in _tree(file).body:
+        if isinstance(node, ast.Assign) and any(_name(target) == name for target in node.targets):
+            return node.value
+    return None
 
 
 @cache

@@ -10,6 +10,7 @@ from pathlib import Path
 import yaml
 
 from runner.core.paths import CONFIG_DIR
+from runner.core.yaml_reader import read_text
 
 
 @dataclass(frozen=True)
@@ -80,7 +81,7 @@ class Origins:
 
     @cached_property
     def _files(self) -> list[tuple[Layer, yaml.Node | None]]:
-        return [(layer, yaml.compose(layer.file.read_text(encoding="utf-8"))) for layer in self._layers()]
+        return [(layer, yaml.compose(read_text(layer.file))) for layer in self._layers()]
 
 
 def line_of(file: Path, text: str) -> str | None:

@@ -8,13 +8,12 @@ from collections.abc import Iterator
 from functools import cache
 from typing import Any
 
-import yaml
-
 from runner.config.objective import Objective, Objectives, task_type
 from runner.config.origins import Origins
 from runner.config.settings import OWN_SECTIONS
 from runner.core.errors import Issue, nearest
 from runner.core.paths import CONFIG_DIR
+from runner.core.yaml_reader import read_yaml
 
 Values = dict[str, Any]
 
@@ -75,7 +74,7 @@ def _check_trainer(recipe: str, values: Values, origins: Origins) -> Iterator[Is
 def trainer_class(recipe: str) -> str | None:
     """The class of ``conf/trainer/RECIPE.yaml``; None for a recipe without options of its own."""
     file = CONFIG_DIR / "trainer" / f"{recipe}.yaml"
-    return yaml.safe_load(file.read_text(encoding="utf-8")).get("_target_") if file.is_file() else None
+    return read_yaml(file).get("_target_") if file.is_file() else None
 
 
 def _check_task(recipe: str, values: Values, origins: Origins, objectives: Objectives) -> Iterator[Issue]:

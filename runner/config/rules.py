@@ -8,12 +8,28 @@ from typing import Any
 
 from runner.config import path_rules
 from runner.config.origins import Origins
+from runner.config.patterns import check_patterns
 from runner.config.trust import check_trust
 from runner.config.unused_keys import check_idle
 from runner.core.errors import Issue, nearest
 from runner.core.paths import ARCHITECTURES
 
 Values = dict[str, Any]
+
+# Fields for a run of several processes; one trains a run here.
+_SEVERAL_PROCESSES = (
+    "deepspeed",
+    "fsdp",
+    "fsdp_config",
+    "parallelism_config",
+    "local_rank",
+    "ddp_backend",
+    "ddp_broadcast_buffers",
+    "ddp_bucket_cap_mb",
+    "ddp_find_unused_parameters",
+    "ddp_static_graph",
+    "ddp_timeout",
+)
 
 # Fields of a library class that another key of the runner decides, so that no value stands in two places.
 RESERVED = {
@@ -34,6 +50,16 @@ RESERVED = {
     "trainer.dataset_kwargs": "the runner prepares the rows",
     "trainer.eos_token": "set template.stop",
     "trainer.pad_token": "the runner chooses it",
+    "trainer.hub_private_repo": "set push_to",
+    "trainer.hub_strategy": "set push_to",
+    "trainer.hub_always_push": "set push_to",
+    "trainer.hub_revision": "set push_to",
+    "trainer.use_cpu": "CUDA_VISIBLE_DEVICES= in front of the command hides all GPUs",
+    "trainer.disable_tqdm": "leave it out: the runner shows its own progress",
+    "trainer.dataloader_pin_memory": "leave it out: memory is pinned where there is CUDA",
+    "trainer.include_for_metrics": "set data.metric",
+    "trainer.batch_eval_metrics": "set data.metric",
+    **{f"trainer.{name}": "leave it out: a run is one process on one device" for name in _SEVERAL_PROCESSES},
     "trainer.do_train": "set recipe",
     "trainer.do_eval": "set recipe",
     "trainer.do_predict": "set recipe",
@@ -41,6 +67,10 @@ RESERVED = {
     "lora.revision": "set model.revision",
     "lora.peft_type": "set lora._target_, or choose lora=...",
     "lora.inference_mode": "set recipe",
+    "lora.peft_version": "leave it out: it is the installed one",
+    "lora.auto_mapping": "leave it out: PEFT would import the module that it names",
+    "lora.megatron_config": "leave it out: PEFT would import a module that it names",
+    "lora.megatron_core": "leave it out: PEFT would import the module that it names",
 }
 
 # Two keys that say the same thing: of two sources the stronger wins, within one it is an error.
@@ -49,6 +79,12 @@ EXCLUSIVE = (("trainer.max_steps", "trainer.num_train_epochs"),)
 # Choices that a library checks only when weights are loaded.
 CHOICES = {
     "trainer.truncation_mode": ("keep_start",),
+    "trainer.torch_compile_mode": (
+        "default",
+        "reduce-overhead",
+        "max-autotune",
+        "max-autotune-no-cudagraphs",
+    ),
     "trainer.f_divergence_type": ("reverse_kl", "forward_kl", "js_divergence", "alpha_divergence"),
     "quantization.bnb_4bit_quant_type": ("nf4", "fp4"),
     "quantization.bnb_4bit_compute_dtype": ("float32", "bfloat16", "float16"),
@@ -57,29 +93,31 @@ CHOICES = {
 
 @dataclass(frozen=True)
 class Range:
-    """Allowed numbers; ``above`` leaves the lower bound out, ``off`` is a value that means "not set"."""
+    """Allowed numbers; ``above`` and ``below`` leave a bound out, ``off`` is a value that means "not set"."""
 
     low: float
     high: float | None = None
     above: bool = False
+    below: bool = False
     off: float | None = None
 
     def __contains__(self, value: float) -> bool:
         high_enough = value > self.low if self.above else value >= self.low
-        return value == self.off or (
-            high_enough and (value <= self.high if self.high is not None else value < float("inf"))
-        )
+        high = self.high if self.high is not None else float("inf")
+        low_enough = value < high if self.below or self.high is None else value <= high
+        return value == self.off or (high_enough and low_enough)
 
     def __str__(self) -> str:
         low = f"above {self.low}" if self.above else f"at least {self.low}"
         off = f", or {self.off} for none" if self.off is not None else ""
-        return low + (f" and at most {self.high}" if self.high is not None else "") + off
+        high = f" and {'below' if self.below else 'at most'} {self.high}" if self.high is not None else ""
+        return low + high + off
 
 
 _COUNT, _POSITIVE, _NOT_NEGATIVE, _SHARE = Range(1), Range(0, above=True), Range(0), Range(0, 1)
 RANGES = {
     "seed": Range(0, 2**32 - 1),
-    "lora.r": _COUNT,
+    "lora.r": Range(1, 2**16),  # of more there is no use, and memory ends when the model is loaded already
     "lora.lora_alpha": _POSITIVE,
     "lora.lora_dropout": Range(0, 0.999),
     "lora.num_virtual_tokens": _COUNT,
@@ -106,9 +144,10 @@ RANGES = {
     "trainer.learning_rate": _NOT_NEGATIVE,
     "trainer.weight_decay": _NOT_NEGATIVE,
     "trainer.warmup_steps": _NOT_NEGATIVE,
-    "trainer.adam_beta1": _SHARE,
-    "trainer.adam_beta2": _SHARE,
-    "trainer.adam_epsilon": _NOT_NEGATIVE,
+    "trainer.adam_beta1": Range(0, 1, below=True),
+    "trainer.adam_beta2": Range(0, 1, below=True),
+    "trainer.adam_epsilon": _POSITIVE,
+    "trainer.max_grad_norm": _NOT_NEGATIVE,
     "trainer.label_smoothing_factor": _SHARE,
     "trainer.max_steps": Range(1, off=-1),
     "trainer.num_train_epochs": _POSITIVE,
@@ -120,7 +159,9 @@ RANGES = {
     "trainer.eval_steps": _POSITIVE,
     "trainer.save_steps": _POSITIVE,
     "trainer.save_total_limit": _COUNT,
-    "trainer.dataloader_num_workers": _NOT_NEGATIVE,
+    "trainer.dataloader_num_workers": Range(0, 256),  # each a process of its own
+    "trainer.dataloader_prefetch_factor": Range(1, 1024),
+    "trainer.dataset_num_proc": Range(1, 256),
     "trainer.max_length": _COUNT,
     "trainer.beta": _NOT_NEGATIVE,
 }
@@ -211,6 +252,7 @@ def _check_evaluation(values: Values, origins: Origins) -> Iterator[Issue]:
     wants = {
         "trainer.eval_strategy": evaluates not in ("no", False, None),
         "trainer.load_best_model_at_end": best,
+        "trainer.eval_on_start": trainer.get("eval_on_start"),
     }
     wants["data.metric"] = data.get("metric")
     for key in (key for key, wanted in wants.items() if wanted and not held_out):
@@ -224,6 +266,10 @@ def _check_evaluation(values: Values, origins: Origins) -> Iterator[Issue]:
         yield Issue(
             origins.where(key), "trainer.load_best_model_at_end needs trainer.eval_strategy", "epoch or steps"
         )
+    elif saves == "best" and (evaluates == "no" or not (best or trainer.get("metric_for_best_model"))):
+        message = "trainer.save_strategy=best needs an evaluation, and the metric that is compared"
+        hint = "trainer.eval_strategy=steps trainer.metric_for_best_model=loss"
+        yield Issue(origins.where("trainer.save_strategy"), message, hint)
     elif best and saves not in (evaluates, "best"):
         message = f"trainer.load_best_model_at_end with eval_strategy={evaluates} and save_strategy={saves}"
         yield Issue(origins.where(key), message, f"set trainer.save_strategy={evaluates}, or best")
@@ -267,6 +313,7 @@ _CHECKS: tuple[Callable[[Values, Origins], Iterator[Issue]], ...] = (
     _check_evaluation,
     _check_trainer,
     check_idle,
+    check_patterns,
     path_rules.check_paths,
     check_trust,
 )

@@ -6,17 +6,17 @@ A key that runs code counts when it is on the command line or in a packaged opti
 from __future__ import annotations
 
 import dataclasses
+import re
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
-
-import yaml
 
 from runner.config.origins import Origins
 from runner.config.settings import RunConfig
 from runner.core.errors import Issue
 from runner.core.paths import CONFIG_DIR
 from runner.core.secrets import found_in, masked
+from runner.core.yaml_reader import read_yaml
 
 Values = dict[str, Any]
 
@@ -76,21 +76,26 @@ def _check_stages(stages: Any, origins: Origins) -> Iterator[Issue]:
         return
     for name, words in stages.items():
         for text in words if isinstance(words, list) else ():
-            if isinstance(text, str) and _runs_code(text):
+            if isinstance(text, str) and runs_code(text):
                 where = origins.where(f"stages.{name}")
                 hint = "write the stages on the command line, or into conf/experiment/ of the project"
                 yield Issue(where, f"stages.{name}: {text} runs code from elsewhere", hint)
 
 
-def _runs_code(word: str) -> bool:
+def runs_code(word: str) -> bool:
     """Whether a word of a command line could make it run code that is not ours."""
     key, _, value = word.lstrip("+~").partition("=")
     if key == "model" and not value.startswith("{"):
         file = CONFIG_DIR / "model" / f"{Path(value).name}.yaml"
-        option = yaml.safe_load(file.read_text(encoding="utf-8")) if file.is_file() else {}
+        option = read_yaml(file) if file.is_file() else {}
         return bool(option.get("trust_remote_code"))
-    whole = key in _SECTIONS or key.partition(".")[0] == "stages" or "@" in key
-    return whole or key in (*_CODE, "model.attn_implementation") or word.startswith("-")
+    part = re.split(r"[./]", key)[0]
+    return (
+        key in (*_SECTIONS, *_CODE, "model.attn_implementation")
+        or part in ("stages", "hydra")
+        or "@" in key
+        or word.startswith("-")
+    )
 
 
 def _unsaid(where: str, key: str, value: Any) -> Issue:

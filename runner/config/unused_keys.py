@@ -11,21 +11,70 @@ from runner.core.errors import Issue
 
 _ADAM = ("adam", "lion")  # families of optimisers that have betas
 
+
+def _needs(names: str, needed: str, default: Any, fits: Callable[[str], bool], hint: str) -> list[_Need]:
+    return [(name, needed, default, fits, hint) for name in names.split()]
+
+
 # The key, the one that it needs with the library's default, what that must be, and what to do.
-_NEEDS: tuple[tuple[str, str, str, Callable[[str], bool], str], ...] = (
-    ("eval_steps", "eval_strategy", "no", lambda value: value == "steps", "trainer.eval_strategy=steps"),
-    ("save_steps", "save_strategy", "steps", lambda value: value == "steps", "trainer.save_strategy=steps"),
-    *(
-        (
-            name,
-            "optim",
-            "adamw_torch",
-            lambda value: any(family in value for family in _ADAM),
-            "optim=adamw_torch",
-        )
-        for name in ("adam_beta1", "adam_beta2", "adam_epsilon")
+_Need = tuple[str, str, Any, Callable[[str], bool], str]
+_NEEDS: list[_Need] = [
+    *_needs(
+        "eval_steps", "eval_strategy", "no", lambda value: value == "steps", "trainer.eval_strategy=steps"
     ),
-)
+    *_needs(
+        "eval_delay eval_accumulation_steps",
+        "eval_strategy",
+        "no",
+        lambda value: value != "no",
+        "trainer.eval_strategy=steps",
+    ),
+    *_needs(
+        "save_steps", "save_strategy", "steps", lambda value: value == "steps", "trainer.save_strategy=steps"
+    ),
+    *_needs(
+        "adam_beta1 adam_beta2 adam_epsilon",
+        "optim",
+        "adamw_torch",
+        lambda value: any(family in value for family in _ADAM),
+        "optim=adamw_torch",
+    ),
+    *_needs(
+        "optim_target_modules",
+        "optim",
+        "adamw_torch",
+        lambda value: any(family in value for family in ("galore", "apollo")),
+        "it is of galore and apollo optimizers; modules of an adapter: lora.target_modules",
+    ),
+    *_needs(
+        "gradient_checkpointing_kwargs",
+        "gradient_checkpointing",
+        True,
+        lambda value: value == "True",
+        "trainer.gradient_checkpointing=true",
+    ),
+    *_needs(
+        "activation_checkpointing_kwargs",
+        "activation_checkpointing",
+        False,
+        lambda value: value == "True",
+        "trainer.activation_checkpointing=true",
+    ),
+    *_needs(
+        "liger_kernel_config",
+        "use_liger_kernel",
+        False,
+        lambda value: value == "True",
+        "trainer.use_liger_kernel=true",
+    ),
+    *_needs(
+        "trackio_space_id trackio_bucket_id trackio_static_space_id",
+        "report_to",
+        "none",
+        lambda value: "trackio" in value or value == "all",
+        "trainer.report_to=trackio",
+    ),
+]
 
 
 def check_idle(values: dict[str, Any], origins: Origins) -> Iterator[Issue]:

@@ -10,6 +10,8 @@ from pathlib import Path
 
 import xxhash
 
+from runner.core.posix import POSIX
+
 
 def write_atomically(file: Path, text: str | Iterable[str]) -> None:
     """Write a temporary file beside ``file`` and rename it over the old one; ``text`` is all of it, or parts.
@@ -23,8 +25,10 @@ def write_atomically(file: Path, text: str | Iterable[str]) -> None:
 
 
 def flush_to_disk(path: Path) -> None:
-    """Wait until a file, or the names in a folder, are on the disk (``fsync``)."""
-    number = os.open(path, os.O_RDONLY)
+    """Wait until a file, or the names in a folder, are on the disk (``fsync``); Windows opens no folder."""
+    if not POSIX and path.is_dir():
+        return
+    number = os.open(path, os.O_RDONLY if POSIX else os.O_RDWR)
     try:
         os.fsync(number)
     finally:

@@ -5,10 +5,11 @@ from __future__ import annotations
 import ctypes
 import os
 import platform
-import resource
 import sys
 from importlib.metadata import PackageNotFoundError, version
 from typing import Any
+
+from runner.core.posix import resource
 
 _PACKAGES = (
     "torch",
@@ -73,6 +74,7 @@ def device() -> dict[str, Any]:
 
     ``auto_precision`` is what ``trainer.precision=auto`` means on it.
     """
+    import psutil
     import torch
 
     numbers = {"auto_precision": native_precision(), "float32_matmul": torch.get_float32_matmul_precision()}
@@ -90,7 +92,7 @@ def device() -> dict[str, Any]:
             "cudnn": torch.backends.cudnn.version(),
             **numbers,
         }
-    memory = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+    memory = psutil.virtual_memory().total
     if torch.backends.mps.is_available():
         name = platform.processor() or "Apple"
         return {"kind": "mps", "name": name, "count": 1, "memory_bytes": memory, **numbers}
@@ -120,10 +122,13 @@ def _cpu_name() -> str:
 
 def peak_memory() -> int:
     """Bytes: the most that CUDA tensors took at once, or without CUDA the largest size of this process."""
+    import psutil
     import torch
 
     if torch.cuda.is_available():
         return torch.cuda.max_memory_allocated()
+    if resource is None:
+        return psutil.Process().memory_info().peak_wset  # type: ignore[attr-defined]  # Windows has this one
     unit = 1 if sys.platform == "darwin" else 1024
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit
 
@@ -141,7 +146,7 @@ def keep_freed_memory() -> None:
     )  # M_MMAP_THRESHOLD and M_TRIM_THRESHOLD of malloc.h
     try:
         mallopt = ctypes.CDLL(None).mallopt
-    except (OSError, AttributeError):
+    except (OSError, AttributeError, TypeError):  # TypeError: Windows has no library of the process itself
         return
     mallopt(mmap_threshold, most)
     mallopt(trim_threshold, most)

@@ -50,4 +50,5 @@ def _wait(reading: int) -> None:
     os._exit(1)
 
 
-os.register_at_fork(after_in_child=_in_child)
+if hasattr(os, "register_at_fork"):  # Windows forks nothing
+    os.register_at_fork(after_in_child=_in_child)

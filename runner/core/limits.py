@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import resource
 import signal
 import sys
 import threading
@@ -11,6 +10,8 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
+
+from runner.core.posix import resource
 
 SECONDS = 5.0
 MEMORY = 2**30
@@ -68,7 +69,7 @@ def armed(seconds: float = SECONDS, memory: int = MEMORY) -> Iterator[None]:
 
 @contextmanager
 def _timed(seconds: float) -> Iterator[None]:
-    if threading.current_thread() is not threading.main_thread():
+    if not hasattr(signal, "SIGALRM") or threading.current_thread() is not threading.main_thread():
         yield
         return
 
@@ -89,7 +90,7 @@ def _timed(seconds: float) -> Iterator[None]:
 
 @contextmanager
 def _sized(memory: int) -> Iterator[None]:
-    if sys.platform != "linux":
+    if sys.platform != "linux" or resource is None:
         yield
         return
     soft, hard = resource.getrlimit(resource.RLIMIT_AS)

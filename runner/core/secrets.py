@@ -9,20 +9,14 @@ import traceback
 from functools import cache
 from types import TracebackType
 
+from runner.core.secret_forms import secrets_in
+
 HIDDEN = "(hidden)"
 _SHORTEST = 8  # characters of a variable's value; "true" or "none" would be found everywhere
 # Variables that hold one, by the end of their name.
 _NAMES = re.compile(
     r"(TOKEN|SECRET|PASSWORD|PASSWD|PASSPHRASE|CREDENTIALS?|(API|ACCESS|PRIVATE)_?KEY)$", re.I
 )
-# What shows by its form, after what is kept of it.
-_FORMS = {
-    "a name or password in an address": re.compile(r"(?P<kept>://)[^\s/@'\"]+(?=@)"),
-    "an access token": re.compile(r"(?P<kept>\b)(hf_|gh[opsu]_|github_pat_|glpat-|sk-)[A-Za-z0-9_-]{16,}"),
-    "a secret key": re.compile(
-        r"(?P<kept>\b(hub|access|auth)_token=|\bapi_?key=)(?!null\b)[^\s,'\"\]}]+", re.I
-    ),
-}
 
 
 def held() -> dict[str, str]:
@@ -44,16 +38,19 @@ def found_in(text: str) -> str | None:
     name = next((name for name, value in held().items() if value in text), None)
     if name is not None:
         return f"the value of the environment's {name}"
-    return next((kind for kind, form in _FORMS.items() if form.search(text)), None)
+    return next((found.kind for found in secrets_in(text)), None)
 
 
 def masked(text: str) -> str:
     """A text with ``(hidden)`` in the place of each secret."""
     for value in sorted(held().values(), key=len, reverse=True):
         text = text.replace(value, HIDDEN)
-    for form in _FORMS.values():
-        text = form.sub(rf"\g<kept>{HIDDEN}", text)
-    return text
+    pieces, end = [], 0
+    for found in sorted(secrets_in(text), key=lambda found: (found.start, -found.end)):
+        if found.start >= end:
+            pieces += [text[end : found.start], HIDDEN]
+        end = max(end, found.end)
+    return "".join([*pieces, text[end:]])
 
 
 def mask_uncaught() -> None:

@@ -3,17 +3,17 @@
 from __future__ import annotations
 
 import importlib
-import re
 from collections.abc import Iterator
-from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from runner.config.library_fields import Field
 from runner.config.objective import TaskType
 from runner.config.settings import RunConfig, TrainerExtras
 from runner.config.targets import target_fields
 from runner.core.errors import ConfigError, Issue
 from runner.models.model import Base, Precision
+from runner.models.module_patterns import check_patterns
 
 if TYPE_CHECKING:
     from peft import PeftConfig
@@ -30,9 +30,6 @@ _PLAIN_OPTIMIZERS = {
 }
 
 _HIGH_RATE = 0.5  # above it no optimizer that takes steps of about the learning rate trains anything
-
-# The packages behind the values of report_to that need one.
-_REPORTERS = {"tensorboard": "tensorboard", "wandb": "wandb", "mlflow": "mlflow", "trackio": "trackio"}
 
 
 def quantization_config(
@@ -80,8 +77,11 @@ def training_arguments(
     own = _OWN_TRAINER_KEYS - set(taken)
     fields = {key: value for key, value in config.trainer.items() if key not in own}
     for key, value in fields.items():
-        if isinstance(value, str) and key in taken and taken[key].types & {"list", "str"} == {"list"}:
+        types = taken[key].types if key in taken else frozenset()
+        if isinstance(value, str) and types & {"list", "str"} == {"list"}:
             fields[key] = [value]
+        elif type(value) is int and types & {"float", "int"} == {"float"}:
+            fields[key] = float(value)  # torch wants both betas to be of one type
     optimizer = str(fields.get("optim", ""))
     if not has_cuda and (replacement := _plain_optimizer(optimizer)):
         notes.append(f"trainer.optim={optimizer} needs CUDA; {replacement} is used instead")
@@ -101,12 +101,6 @@ def training_arguments(
         "run_name": folder.name,
     }
     arguments = _build("trainer", fields)
-    missing = [
-        name for name in arguments.report_to if name in _REPORTERS and find_spec(_REPORTERS[name]) is None
-    ]
-    if missing:
-        message = f"trainer.report_to={missing[0]} needs the package {_REPORTERS[missing[0]]}"
-        raise ConfigError(Issue("trainer.report_to", message, f"pip install {_REPORTERS[missing[0]]}"))
     return arguments, notes
 
 
@@ -142,34 +136,31 @@ def check_adapter(
         lacks = "there is no CUDA device" if base.folder else "random weights have none"
         message = f"LoftQ is computed on CUDA from a checkpoint's weights, and {lacks}"
         raise ConfigError(Issue("lora.init_lora_weights", message, "lora=r16 quantization=nf4"))
-    if issues := list(_missing_modules(config, task_type, base, modules)) if modules else []:
+    if not modules:
+        return
+    heads = {"score", "classifier"} if task_type == "SEQ_CLS" else set()
+    issues = [
+        *_missing_modules(config, heads, base, modules),
+        *check_patterns("lora", config.lora, {*modules, *heads}),
+    ]
+    if issues:
         raise ConfigError(issues)
 
 
-# The keys that name modules, and whether they mean linear ones only, as regular expressions.
-_NAMING = {
-    "target_modules": (True, False),
-    "exclude_modules": (True, False),
-    "modules_to_save": (False, False),
-    "rank_pattern": (True, True),
-    "alpha_pattern": (True, True),
-}
+# The keys that list names of modules, and whether they mean linear ones only.
+_NAMING = {"target_modules": True, "exclude_modules": True}
 
 
 def _missing_modules(
-    config: RunConfig, task_type: TaskType, base: Base, modules: dict[str, bool]
+    config: RunConfig, heads: set[str], base: Base, modules: dict[str, bool]
 ) -> Iterator[Issue]:
-    heads = {"score", "classifier"} if task_type == "SEQ_CLS" else set()
-    for key, (linear, regular) in _NAMING.items():
+    for key, linear in _NAMING.items():
         given = config.lora.get(key)
         names = [name for name in modules if modules[name] or not linear]
         missing = [
             repr(name)
-            for name in (given if isinstance(given, (list, dict)) else ())
-            if name not in heads
-            and not any(
-                re.match(rf"(.*\.)?({name if regular else re.escape(name)})$", known) for known in names
-            )
+            for name in (given if isinstance(given, list) else ())
+            if name not in heads and not any(f".{known}".endswith(f".{name}") for known in names)
         ]
         if missing:
             short = sorted({name.rpartition(".")[2] for name in names} - set("0123456789"))
@@ -194,7 +185,23 @@ def _build(section: str, fields: dict[str, Any]) -> Any:
     """Instantiate an allow-listed class; its own complaints become issues of that section."""
     package, _, name = str(fields["_target_"]).rpartition(".")
     kind = getattr(importlib.import_module(package), name)
+    known = target_fields(section, str(fields["_target_"]))
     try:
+        given = {key: value for key, value in fields.items() if not _is_empty(known.get(key), value)}
+        fields = {key: _nested(known.get(key), value) for key, value in given.items()}
         return kind(**{key: value for key, value in fields.items() if key != "_target_"})
     except (ValueError, TypeError, ImportError) as error:
         raise ConfigError(Issue(section, f"{name}: {error}")) from error
+
+
+def _is_empty(field: Field | None, value: Any) -> bool:
+    """Whether nothing is said of a nested config, which then is the library's default."""
+    return field is not None and field.nested is not None and value == {}
+
+
+def _nested(field: Field | None, value: Any) -> Any:
+    """The config object of a field that takes one, of the mapping that stands for it in YAML."""
+    if field is None or field.nested is None or not isinstance(value, dict):
+        return value
+    module, name = field.nested  # of the library's own annotation
+    return getattr(importlib.import_module(module), name)(**value)

@@ -13,13 +13,13 @@ from typing import Any
 import yaml
 
 from runner.core.paths import SWEEP_FILE
+from runner.core.yaml_reader import read_yaml
 from runner.reports.number_format import format_value, to_number
 
 # In the order in which cells without a result are shown, and all that a cell can be.
 STATUSES = ("completed", "running", "dropped", "diverged", "failed", "preempted", "waiting")
 _ENDED = ("completed", "dropped", "diverged", "failed", "preempted")
 _LOST = "{} says sweep.json, but run.json is missing or cannot be read"
-_Loader: Any = getattr(yaml, "CSafeLoader", yaml.SafeLoader)  # libyaml reads a config ten times faster
 
 
 @dataclass(frozen=True)
@@ -62,8 +62,7 @@ class CellResult:
     def config(self) -> dict[str, Any]:
         """Its config.yaml, empty when that cannot be read."""
         try:
-            text = (self.folder / "config.yaml").read_text(encoding="utf-8")
-            return mapping(yaml.load(text, Loader=_Loader))
+            return mapping(read_yaml(self.folder / "config.yaml"))
         except (OSError, ValueError, yaml.YAMLError):
             return {}
 

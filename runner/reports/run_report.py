@@ -19,6 +19,7 @@ import yaml
 
 from runner.core.atomic import write_atomically
 from runner.core.metric_names import METRICS, find_metric
+from runner.core.yaml_reader import parse_yaml
 from runner.reports.evaluation_section import evaluation_context
 from runner.reports.figures import Line, line_figure
 from runner.reports.number_format import flatten, format_value, to_number
@@ -215,7 +216,7 @@ def _key_metrics(run: Mapping[str, Any], rows: Iterable[Mapping[str, Any]]) -> t
 def _adapter(config: str) -> str:
     """Name the adapter a config asks for; empty when the config does not say."""
     try:
-        lora = yaml.safe_load(config).get("lora")
+        lora = parse_yaml(config).get("lora")
     except (yaml.YAMLError, AttributeError):
         return ""
     return f"LoRA r={lora['r']}" if isinstance(lora, dict) and "r" in lora else "LoRA" if lora else ""

@@ -8,10 +8,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import yaml
-
 from runner.config.settings import RunConfig
 from runner.core.errors import ConfigError, Issue
+from runner.core.yaml_reader import read_yaml
 from runner.runs import checkpoint
 
 # Keys that may differ from the run that wrote the checkpoint: where it is written, how it was started, and
@@ -110,7 +109,7 @@ def _check_config(run: Path, config: RunConfig) -> None:
     """Raise ``ConfigError`` with every key that differs from the config beside the checkpoint."""
     if not (run / "config.yaml").is_file():
         return
-    saved = yaml.safe_load((run / "config.yaml").read_text(encoding="utf-8"))
+    saved = read_yaml(run / "config.yaml")
     hint = "resume with the same value, or start a new run"
     issues = [
         Issue(key, f"was {before!r} in {run}, and is {after!r} now", hint)

@@ -13,6 +13,8 @@ import signal
 import threading
 import time
 
+from runner.core.posix import KILL
+
 VARIABLE = "RUNNER_PARENT_PIPE"
 GRACE = 20.0  # seconds between SIGTERM and SIGKILL
 
@@ -33,4 +35,4 @@ def _wait(descriptor: int, grace: float) -> None:
         pass
     os.kill(os.getpid(), signal.SIGTERM)
     time.sleep(grace)
-    os.kill(os.getpid(), signal.SIGKILL)
+    os.kill(os.getpid(), KILL)

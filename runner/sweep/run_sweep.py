@@ -18,6 +18,7 @@ from runner.config.settings import SweepSettings
 from runner.core import console
 from runner.core.errors import ConfigError, ExitCode
 from runner.core.hydra_quoting import hydra_value
+from runner.core.posix import KILL
 from runner.core.secrets import masked
 from runner.sweep.cells import Cell, check_cells
 from runner.sweep.jobs import Job, make_jobs, record_jobs, write_job
@@ -183,7 +184,7 @@ class Sweep:
                 if child := children.wait(0.5):
                     self._end(child, running.pop(child.name), several=True)
             except KeyboardInterrupt:
-                children.send(signal.SIGKILL)
+                children.send(KILL)
 
     def _conclude(self) -> None:
         from runner.reports.leaderboard import leaderboard

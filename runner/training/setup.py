@@ -10,6 +10,7 @@ from typing import Any
 from runner.config.adapters import check_base, check_shape
 from runner.config.objective import Objective
 from runner.config.settings import RunConfig
+from runner.core.errors import ConfigError
 from runner.data.max_length import row_limit
 from runner.data.splits import Data
 from runner.data.stop_tokens import check_turns
@@ -25,6 +26,7 @@ from runner.models.build import (
 from runner.models.model import Base, Precision, choose_precision, device, find_base, module_names
 from runner.runs.resume import Start, find_start
 from runner.runs.run_folder import RunFolder
+from runner.training.argument_checks import check_optimizer
 
 
 @dataclass(frozen=True)
@@ -87,6 +89,8 @@ def check_training(config: RunConfig, objective: Objective, folder: Path) -> Tra
     arguments, warnings = training_arguments(config, precision, folder, has_cuda)
     peft_config(config, objective.task_type)
     modules = module_names(base.config, config.model.trust_remote_code)
+    if issues := list(check_optimizer(config, arguments, modules)):
+        raise ConfigError(issues)
     check_adapter(config, objective.task_type, base, modules, has_cuda)
     identity = base_identity(base, config.seed, precision.dtype)
     return TrainingSetup(

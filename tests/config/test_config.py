@@ -181,7 +181,7 @@ def test_a_mistake_in_a_file_is_named_with_its_line(own, tmp_path):
         ("lora:\n  r: 3\n  r: 4\n", 4, "duplicate key"),
         ("lora: 5\n", 2, "lora is a section of keys"),
         ("1: 2\n", 2, "unknown key '1'"),
-        ("- a\n", None, "ListConfig"),
+        ("- a\n", 1, "not a mapping of keys"),
         ("trainer: {max_steps: 3, num_train_epochs: 1}\n", 2, "contradict"),
         ("lora:\n  loftq_config:\n    x:\n    - _target_: os.system\n", 5, "no class may be named here"),
         ("template:\n  system: ${nope}\n", 3, "'nope' not found"),

@@ -51,7 +51,11 @@ MEMBERS = {
     "torch.nn:Module": ("_buffers", "_compiled_call_impl", "_parameters"),
     "torch:cpu": ("_is_amx_tile_supported", "_is_avx512_bf16_supported"),
     "omegaconf:DictConfig": ("_get_node",),
+    "omegaconf.base:Container": ("resolve_parse_tree",),
     "hydra._internal:hydra": ("Hydra",),
+    "hydra._internal.core_plugins:file_config_source": ("FileConfigSource",),
+    "hydra._internal:sources_registry": ("SourcesRegistry",),
+    "hydra.plugins.config_source:ConfigSource": ("_get_header_dict", "_normalize_file_name"),
     "hydra._internal:utils": ("create_config_search_path", "get_args_parser"),
 }
 PAIRS = [(place, name) for place, names in MEMBERS.items() for name in names]

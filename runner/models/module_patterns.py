@@ -1,0 +1,64 @@
+"""Whether the patterns of a PEFT config match modules of the model, found out before PEFT matches them.
+
+A pattern such as ``(([a-z]+)+)+!`` takes Python longer than the universe has for a name of 30 letters, and
+PEFT would match it when the weights are loaded already. A process of its own tries it on the model's names
+first, which is ended when that takes too long; ``re`` is the only judge of what ``re`` will do.
+"""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from collections.abc import Collection, Iterator, Mapping
+from typing import Any
+
+from runner.config.patterns import Pattern, patterns
+from runner.core.errors import Issue
+
+SECONDS = 2.0  # the patterns of an ordinary config take less than a millisecond, the process 30
+# Prints a line for each pattern when it is done, so that the one that takes too long is known.
+_TRY = """
+import json, re, sys
+patterns, names = json.load(sys.stdin)
+for regex, whole in patterns:
+    form = re.compile(regex)
+    match = form.fullmatch if whole else form.match
+    print(int(any([match(name) for name in names])), flush=True)
+"""
+
+
+def check_patterns(section: str, values: Mapping[str, Any], names: Collection[str]) -> Iterator[Issue]:
+    """An issue for each pattern of a section that matches none of the modules, or takes too long to."""
+    given = patterns(values)
+    simple = [pattern for pattern in given if pattern.is_name]
+    matched = {pattern: _ends(pattern.given, names) for pattern in simple}
+    others = [pattern for pattern in given if not pattern.is_name]
+    results = _tried(others, names) if others and names else []
+    matched |= dict(zip(others, results, strict=False))
+    if names and len(results) < len(others):
+        slow = others[len(results)]
+        message = f"{slow.given[:80]!r} takes more than {SECONDS:g} seconds to match the model's modules"
+        yield Issue(
+            f"{section}.{slow.key}", message, "write it without nested repeats, or as a list of names"
+        )
+    for pattern, found in matched.items():
+        if not found:
+            short = sorted({name.rpartition(".")[2] for name in names} - set("0123456789"))
+            message = f"{pattern.given[:80]!r} matches no module of the model"
+            yield Issue(f"{section}.{pattern.key}", message, f"it has: {', '.join(short[:40])}")
+
+
+def _ends(name: str, names: Collection[str]) -> bool:
+    return any(f".{known}".endswith(f".{name}") for known in names)
+
+
+def _tried(given: list[Pattern], names: Collection[str]) -> list[bool]:
+    """For each pattern whether it matches a name, up to the first one that takes too long."""
+    job = json.dumps([[(pattern.regex, pattern.whole) for pattern in given], list(names)])
+    command = [sys.executable, "-I", "-S", "-c", _TRY]
+    try:
+        output = subprocess.run(command, input=job.encode(), capture_output=True, timeout=SECONDS).stdout
+    except subprocess.TimeoutExpired as error:
+        output = error.stdout or b""
+    return [line == b"1" for line in output.split()]

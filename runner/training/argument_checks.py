@@ -1,0 +1,103 @@
+"""Whether the optimizer and the schedule of the arguments can be made: tried on one weight, before loading.
+
+transformers looks at most of these arguments when it makes the optimizer, which is after the model and the
+rows have been read. That code itself is the check here, so that nothing of it is repeated.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from typing import Any
+
+from runner.config.settings import RunConfig
+from runner.core.errors import Issue
+from runner.models.module_patterns import check_patterns
+
+_STEPS = 10
+
+
+def check_optimizer(config: RunConfig, arguments: Any, modules: Mapping[str, bool]) -> Iterator[Issue]:
+    """An issue for an optimizer or a schedule that cannot be made, and for each option that neither reads.
+
+    ``modules`` are the names of the model's modules, each with whether it is linear.
+    """
+    import torch
+    from transformers import Trainer, get_scheduler
+
+    targets = {"optim_target_modules": config.trainer.get("optim_target_modules")}
+    slow = list(check_patterns("trainer", targets, modules))
+    if slow:
+        yield from slow
+        return
+    shape = _stand_in(modules)
+    try:
+        kind, options = Trainer.get_optimizer_cls_and_kwargs(arguments, shape)
+        yield from _unread(arguments, shape, options)
+    except Exception as error:  # of whatever kind the optimizer's library raises
+        key = "trainer.optim_args" if config.trainer.get("optim_args") else "trainer.optim"
+        yield Issue(key, f"trainer.optim={config.trainer.get('optim')}: {_first_line(error)}")
+        return
+    try:
+        plain = isinstance(kind, type) and issubclass(kind, torch.optim.Optimizer) and "params" not in options
+        weights = [torch.nn.Parameter(torch.zeros(2, 2))]
+        optimizer = kind(weights, **options) if plain else torch.optim.SGD(weights, lr=0.1)
+    except Exception as error:
+        yield Issue("trainer.optim", f"trainer.optim={arguments.optim.value}: {_first_line(error)}")
+        return
+    try:
+        get_scheduler(
+            arguments.lr_scheduler_type,
+            optimizer=optimizer,
+            num_warmup_steps=arguments.get_warmup_steps(_STEPS),
+            num_training_steps=_STEPS,
+            scheduler_specific_kwargs=arguments.lr_scheduler_kwargs,
+        )
+    except Exception as error:
+        name = arguments.lr_scheduler_type.value
+        hint = "its options are set in trainer.lr_scheduler_kwargs={...}"
+        yield Issue("trainer.lr_scheduler_kwargs", f"lr_scheduler_type={name}: {_first_line(error)}", hint)
+
+
+def _unread(arguments: Any, shape: Any, options: dict[str, Any]) -> Iterator[Issue]:
+    """An issue for each of ``optim_args`` without which the optimizer would be the same."""
+    given = [item.strip() for item in (arguments.optim_args or "").split(",") if item.strip()]
+    for item in given:
+        others = [other for other in given if other != item]
+        if _shown(_options(arguments, ",".join(others), shape)) == _shown(options):
+            message = f"trainer.optim={arguments.optim.value} does not read {item}"
+            yield Issue("trainer.optim_args", message, "leave it out")
+
+
+def _options(arguments: Any, given: str, shape: Any) -> dict[str, Any]:
+    """The optimizer's options without some of ``optim_args``; empty where it cannot be made without."""
+    from transformers import Trainer
+
+    before, arguments.optim_args = arguments.optim_args, given or None
+    try:
+        return Trainer.get_optimizer_cls_and_kwargs(arguments, shape)[1]
+    except Exception:
+        return {}
+    finally:
+        arguments.optim_args = before
+
+
+def _shown(options: dict[str, Any]) -> str:
+    return repr({key: value for key, value in options.items() if key != "params"})
+
+
+def _stand_in(modules: Mapping[str, bool]) -> Any:
+    """A model of modules with these names, one weight each."""
+    import torch
+
+    top = torch.nn.Module()
+    for name, linear in modules.items():
+        inner = top
+        *path, last = name.split(".")
+        for part in path:
+            inner = getattr(inner, part)
+        inner.add_module(last, torch.nn.Linear(1, 1, bias=False) if linear else torch.nn.Module())
+    return top
+
+
+def _first_line(error: Exception) -> str:
+    return (str(error).splitlines() or [type(error).__name__])[0]
