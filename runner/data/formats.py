@@ -257,7 +257,8 @@ def _preference(row: ReadRow, side: str = "chosen") -> list[Message]:
     if all(repeats(prompt, text) for text in sides):
         row.doubts.add("a prompt that both answers repeat: cut off there")
         answer = [new_message(without_prompt(prompt, answer[0]["content"]), "assistant")]
-    return joined(prompt, answer, side)
+        return joined(prompt, answer, side)
+    return _answered(row, prompt, side, answer)
 
 
 def _preference_prompt(row: ReadRow) -> list[Message]:

@@ -7,6 +7,7 @@ masks it; any message the keys ``name``, ``tool_call_id``, ``reasoning_content``
 
 from __future__ import annotations
 
+import re
 from difflib import get_close_matches
 from typing import Any
 
@@ -39,6 +40,7 @@ ROLES = {
 
 # Further keys of a message; chat templates read them under the same names. All but the id are text.
 _EXTRAS = ("name", "tool_call_id", "reasoning_content", "thinking")
+_BEGINS = re.compile(r"\s*\[\s*\{\s*\"(role|from|content|value)\"")
 _READ = {"role", "from", "content", "value", "tool_calls", "function_call", *_EXTRAS}
 
 
@@ -64,6 +66,9 @@ def messages_of(row: ReadRow, key: str, role: str | None = None) -> list[Message
     With a ``role`` a text is a message of that role instead. Raises ``BadRow``.
     """
     value = row.get(key)
+    if role is not None and (messages := _as_json_text(value)):
+        row.doubts.add(f"messages as JSON text in {key!r}, which are read as messages")
+        value = messages
     if isinstance(value, dict):
         value = _transposed(value) or [value]
         if role is not None and isinstance(value[0], dict) and not {"role", "from"} & value[0].keys():
@@ -80,6 +85,21 @@ def messages_of(row: ReadRow, key: str, role: str | None = None) -> list[Message
 def new_message(text: str, role: str) -> Message:
     """A message with this text."""
     return {"role": role, "content": text}
+
+
+def _as_json_text(value: Any) -> list[Any] | None:
+    """The messages that a text holds as JSON, as tables without lists store them; None for other text."""
+    if not isinstance(value, str) or not _BEGINS.match(value):
+        return None
+    try:
+        messages = parsed(value, "")
+    except BadRow:
+        return None
+    whole = all(
+        isinstance(item, dict) and {"role", "from"} & item.keys() and {"content", "value"} & item.keys()
+        for item in messages
+    )
+    return messages if whole else None
 
 
 def _transposed(value: dict[str, Any]) -> list[dict[str, Any]] | None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 from runner.data.rows.read_row import ReadRow
-from runner.data.rows.values import BadRow, is_given, shown
+from runner.data.rows.values import BadRow, is_given, listed, shown
 
 _TEXTS = (None, "text", "input_text", "output_text")  # types of a part that is text
 
@@ -28,9 +28,10 @@ def text_of_parts(parts: list[Any] | tuple[Any, ...], where: str, row: ReadRow) 
             message = f"{place} is a part of the type {kind!r}; has no text content that could be trained on"
             raise BadRow(message)
         text = part.get("text")
-        row.unread_keys.update(
-            f"content.{name}" for name in part if name not in ("type", "text") and is_given(part[name])
-        )
+        others = [name for name in part if name not in ("type", "text") and is_given(part[name])]
+        if text is None and others:
+            raise BadRow(f"{place} is a part with {listed(others)}; has no text content to train on")
+        row.unread_keys.update(f"content.{name}" for name in others)
         if text is None:
             row.doubts.add("a null text in its content")
         elif isinstance(text, str):

@@ -13,6 +13,10 @@ _MISSING = {"nan", "none", "null", "<na>", "nat", "undefined", "#n/a"}
 _MOJIBAKE = re.compile(r"[\u00c2\u00c3][\u0080-\u00bf]|\u00e2\u20ac|\u00e2\u0080")
 
 
+# Where an image, a film or a sound stood in the text of a multimodal chat; not the elements of HTML.
+_MEDIA = re.compile(r"<(image|video|audio)(?:_?\d+)?>|<\|(?:image|video|audio)[a-z_]*\|>")
+
+
 def doubts(texts: Iterable[str], conversations: Iterable[Sequence[Message]]) -> set[str]:
     """Reasons to count an example by: missing values as text, broken characters, an answer to nothing.
 
@@ -35,6 +39,8 @@ def _words(messages: Sequence[Message]) -> Iterator[str]:
 def _of_text(text: str) -> Iterator[str]:
     if len(text) < 16 and text.strip().lower() in _MISSING:
         yield "a text that is only nan, None or null"
+    if "<" in text and (found := _MEDIA.search(text)) and f"</{found[1]}>" not in text:
+        yield "a placeholder of media, as <image>, in the text: the model sees only that word"
     if not text.isascii():
         if "\ufffd" in text:
             yield "the replacement character U+FFFD, which stands for bytes that were lost"

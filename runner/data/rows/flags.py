@@ -17,9 +17,10 @@ from typing import Any
 from runner.data.rows.values import BadRow, is_given, shown
 
 _LEARNT = {"loss", "train", "trained", "training", "trainable", "weight", "learn", "learnt", "learned"}
-_LEARNT |= {"learnable", "supervise", "supervised"}
-_MASKED = {"mask", "masked"}
-_NOT = {"no", "not", "ignore", "ignored", "skip", "skipped", "without", "exclude", "excluded"}
+_LEARNT |= {"learnable", "supervise", "supervised", "weights", "losses"}
+_MASKED = {"mask", "masked", "masks"}
+_LEFT_OUT = {"ignore", "ignored", "skip", "skipped", "exclude", "excluded"}
+_NOT = {"no", "not", "without", *_LEFT_OUT}
 _FILLER = {
     "is",
     "be",
@@ -50,10 +51,10 @@ def _meaning(key: str) -> bool | None:
     words = re.findall(r"[a-z]+|[0-9]+", re.sub(r"(?<=[a-z])(?=[A-Z])", " ", key).lower())
     learnt, masked = _LEARNT & set(words), _MASKED & set(words)
     if not learnt and not masked:
-        return None
+        return False if len(words) == 1 and words[0] in _LEFT_OUT else None
     # of a loss_mask some tools keep the ones and others the zeros; train_detail marks parts of an answer
     unknown = set(words) - _LEARNT - _MASKED - _NOT - _FILLER
-    if unknown or (learnt and words[-1] == "mask"):
+    if unknown or (learnt and words[-1] in ("mask", "masks")):
         raise LookupError(key)
     return bool(masked) == bool(_NOT & set(words))
 

@@ -38,9 +38,7 @@ def _nearly_equal(labels: Counter[Any]) -> list[str]:
     if not alike:
         return []
     more = f" and {len(alike) - _SHOWN:,} more" if len(alike) > _SHOWN else ""
-    return [
-        f"train: classes that are nearly equal, trained as different ones: {', '.join(alike[:_SHOWN])}{more}"
-    ]
+    return [f"train: nearly equal classes, trained as different ones: {', '.join(alike[:_SHOWN])}{more}"]
 
 
 def _plain(name: str) -> str:

@@ -9,7 +9,7 @@ from typing import Any
 
 from runner.data.rows.values import check_value, is_given, printable
 
-_SHOWN = 20  # columns or keys that a warning names
+_SHOWN = 50  # columns or keys that a warning names
 _OTHER_NAMES = {"system_prompt": "system", "system_message": "system", "context": "input"}
 _COMPARED = 100  # columns whose names are compared: a table of 20,000 would take a minute
 # Columns that hold what a text is about, which a text model does not see.
