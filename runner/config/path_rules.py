@@ -80,11 +80,17 @@ def _mistyped(path: str) -> str | None:
         names = []
     stems = [name for name in names if Path(name).stem.lower() == given.stem.lower()]
     close = stems or get_close_matches(given.name, names, n=1, cutoff=0.8)
+    if not close and (near := get_close_matches(given.stem, map(_stem, names), n=1, cutoff=0.8)):
+        close = [name for name in names if _stem(name) == near[0]]
     if close:
         return str(given.parent / close[0])
     # no name of a data set ends like this: a file that is not there
     ending = get_close_matches(given.suffix.lower(), _ROW_ENDINGS, n=1, cutoff=0.6)
     return str(given.with_suffix(ending[0])) if ending else None
+
+
+def _stem(name: str) -> str:
+    return Path(name).stem
 
 
 def looks_local(path: str) -> bool:

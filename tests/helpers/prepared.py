@@ -43,7 +43,8 @@ def jsonl(file: Path, *rows: Any) -> Path:
 def prepared(path: Any, kind: Any = "completion", template: str | None = None, **data: Any) -> Data:
     tokenizer = byte_tokenizer()
     tokenizer.chat_template = template or tokenizer.chat_template
-    settings = DataSettings(path=str(path), **{"cache": False, **data})
+    path = path if isinstance(path, list) else str(path)
+    settings = DataSettings(path=path, **{"cache": False, **data})
     return prepare(settings, Renderer(tokenizer, TemplateSettings()), None, 0, kind)
 
 

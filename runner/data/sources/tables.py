@@ -86,7 +86,5 @@ def _row(batch: Any, number: int) -> Row | str:
         except Exception as error:
             reason = f"{type(error).__name__}: {error}".splitlines()[0]
             kind = batch.schema.field(name).type
-            return (
-                f"its column {printable(name)!r} ({kind}) holds a value that cannot be read: {reason[:200]}"
-            )
+            return f"its column {printable(name)!r} ({kind}) holds what cannot be read: {reason[:200]}"
     return row
