@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from difflib import get_close_matches
 from pathlib import Path
 from typing import Any
 
 from runner.config.origins import Origins
 from runner.core.errors import Issue, nearest
 from runner.core.paths import EXAMPLES, SWEEP_FILE
+
+_ROW_ENDINGS = (".json", ".jsonl", ".csv", ".tsv", ".parquet", ".arrow")
 
 
 def check_paths(values: dict[str, Any], origins: Origins) -> Iterator[Issue]:
@@ -56,13 +59,43 @@ def _check_source(key: str, source: Any, origins: Origins) -> Iterator[Issue]:
         name, known = path.removeprefix("embedded:"), [file.stem for file in EXAMPLES.glob("*.jsonl")]
         if name not in known:
             yield Issue(origins.where(key), f"{key}: no embedded data set {name!r}", nearest(name, known))
-    elif looks_local(path) and not exists(path):
+    elif exists(path):
+        return
+    elif looks_local(path):
         yield Issue(origins.where(key), f"{key}: nothing is at {path!r}", nearest_file(path))
+    elif meant := _mistyped(path):
+        hint = f"did you mean {meant!r}? A data set of the hub is named with its owner"
+        yield Issue(origins.where(key), f"{key}: nothing is at {path!r}", hint)
+
+
+def _mistyped(path: str) -> str | None:
+    """The local file of rows that a path means which could also be a hub name: its ending or name is close.
+
+    A hub that cannot be reached is asked for 23 seconds.
+    """
+    given = Path(path)
+    try:
+        names = sorted(entry.name for entry in given.parent.iterdir() if entry.suffix.lower() in _ROW_ENDINGS)
+    except OSError:
+        names = []
+    stems = [name for name in names if Path(name).stem.lower() == given.stem.lower()]
+    close = stems or get_close_matches(given.name, names, n=1, cutoff=0.8)
+    if not close and (near := get_close_matches(given.stem, map(_stem, names), n=1, cutoff=0.8)):
+        close = [name for name in names if _stem(name) == near[0]]
+    if close:
+        return str(given.parent / close[0])
+    # no name of a data set ends like this: a file that is not there
+    ending = get_close_matches(given.suffix.lower(), _ROW_ENDINGS, n=1, cutoff=0.6)
+    return str(given.with_suffix(ending[0])) if ending else None
+
+
+def _stem(name: str) -> str:
+    return Path(name).stem
 
 
 def looks_local(path: str) -> bool:
     """Whether a path can only mean this machine: a hub name is NAME or OWNER/NAME without a file's ending."""
-    endings = (".json", ".jsonl", ".csv", ".tsv", ".parquet", ".gguf", ".txt", ".zip", ".gz")
+    endings = (*_ROW_ENDINGS, ".gguf", ".txt", ".zip", ".gz")
     several = path.count("/") > 1 and ":" not in path
     return path.startswith((".", "/", "~")) or path.endswith(endings) or several
 

@@ -122,6 +122,8 @@ RANGES = {
     "lora.lora_dropout": Range(0, 0.999),
     "lora.num_virtual_tokens": _COUNT,
     "data.eval_split": Range(0, 0.999),
+    "data.split_seed": Range(0, 2**32 - 1),
+    "data.near_similarity": Range(0, 1, above=True),
     "data.max_rows": _COUNT,
     "data.eval_max_rows": _COUNT,
     "data.max_tokens": _COUNT,

@@ -34,11 +34,16 @@ class ModelSettings:
 class DataSettings:
     """Which rows, how they are recognised, cleaned and split, and what is trained on.
 
-    ``path`` is a file (JSON, JSONL, CSV, Parquet), a folder of such files, a hub name, ``embedded:NAME``, or
-    a list of these; a list entry may be ``{path: ..., weight: 0.5}``, which takes that share of its rows (2
-    takes each twice). ``min_chars`` counts characters of the answer, ``max_tokens`` tokens of the row.
-    ``columns`` maps a file's own column names to those of the format. With ``cache`` prepared rows stay in
-    the cache folder, where the next run of the same rows finds them.
+    ``path`` is a file (JSON, JSONL, CSV, Parquet), a folder of such files, a hub name,
+    ``embedded:NAME``, or a list of these; a list entry may be ``{path: ..., weight: 0.5}``, which takes
+    that share of its rows (2 takes each twice). ``min_chars`` counts characters of the answer,
+    ``max_tokens`` tokens of the row. ``columns`` maps a file's own column names to those of the format.
+    Which rows ``eval_split`` holds out, and which a weight or ``eval_max_rows`` takes, follows from
+    ``split_seed``, so that runs with different seeds are scored on the same rows. ``deduplicate`` keeps
+    the first of equal rows (``exact``, or true), of rows that ask the same (``prompt``), or also of
+    rows whose words are alike (``near``: Jaccard similarity of their three-word sequences at or above
+    ``near_similarity``; needs the extra ``near-duplicates``). With ``cache`` prepared rows stay in the
+    cache folder, where the next run of the same rows finds them.
     """
 
     path: str | list | None = None
@@ -57,10 +62,12 @@ class DataSettings:
     split: str = "train"
     subset: str | None = None
     eval_split: float = 0.0
+    split_seed: int = 0
     max_rows: int | None = None
     eval_max_rows: int | None = None
     clean: bool = False
-    deduplicate: bool = False
+    deduplicate: bool | Literal["exact", "prompt", "near"] = False
+    near_similarity: float = 0.8
     min_chars: int = 0
     max_tokens: int | None = None
     overlong: Literal["truncate", "drop"] = "truncate"

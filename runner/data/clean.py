@@ -13,7 +13,8 @@ from runner.data.formats import Example
 from runner.data.messages import Message
 
 # Why a row is dropped whatever the others are; its number is what ``drop_reason`` returns, 0 for none.
-DROP_REASONS = ("", "chosen equals rejected", "empty answer", "answer too short")
+MASKED_ROW = 4
+DROP_REASONS = ("", "chosen equals rejected", "empty answer", "answer too short", "masked by its weight of 0")
 
 _CONTROL = re.compile(r"[\x00-\x08\x0b\x0c\x0e-\x1f\x7f\u200b\u2060\ufeff]")
 
@@ -44,6 +45,15 @@ def drop_reason(example: Example, min_chars: int) -> int:
     return 3 if len(example.answer) < min_chars else 0
 
 
+def prompt_identity(example: Example) -> bytes:
+    """Sixteen bytes that two rows share when the same is asked: all up to the last question, or the text."""
+    if example.text is not None:
+        return _digest(" ".join(example.text.split()))
+    last = max((i for i, message in enumerate(example.messages) if message["role"] == "user"), default=-1)
+    asked = [(each["role"], " ".join(each["content"].split())) for each in example.messages[: last + 1]]
+    return _digest(json.dumps([asked, example.tools], sort_keys=True, default=str))
+
+
 def identity(example: Example) -> bytes:
     """Sixteen bytes that two rows share when all that can be rendered is the same, wherever it was read."""
     if example.text is not None:
@@ -51,4 +61,8 @@ def identity(example: Example) -> bytes:
     else:
         parts = [example.messages, example.tools, example.rejected, example.label]
         content = json.dumps(parts, sort_keys=True, default=str)
+    return _digest(content)
+
+
+def _digest(content: str) -> bytes:
     return hashlib.blake2b(content.encode(), digest_size=16).digest()

@@ -11,7 +11,6 @@ from typing import TYPE_CHECKING, Any, overload
 import numpy as np
 import pyarrow as pa
 
-from runner.data.clean import identity
 from runner.data.formats import Example
 
 if TYPE_CHECKING:
@@ -27,11 +26,12 @@ SCHEMA = pa.schema([("source", pa.int64()), ("place", pa.string()), ("example", 
 class ExampleWriter:
     """Appends examples to an Arrow file; of each only 25 bytes stay in memory.
 
-    ``add`` and ``close`` raise ``OSError`` when the disk is full.
+    ``identify`` gives the 16 bytes by which duplicates are found (of ``runner.data.clean``). ``add``
+    and ``close`` raise ``OSError`` when the disk is full.
     """
 
-    def __init__(self, file: Path) -> None:
-        self._file = file
+    def __init__(self, file: Path, identify: Callable[[Example], bytes]) -> None:
+        self._file, self._identify = file, identify
         self._writer: Any = None
         self._rows: list[tuple[int, str, str]] = []
         self._bytes = 0
@@ -46,7 +46,7 @@ class ExampleWriter:
         self._rows.append(row)
         self._bytes += len(row[-1])
         self._drop_reasons.append(drop_reason)
-        self._identities += identity(example)
+        self._identities += self._identify(example)
         if len(self._rows) == _BATCH_ROWS or self._bytes > _BATCH_BYTES:
             self._flush()
 
@@ -121,6 +121,10 @@ class Examples(Sequence[Example]):
     def take(self, positions: np.ndarray) -> Examples:
         """Those at some positions, or where a mask says so."""
         return self._with(self.indices[positions])
+
+    def of_rows(self, rows: np.ndarray) -> Examples:
+        """Those with these numbers in the file."""
+        return self._with(rows)
 
     def _with(self, indices: np.ndarray) -> Examples:
         return Examples(self._mapped, indices, self._drop_reasons, self._identities)

@@ -10,35 +10,27 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 from runner.config.objective import Kind
-from runner.data.messages import (
-    BadRow,
-    Message,
-    Row,
-    has_content,
-    is_trained,
-    message_list,
-    messages_of,
-    new_message,
-    parsed,
-    shown,
-    system_turn,
-    text_of,
-    tools_of,
-)
+from runner.data.messages import has_content, is_trained, messages_of, new_message, system_turn, text_of
+from runner.data.rows.calls import tools_of
+from runner.data.rows.joining import joined, repeats, without_prompt
+from runner.data.rows.read_row import ReadRow
+from runner.data.rows.values import BadRow, Message, Row, is_given, listed, parsed, shown
+
+CONVERSATION = ("messages", "conversations", "conversation")
 
 # What each format needs (any of the alternatives of each part), most specific first.
 FORMATS: dict[str, tuple[tuple[str, ...], ...]] = {
     "preference": (("chosen",), ("rejected",)),
-    "feedback": (("prompt",), ("completion",), ("label",)),
+    "feedback": (("completion", *CONVERSATION), ("label",)),
     "classification": (("text",), ("label",)),
-    "messages": (("messages", "conversations", "conversation"),),
+    "messages": (CONVERSATION,),
     "alpaca": (("instruction",), ("output",)),
     "prompt_completion": (("prompt",), ("completion",)),
     "text": (("text",),),
 }
 
 # What a row may have besides, and all columns that are read.
-OPTIONAL = ("system", "input", "history", "tools")
+OPTIONAL = ("system", "input", "history", "tools", "functions")
 COLUMNS = {*OPTIONAL, *(name for parts in FORMATS.values() for part in parts for name in part)}
 
 # What a recipe learns from, and the formats that hold it: an answer, the better of two answers, answers that
@@ -106,7 +98,11 @@ def expected(kind: Kind = "completion") -> str:
 def to_example(
     row: Row, source: int, row_format: str, place: str = "row ", kind: Kind = "completion"
 ) -> Example:
-    """Normalise one row of a known format. Raises ``BadRow``."""
+    """Normalise one row of a known format. Raises ``BadRow``.
+
+    A ``ReadRow`` remembers what was read of it, and what may be wrong with it.
+    """
+    row = ReadRow.of(row)
     if row_format == "text":
         return Example(source, text=text_of(row, "text"), place=place)
     if row_format == "classification":
@@ -115,16 +111,13 @@ def to_example(
         chosen, rejected = _pair(row)
         return Example(source, messages=chosen, rejected=rejected, tools=tools_of(row), place=place)
     if row_format == "feedback":
-        prompt = [*system_turn(row), *messages_of(row, "prompt", "user")]
-        answer = _up_to_answer(messages_of(row, "completion", "assistant"))
-        _require_loss(answer, "completion")
-        messages = (*_masked(prompt), *answer)
+        messages = _feedback(row)
         return Example(source, messages=messages, tools=tools_of(row), place=place, label=_liked(row))
     messages = _CONVERTERS[row_format](row)
     answers = [message for message in messages if message["role"] == "assistant"]
     if all(message.get("weight") == 0 for message in answers):
         raise BadRow("has no assistant message to train on")
-    return Example(source, messages=tuple(_up_to_answer(messages)), tools=tools_of(row), place=place)
+    return Example(source, messages=tuple(_up_to_answer(messages, row)), tools=tools_of(row), place=place)
 
 
 def prompt_messages(row: Row) -> list[Message]:
@@ -132,9 +125,9 @@ def prompt_messages(row: Row) -> list[Message]:
 
     Raises ``BadRow``.
     """
-    key = next((name for name in FORMATS["messages"][0] if row.get(name)), None)
-    if key is not None:
-        messages = message_list(row[key], key)
+    row = ReadRow.of(row)
+    if (key := _conversation_key(row)) is not None:
+        messages = messages_of(row, key)
     elif row.get("instruction") is not None:
         messages = _alpaca_prompt(row)
     else:
@@ -154,9 +147,9 @@ def unpaired(example: Example) -> list[Example]:
     return [liked, replace(liked, messages=example.rejected, label=False)]
 
 
-def _pair(row: Row) -> tuple[tuple[Message, ...], tuple[Message, ...]]:
+def _pair(row: ReadRow) -> tuple[tuple[Message, ...], tuple[Message, ...]]:
     """The conversations with the chosen and the rejected answer; what they share is only read."""
-    chosen, rejected = (_up_to_answer(_preference(row, side)) for side in ("chosen", "rejected"))
+    chosen, rejected = (_up_to_answer(_preference(row, side), row) for side in ("chosen", "rejected"))
     same = (a == b for a, b in zip(chosen, rejected, strict=False))
     shared = next((index for index, equal in enumerate(same) if not equal), min(len(chosen), len(rejected)))
     if shared == len(chosen) == len(rejected):  # two equal answers, which the reader of the rows counts
@@ -169,6 +162,20 @@ def _pair(row: Row) -> tuple[tuple[Message, ...], tuple[Message, ...]]:
     return (*prompt, *chosen[shared:]), (*prompt, *rejected[shared:])
 
 
+def _feedback(row: ReadRow) -> tuple[Message, ...]:
+    """A conversation whose answer was liked or not: the completion, or all after the last question."""
+    key = "completion" if is_given(row.get("completion")) else _conversation_key(row) or "completion"
+    messages = _prompt_completion(row) if key == "completion" else _conversation(row)
+    messages = _up_to_answer(messages, row)
+    length = len(messages_of(row, "completion", "assistant")) if key == "completion" else 0
+    begin = max((i for i, message in enumerate(messages) if message["role"] == "user"), default=-1) + 1
+    if length and messages[-length:][0]["role"] == "assistant":
+        begin = len(messages) - length
+    answer = messages[begin:]
+    _require_loss(answer, key)
+    return (*_masked(messages[:begin]), *answer)
+
+
 def _require_loss(messages: list[Message], side: str) -> None:
     if not any(is_trained(message) for message in messages):
         raise BadRow(f"{side!r} is empty")
@@ -179,15 +186,17 @@ def _masked(messages: list[Message]) -> list[Message]:
     return [{**message, "weight": 0} if message["role"] == "assistant" else message for message in messages]
 
 
-def _up_to_answer(messages: list[Message]) -> list[Message]:
+def _up_to_answer(messages: list[Message], row: ReadRow) -> list[Message]:
     """Without what follows the last answer, which can neither be trained nor seen."""
     last = max((i for i, message in enumerate(messages) if message["role"] == "assistant"), default=None)
     if last is None:
         raise BadRow("has no assistant message to train on")
+    if last + 1 < len(messages):
+        row.doubts.add("messages after the last answer, which are not read")
     return messages[: last + 1]
 
 
-def _liked(row: Row) -> bool:
+def _liked(row: ReadRow) -> bool:
     value = row.get("label")
     known = {"true": True, "1": True, "false": False, "0": False}
     if str(value).lower() not in known:
@@ -195,60 +204,87 @@ def _liked(row: Row) -> bool:
     return known[str(value).lower()]
 
 
-def _class(row: Row) -> str:
+def _class(row: ReadRow) -> str:
     value = row.get("label")
     if not isinstance(value, (str, int)) or not str(value).strip():
         raise BadRow(f"'label' must be the name or number of a class, got {shown(value)}")
     return str(value).strip()
 
 
-def _alpaca(row: Row) -> list[Message]:
-    return [*_alpaca_prompt(row), {"role": "assistant", "content": text_of(row, "output")}]
+def _alpaca(row: ReadRow) -> list[Message]:
+    prompt = _alpaca_prompt(row)
+    return _answered(row, prompt, "output", [new_message(text_of(row, "output"), "assistant")])
 
 
-def _alpaca_prompt(row: Row) -> list[Message]:
+def _alpaca_prompt(row: ReadRow) -> list[Message]:
     instruction, extra = text_of(row, "instruction"), text_of(row, "input", optional=True)
     content = f"{instruction}\n{extra}" if extra.strip() else instruction
     user = {"role": "user", "content": content, "instruction": instruction, "input": extra}
     return [*system_turn(row), *_history(row), user]
 
 
-def _history(row: Row) -> list[Message]:
+def _history(row: ReadRow) -> list[Message]:
     messages: list[Message] = []
-    for number, turn in enumerate(parsed(row.get("history") or [], "history")):
+    turns = parsed(row.get("history") or [], "history")
+    if not isinstance(turns, (list, tuple)):
+        raise BadRow(f"history must be a list of questions with their answers, got {shown(turns)}")
+    for number, turn in enumerate(turns):
         if not (isinstance(turn, (list, tuple)) and len(turn) == 2 and all(isinstance(t, str) for t in turn)):
             raise BadRow(f"history[{number}] must be a question and its answer, got {shown(turn)}")
         messages += new_message(turn[0], "user"), new_message(turn[1], "assistant")
     return messages
 
 
-def _prompt_completion(row: Row) -> list[Message]:
-    return [
-        *system_turn(row),
-        *messages_of(row, "prompt", "user"),
-        *messages_of(row, "completion", "assistant"),
-    ]
+def _prompt_completion(row: ReadRow) -> list[Message]:
+    whole = isinstance(row.get("completion"), (list, dict)) and not is_given(row.get("prompt"))
+    prompt = [] if whole else messages_of(row, "prompt", "user")
+    answer = messages_of(row, "completion", "assistant")
+    if whole and answer[0]["role"] not in ("system", "user"):
+        raise BadRow(f"has an answer but no prompt; it has {listed(row)}")
+    if (prompt or answer)[0]["role"] != "system":
+        prompt = [*system_turn(row), *prompt]
+    return _answered(row, prompt, "completion", answer)
 
 
-def _preference(row: Row, side: str = "chosen") -> list[Message]:
+def _preference(row: ReadRow, side: str = "chosen") -> list[Message]:
     """One answer of a preference pair with its prompt; supervised training learns from the chosen one."""
-    chosen = messages_of(row, side, "assistant")
-    if chosen[0]["role"] != "assistant":  # a whole conversation, which begins with its prompt
-        return [*([] if chosen[0]["role"] == "system" else system_turn(row)), *chosen]
+    prompt, answer = _preference_prompt(row), messages_of(row, side, "assistant")
+    if not prompt and answer[0]["role"] == "assistant":
+        raise BadRow(f"has an answer but no prompt; it has {listed(row)}")
+    if (prompt or answer)[0]["role"] != "system" and answer[0]["role"] != "system":
+        prompt = [*system_turn(row), *prompt]
+    sides = row.get("chosen"), row.get("rejected")
+    if all(repeats(prompt, text) for text in sides):
+        row.doubts.add("a prompt that both answers repeat: cut off there")
+        answer = [new_message(without_prompt(prompt, answer[0]["content"]), "assistant")]
+        return joined(prompt, answer, side)
+    return _answered(row, prompt, side, answer)
+
+
+def _preference_prompt(row: ReadRow) -> list[Message]:
+    """What comes before both answers; empty where they are whole conversations."""
     if row.get("instruction") is not None:
-        return [*_alpaca_prompt(row), *chosen]
-    key = next((name for name in ("prompt", *FORMATS["messages"][0]) if row.get(name)), None)
-    if key is None:
-        raise BadRow(f"has an answer but no prompt; it has {sorted(row)}")
-    prompt = messages_of(row, key, "user")
-    return [*([] if prompt[0]["role"] == "system" else system_turn(row)), *prompt, *chosen]
+        return _alpaca_prompt(row)
+    key = "prompt" if row.get("prompt") else _conversation_key(row)
+    return [] if key is None else messages_of(row, key, "user")
 
 
-def _conversation(row: Row) -> list[Message]:
-    named = [name for name in FORMATS["messages"][0] if name in row]
-    key = next((name for name in named if row[name] is not None), named[0] if named else "messages")
-    messages = message_list(row.get(key), key)
+def _answered(row: ReadRow, prompt: list[Message], key: str, answer: list[Message]) -> list[Message]:
+    """A prompt before its answer, which may be the whole conversation."""
+    if repeats(prompt, row.get(key)):
+        row.doubts.add("an answer that begins with its whole prompt")
+    return joined(prompt, answer, key)
+
+
+def _conversation(row: ReadRow) -> list[Message]:
+    key = _conversation_key(row) or next((name for name in CONVERSATION if name in row), "messages")
+    messages = messages_of(row, key)
     return messages if messages[0]["role"] == "system" else [*system_turn(row), *messages]
+
+
+def _conversation_key(row: ReadRow) -> str | None:
+    """The column with the conversation; None where all are empty."""
+    return next((name for name in CONVERSATION if row.get(name)), None)
 
 
 _CONVERTERS = {

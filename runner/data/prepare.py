@@ -19,9 +19,11 @@ from runner.core.errors import ConfigError, Issue
 from runner.data.clean import DROP_REASONS
 from runner.data.encode import Encoder, encode_split
 from runner.data.example_store import Examples, first_equal
-from runner.data.formats import Kind, unpaired
+from runner.data.formats import Example, Kind, unpaired
 from runner.data.overlap import overlap
 from runner.data.reader import Source, read_sources
+from runner.data.rows.label_notes import label_notes
+from runner.data.rows.near_duplicates import check_installed, near_duplicates
 from runner.data.splits import Data, Split
 from runner.data.store import data_key, examples_file, load_or_make, sequences_file
 from runner.data.template import Renderer
@@ -62,17 +64,19 @@ def _prepared(folder: Path, data: DataSettings, encoder: Encoder, seed: int) -> 
     """Write examples and sequences of all splits into a folder."""
     reading = folder / "read"
     reading.mkdir()
-    sources = _read(data, seed, encoder.kind, reading)
+    if data.deduplicate == "near":
+        check_installed()
+    sources = _read(data, encoder.kind, reading)
     train = _filter("train", sources["data.path"], data)
     held_out = issue = None
     if data.eval_path:
         held_out = _filter("eval", sources["data.eval_path"], data)
     elif data.eval_split:
-        held_out = _split_off(train, data.eval_split, seed)
+        held_out = _split_off(train, data.eval_split, data.split_seed)
     _limit(train, data.max_rows, seed)
     notes = [warning for read in sources.values() for source in read for warning in source.warnings]
     if held_out is not None:
-        _limit(held_out, data.eval_max_rows, seed)
+        _limit(held_out, data.eval_max_rows, data.split_seed)
         shared = overlap(train.examples, held_out.examples)
         held_out.counts["also in train"], issue = shared.rows, shared.issue
         notes += shared.notes
@@ -82,16 +86,18 @@ def _prepared(folder: Path, data: DataSettings, encoder: Encoder, seed: int) -> 
         file.unlink()
     reading.rmdir()
     notes += [note for split in splits for note in _notes(split, encoder.max_length)]
+    if "label" in splits[0].rows.dataset.column_names:
+        notes += label_notes(splits[0].rows.labels(), encoder.kind)
     return Data(splits[0], splits[1] if held_out is not None else None, notes, issue)
 
 
-def _read(data: DataSettings, seed: int, kind: Kind, folder: Path) -> dict[str, list[Source]]:
+def _read(data: DataSettings, kind: Kind, folder: Path) -> dict[str, list[Source]]:
     """All sources by key; the issues of training and held-out files are reported together."""
     sources: dict[str, list[Source]] = {}
     issues: list[Issue] = []
     for key, given in (("data.path", data.path), ("data.eval_path", data.eval_path)):
         try:
-            sources[key] = read_sources(given, data, key, seed, folder, kind) if given else []
+            sources[key] = read_sources(given, data, key, data.split_seed, folder, kind) if given else []
         except ConfigError as error:
             issues += error.issues
     if issues:
@@ -108,10 +114,24 @@ def _filter(name: str, sources: list[Source], data: DataSettings) -> _Selection:
     kept = drop_reasons == 0
     counts = Counter({"read": len(rows)})
     counts.update({name: _count(drop_reasons == number) for number, name in enumerate(DROP_REASONS) if name})
-    counts["duplicate" if data.deduplicate else "repeated"] = _count(kept & duplicate)
+    reason = {False: "repeated", "prompt": "duplicate prompt"}.get(data.deduplicate, "duplicate")
+    counts[reason] = _count(kept & duplicate)
     if data.deduplicate:
         kept &= ~duplicate
+    if data.deduplicate == "near":
+        near = np.zeros(len(rows), bool)
+        first, chosen = np.unique(rows[kept], return_inverse=True)  # rows that a weight repeats stay together
+        texts = (" ".join(_words(example)) for example in examples.of_rows(first))
+        near[kept] = near_duplicates(texts, data.near_similarity)[chosen]
+        counts["near duplicate"] = _count(near)
+        kept &= ~near
     return _Selection(name, sources, examples.take(kept), counts)
+
+
+def _words(example: Example) -> list[str]:
+    """All the words of an example, in order."""
+    messages = (*example.messages, *example.rejected)
+    return [example.text or "", *(message["content"] for message in messages)]
 
 
 def _count(mask: np.ndarray) -> int:
@@ -169,6 +189,7 @@ def _remedy(counts: Counter[str]) -> str:
         "longer than max_length": "raise trainer.max_length, or data.overlong=truncate",
         "more than max_tokens": "raise data.max_tokens",
         "answer too short": "lower data.min_chars",
+        "masked by its weight of 0": "their weight, loss or train says that none of them is trained",
         "empty answer": "is data.columns naming the right columns?",
         "held out": "give more rows, or data.eval_path instead of data.eval_split",
     }
@@ -179,7 +200,10 @@ _DROPPED = (
     "empty answer",
     "chosen equals rejected",
     "duplicate",
+    "duplicate prompt",
+    "near duplicate",
     "answer too short",
+    "masked by its weight of 0",
     "longer than max_length",
     "more than max_tokens",
     "over the row limit",

@@ -9,10 +9,7 @@ from __future__ import annotations
 import hashlib
 import math
 import random
-from collections.abc import Iterable
 from dataclasses import dataclass, field, replace
-from difflib import get_close_matches
-from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -20,37 +17,32 @@ import numpy as np
 
 from runner.config.settings import DataSettings
 from runner.core.errors import ConfigError, Issue, nearest
-from runner.data.clean import clean, drop_reason
+from runner.data.clean import MASKED_ROW, clean, drop_reason, identity, prompt_identity
 from runner.data.example_store import Examples, ExampleWriter
-from runner.data.files import Rows, content_digest, file_rows, local_files
-from runner.data.formats import (
-    COLUMNS,
-    FORMATS,
-    KINDS,
-    OPTIONAL,
-    Kind,
-    expected,
-    missing,
-    recognise,
-    to_example,
-)
+from runner.data.files import Rows, content_digest, file_notes, file_rows
+from runner.data.formats import FORMATS, KINDS, OPTIONAL, Kind, recognise, to_example
 from runner.data.issue_list import IssueList
-from runner.data.messages import BadRow, Row
-
-_NAMES = sorted({name for parts in FORMATS.values() for part in parts for name in part})
+from runner.data.rows.doubts import doubts
+from runner.data.rows.flags import row_flag
+from runner.data.rows.read_row import ReadRow, Tally
+from runner.data.rows.values import BadRow, Row
+from runner.data.sources.columns import explain, format_issue, mapping_issue, renamed
+from runner.data.sources.folders import find_files
+from runner.data.sources.tables import plain_row
 
 
 @dataclass
 class Source:
     """One source as read: its path, format, fingerprint, number of examples, and the examples.
 
-    ``warnings`` name columns that are not read but may be meant.
+    ``files`` are the names of those of a folder; ``warnings`` say what was not read or may be wrong.
     """
 
     path: str
     row_format: str
     fingerprint: str
     rows: int
+    files: list[str] = field(default_factory=list)
     examples: Examples | None = None  # None in a prepared split, which has them
     warnings: list[str] = field(default_factory=list)
 
@@ -61,6 +53,7 @@ class Source:
             "format": self.row_format,
             "rows": self.rows,
             "fingerprint": self.fingerprint,
+            "files": self.files,
         }
 
 
@@ -74,7 +67,8 @@ def read_sources(
     as the same row of one file, so that a repeated one is not taken for a duplicate. Raises ``ConfigError``
     with up to ``SHOWN_ISSUES`` issues and the number of the others, ``OSError`` when the disk is full.
     """
-    issues, writer = IssueList(), ExampleWriter(folder / f"{key}.arrow")
+    identify = prompt_identity if data.deduplicate == "prompt" else identity
+    issues, writer = IssueList(), ExampleWriter(folder / f"{key}.arrow", identify)
     sources: list[tuple[Source, np.ndarray]] = []
     for entry in given if isinstance(given, list) else [given]:
         options = entry if isinstance(entry, dict) else {"path": entry}
@@ -93,6 +87,21 @@ def read_sources(
     return [replace(source, examples=examples.take(rows), rows=len(rows)) for source, rows in sources]
 
 
+@dataclass
+class _Reading:
+    """How the files of one source are read, and what was found in them."""
+
+    row_format: str
+    kind: Kind
+    columns: dict[str, str]
+    data: DataSettings
+    writer: ExampleWriter
+    issues: IssueList
+    tally: Tally = field(default_factory=Tally)
+    formats: set[str] = field(default_factory=set)
+    found: dict[str, None] = field(default_factory=dict)  # the columns of all rows, under the format's names
+
+
 def _read_source(
     options: dict[str, Any],
     data: DataSettings,
@@ -109,48 +118,31 @@ def _read_source(
     if len(KINDS[kind]) == 1:
         row_format = KINDS[kind][0]
     columns = data.columns if options.get("columns") is None else options["columns"]
-    digest, formats = hashlib.sha256(), set()
-    warnings: list[str] = []
-    convert = partial(
-        _convert,
-        row_format=row_format,
-        kind=kind,
-        columns=columns,
-        data=data,
-        writer=writer,
-        issues=issues,
-        warnings=warnings,
-    )
-    files = local_files(path, key)
-    for file in files:
+    reading = _Reading(row_format, kind, columns, data, writer, issues)
+    digest = hashlib.sha256()
+    found = find_files(path, key)
+    for file in found.files:
         try:
             digest.update(content_digest(file))
         except OSError as error:
             issues.add(Issue(str(file), f"cannot be read: {error.strerror}"))
             continue
         place, rows = file_rows(file)
-        formats.add(convert(str(file), place, rows))
+        _convert(str(file), place, rows, reading)
+        found.notes += file_notes(file)
     fingerprint = f"sha256:{digest.hexdigest()}"
-    if not files:
+    if not found.files:
         rows, fingerprint = _hub_rows(path, data, key)
-        formats.add(convert(path, f"{path}, row ", rows))
-    return Source(path, ", ".join(sorted(formats)), fingerprint, rows=0, warnings=warnings)
+        _convert(path, f"{path}, row ", rows, reading)
+    warnings = reading.tally.warnings(path, [name for name in OPTIONAL if name not in reading.found])
+    formats = ", ".join(sorted(reading.formats))
+    return Source(path, formats, fingerprint, 0, found.read_names(path), None, [*found.notes, *warnings])
 
 
-def _convert(
-    name: str,
-    place: str,
-    rows: Rows,
-    row_format: str,
-    kind: Kind,
-    columns: dict[str, str],
-    data: DataSettings,
-    writer: ExampleWriter,
-    issues: IssueList,
-    warnings: list[str],
-) -> str:
-    """Append a file's rows to ``writer``, what is wrong with them to ``issues``; return the file's format."""
-    given, unreadable, wrong = row_format != "auto", IssueList(), IssueList()
+def _convert(name: str, place: str, rows: Rows, reading: _Reading) -> None:
+    """Append a file's rows to the writer, and what is wrong with them to the issues."""
+    row_format, given = reading.row_format, reading.row_format != "auto"
+    unreadable, wrong = IssueList(), IssueList()
     found: dict[str, None] = {}  # the columns of all rows
     first: Row | None = None
     for number, row in rows:
@@ -160,89 +152,46 @@ def _convert(
             continue
         if not row.keys() <= found.keys():
             found |= dict.fromkeys(row)
-        row = _renamed(row, columns)
+        row, displaced = renamed(row, reading.columns)
         if first is None:
             first = row
-            row_format = row_format if given else recognise(row, kind) or ""
+            row_format = row_format if given else recognise(row, reading.kind) or ""
         try:
             if row_format:
-                example = to_example(row, number, row_format, place, kind)
-                example = clean(example) if data.clean else example
-                writer.add(example, drop_reason(example, data.min_chars))
+                _add(row, number, row_format, place, displaced, reading)
         except BadRow as error:
-            wrong.add(Issue(f"{place}{number}", _explain(row, row_format, kind, error)))
+            wrong.add(Issue(f"{place}{number}", explain(row, row_format, reading.kind, error)))
     if first is None:
-        issues.extend(unreadable)
+        reading.issues.extend(unreadable)
         if not unreadable:
-            issues.add(Issue(name, "holds no rows"))
-        return row_format
-    reason = _mapping_issue(columns, found)
-    if not reason and not row_format:
-        reason = f"the columns {sorted(first)} fit no format", _suggested(first, kind)
-    elif not reason and given and (lost := missing(row_format, _renamed(dict(found), columns))):
-        listed = f"has no {lost[0]!r}, which the format {row_format!r} needs; it has {sorted(found)}"
-        reason = (listed, nearest(lost[0], found) if kind == "completion" else _suggested(found, kind))
+            reading.issues.add(Issue(name, "holds no rows"))
+        return
+    names = renamed(dict(found), reading.columns)[0]
+    reason = mapping_issue(reading.columns, found)
+    reason = reason or format_issue(row_format, given, found, names, first, reading.kind)
     if reason:  # one issue of the file, rather than one of each row
-        issues.extend(unreadable)
-        issues.add(Issue(name, *reason))
+        reading.issues.extend(unreadable)
+        reading.issues.add(Issue(name, *reason))
     else:
-        issues.extend(wrong)
-    warnings += _overlooked(name, _renamed(dict(found), columns))
-    return row_format
+        reading.issues.extend(wrong)
+    reading.formats.add(row_format)
+    reading.found |= names
 
 
-def _renamed(row: dict[str, Any], columns: dict[str, str]) -> dict[str, Any]:
-    """A row under the format's names; a mapped column wins over one that has the name already."""
-    if not columns:
-        return row
-    kept = {name: value for name, value in row.items() if name not in columns}
-    return kept | {columns[name]: value for name, value in row.items() if name in columns}
-
-
-def _overlooked(name: str, found: Iterable[str]) -> list[str]:
-    """A warning for each column that is not read but is called almost like one that could be."""
-    absent = [column for column in OPTIONAL if column not in found]
-    unread = [column for column in found if column not in COLUMNS]
-    close = ((column, get_close_matches(column.lower(), absent, n=1, cutoff=0.75)) for column in unread)
-    return [
-        f"{name}: the column {column!r} is not read; data.columns={{{column}: {match[0]}}} reads it"
-        for column, match in close
-        if match
-    ]
-
-
-def _mapping_issue(columns: dict[str, str], found: Iterable[str]) -> tuple[str, str] | None:
-    targets = list(columns.values())
-    absent = [name for name in columns if name not in found]
-    if absent:
-        message = f"columns maps {absent[0]!r}, which the file lacks; it has {sorted(found)}"
-        if columns[absent[0]] in found and absent[0] in COLUMNS:
-            return message, f"the file's name comes first: {{{columns[absent[0]]}: {absent[0]}}}"
-        return message, nearest(absent[0], found)
-    if unknown := [target for target in targets if target not in COLUMNS]:
-        return f"columns maps to {unknown[0]!r}, which no format reads", nearest(unknown[0], COLUMNS, 20)
-    if twice := [target for target in targets if targets.count(target) > 1]:
-        return f"columns maps two columns to {twice[0]!r}", "keep one of them"
-    return None
-
-
-def _suggested(columns: Iterable[str], kind: Kind) -> str:
-    """A mapping of misspelt columns to the nearest right names, or how to write one."""
-    close = {column: get_close_matches(column.lower(), _NAMES, n=1, cutoff=0.75) for column in columns}
-    pairs = [f"{column}: {match[0]}" for column, match in close.items() if match and match[0] != column]
-    if pairs:
-        return f"did you mean data.columns={{{', '.join(pairs)}}}? {expected(kind)}"
-    return f"map them, as in data.columns={{question: prompt, answer: completion}}; {expected(kind)}"
-
-
-def _explain(row: Row, row_format: str, kind: Kind, error: BadRow) -> str:
-    lost, other = missing(row_format, row), recognise(row, kind)
-    if lost and other:
-        return f"is in the format {other!r}, but the file began in {row_format!r}: one format a file"
-    if lost:
-        close = get_close_matches(lost[0], row, n=1)
-        return f"has no {lost[0]!r}; it has {sorted(row)}" + (f"; is it {close[0]!r}?" if close else "")
-    return str(error)
+def _add(
+    given: Row, number: int, row_format: str, place: str, displaced: list[str], reading: _Reading
+) -> None:
+    """Write the example of a row, and count what was not read of it. Raises ``BadRow``."""
+    row, data = ReadRow(given), reading.data
+    example = to_example(row, number, row_format, place, reading.kind)
+    example = clean(example) if data.clean else example
+    unread = row.unread
+    trained, flags = row_flag(row, unread) if reading.kind != "classification" else (None, set[str]())
+    reason = MASKED_ROW if trained is False else drop_reason(example, data.min_chars)
+    reading.writer.add(example, reason)
+    texts = [text for text in (example.text, example.label) if isinstance(text, str)]
+    row.doubts |= doubts(texts, (example.messages, example.rejected))
+    reading.tally.add(row, [*displaced, *(name for name in unread if name not in flags)], example.where)
 
 
 def _hub_rows(path: str, data: DataSettings, key: str) -> tuple[Rows, str]:
@@ -253,7 +202,7 @@ def _hub_rows(path: str, data: DataSettings, key: str) -> tuple[Rows, str]:
     except Exception as error:  # the library raises many kinds, all of which mean: not to be had
         message = f"{path!r} is no file here, and the hub gave no data set: {type(error).__name__}: {error}"
         raise ConfigError(Issue(f"{key}={path}", message.splitlines()[0][:300])) from error
-    return enumerate(map(dict, table), start=1), f"datasets:{table._fingerprint}"
+    return enumerate((plain_row(dict(row)) for row in table), start=1), f"datasets:{table._fingerprint}"
 
 
 def _weighted(rows: np.ndarray, weight: Any, seed: int, options: dict[str, Any], key: str) -> np.ndarray:

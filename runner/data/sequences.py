@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+from collections import Counter
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, overload
@@ -118,6 +119,10 @@ class Sequences(Sequence[Encoded]):
     def classes(self) -> list[str]:
         """The different classes of the rows."""
         return self.dataset.unique("label")
+
+    def labels(self) -> Counter[Any]:
+        """How many rows each label has."""
+        return Counter(self.dataset["label"])
 
     def with_class_numbers(self, classes: list[str]) -> Sequences:
         """The same rows with each class as its number in ``classes``."""

@@ -194,7 +194,7 @@ def _read_split(folder: Path, facts: dict[str, Any]) -> Split:
             raise Damaged(folder / name)
     name = facts["name"]
     sources = [
-        Source(source["path"], source["format"], source["fingerprint"], source["rows"])
+        Source(source["path"], source["format"], source["fingerprint"], source["rows"], source["files"])
         for source in facts["sources"]
     ]
     examples = Examples.open(examples_file(folder, name))

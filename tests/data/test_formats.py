@@ -125,11 +125,11 @@ def test_roles_of_tools_and_what_they_say() -> None:
     assert example.messages[1] == {
         "role": "assistant",
         "content": "",
-        "tool_calls": [{"type": "function", "function": {"name": "sum", "arguments": {"a": 1}}}],
+        "tool_calls": [{"type": "function", "function": {"name": "sum", "arguments": {"a": 1, "b": None}}}],
         "reasoning_content": "Add.",
     }
     assert example.messages[4]["name"] == "sum"
-    assert example.tools == ({"type": "function", "function": {"name": "sum"}},)
+    assert example.tools == ({"type": "function", "function": {"name": "sum", "description": None}},)
 
 
 def test_an_answer_of_tool_calls_only_is_not_empty() -> None:
@@ -153,7 +153,7 @@ def test_an_answer_of_tool_calls_only_is_not_empty() -> None:
         ),
         ({"messages": [{"rolle": "user", "content": "x"}]}, "messages", "has no role.*did you mean 'rolle'"),
         ({"messages": [{"role": ["user"], "content": "x"}]}, "messages", "unknown role"),
-        ({"messages": [{"role": "user", "content": None}]}, "messages", "no text content, got NoneType"),
+        ({"messages": [{"role": "user", "content": None}]}, "messages", "no text content, got null"),
         ({"messages": [{"role": "user", "content": 3}]}, "messages", "no text content, got int 3"),
         ({"messages": [{"role": "user", "content": [{"type": "image"}]}]}, "messages", "no text content"),
         ({"messages": [{"role": "user", "content": "x"}]}, "messages", "no assistant message"),

@@ -170,7 +170,7 @@ def test_rows_repeated_by_their_weight_are_no_duplicates(tmp_path: Path) -> None
 
 def test_split_is_seeded_and_shares_no_row(tmp_path: Path) -> None:
     path = written(tmp_path, NUMBERED)
-    first, again, other = (made(path, seed=seed, eval_split=0.25) for seed in (1, 1, 2))
+    first, again, other = (made(path, eval_split=0.25, split_seed=seed) for seed in (1, 1, 2))
     assert trained(first.eval) == trained(again.eval) != trained(other.eval)
     assert first.train.fingerprint == again.train.fingerprint
     for data in (first, other):

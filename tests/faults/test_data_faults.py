@@ -69,7 +69,7 @@ BROKEN: dict[str, tuple[str, bytes, str]] = {
     "8 key twice in a message": (
         "a.json",
         b'[{"messages": [{"role": "user", "content": "a", "content": "b"}]}]',
-        "a.json: names 'content' twice",
+        "a.json, row 1: names 'content' twice",
     ),
     "8 column twice": (
         "a.csv",
@@ -249,7 +249,7 @@ DOUBTFUL: dict[str, tuple[bytes, dict[str, int], str]] = {
     "10 misspelt optional column": (
         jsonl({"sytem": "Be kind.", **GOOD[0]}),
         {},
-        "a.jsonl: the column 'sytem' is not read; data.columns={sytem: system} reads it",
+        "a.jsonl: columns not read: sytem (1); data.columns={sytem: system} reads it",
     ),
     "12 empty system turn": (
         chat({"role": "system", "content": ""}, ASKED, answer()),

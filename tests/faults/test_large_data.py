@@ -109,7 +109,7 @@ def test_found_pairs_are_those_that_were_made(tmp_path: Path, kind: str) -> None
     "change",
     [
         {"max_length": 128},
-        {"seed": 1},
+        {"split_seed": 1},
         {"template": {"system": "Be brief."}},
         {"template": {"chat_template": "{% for m in messages %}{{ m.content }}\n{% endfor %}"}},
         {"train_on": "all"},

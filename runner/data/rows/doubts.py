@@ -1,0 +1,55 @@
+"""What may be wrong with the words of an example: nothing here stops a run, it is counted and said."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterable, Iterator, Sequence
+
+from runner.data.rows.values import Message
+
+# What pandas and others write for a missing value, where it became text on the way to the file.
+_MISSING = {"nan", "none", "null", "<na>", "nat", "undefined", "#n/a"}
+# UTF-8 that was read as Latin-1 or Windows-1252: "Ã©" for "é", "â€" for the first bytes of a curly quote.
+_MOJIBAKE = re.compile(r"[\u00c2\u00c3][\u0080-\u00bf]|\u00e2\u20ac|\u00e2\u0080")
+
+
+# Where an image, a film or a sound stood in the text of a multimodal chat; not the elements of HTML.
+_MEDIA = re.compile(r"<(image|video|audio)(?:_?\d+)?>|<\|(?:image|video|audio)[a-z_]*\|>")
+
+
+def doubts(texts: Iterable[str], conversations: Iterable[Sequence[Message]]) -> set[str]:
+    """Reasons to count an example by: missing values as text, broken characters, an answer to nothing.
+
+    ``texts`` are a plain text and its class, ``conversations`` those with the answer and the rejected answer.
+    """
+    found = {reason for text in texts for reason in _of_text(text)}
+    for messages in conversations:
+        found |= {reason for text in _words(messages) for reason in _of_text(text)}
+        found |= _of_order(messages)
+    return found
+
+
+def _words(messages: Sequence[Message]) -> Iterator[str]:
+    for message in messages:
+        yield message["content"]
+        yield message.get("reasoning_content", "")
+        yield message.get("thinking", "")
+
+
+def _of_text(text: str) -> Iterator[str]:
+    if len(text) < 16 and text.strip().lower() in _MISSING:
+        yield "a text that is only nan, None or null"
+    if "<" in text and (found := _MEDIA.search(text)) and f"</{found[1]}>" not in text:
+        yield "a placeholder of media, as <image>, in the text: the model sees only that word"
+    if not text.isascii():
+        if "\ufffd" in text:
+            yield "the replacement character U+FFFD, which stands for bytes that were lost"
+        if _MOJIBAKE.search(text):
+            yield "characters like 'Ã©', which is UTF-8 that was read as another encoding"
+
+
+def _of_order(messages: Sequence[Message]) -> set[str]:
+    """An answer before which nobody asked: often the two sides are swapped."""
+    first = next((each["role"] for each in messages if each["role"] in ("user", "assistant")), None)
+    reason = "an answer without a question before it (are the sides swapped?)"
+    return {reason} if first == "assistant" else set()
