@@ -40,7 +40,7 @@ ROLES = {
 
 # Further keys of a message; chat templates read them under the same names. All but the id are text.
 _EXTRAS = ("name", "tool_call_id", "reasoning_content", "thinking")
-_BEGINS = re.compile(r"\s*\[\s*\{\s*\"(role|from|content|value)\"")
+_BEGINS = re.compile(r"\s*(\[\s*)?\{\s*\"(role|from|content|value)\"")
 _READ = {"role", "from", "content", "value", "tool_calls", "function_call", *_EXTRAS}
 
 
@@ -92,9 +92,10 @@ def _as_json_text(value: Any) -> list[Any] | None:
     if not isinstance(value, str) or not _BEGINS.match(value):
         return None
     try:
-        messages = parsed(value, "")
+        found = parsed(value, "")
     except BadRow:
         return None
+    messages = [found] if isinstance(found, dict) else found
     whole = all(
         isinstance(item, dict) and {"role", "from"} & item.keys() and {"content", "value"} & item.keys()
         for item in messages

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Sequence
 
 from runner.data.rows.values import Message
 
@@ -22,30 +22,30 @@ def doubts(texts: Iterable[str], conversations: Iterable[Sequence[Message]]) -> 
 
     ``texts`` are a plain text and its class, ``conversations`` those with the answer and the rejected answer.
     """
-    found = {reason for text in texts for reason in _of_text(text)}
+    found: set[str] = set()
+    for text in texts:
+        found.update(_of_text(text))
     for messages in conversations:
-        found |= {reason for text in _words(messages) for reason in _of_text(text)}
-        found |= _of_order(messages)
+        for message in messages:
+            for key in ("content", "reasoning_content", "thinking"):
+                if text := message.get(key):
+                    found.update(_of_text(text))
+        found.update(_of_order(messages))
     return found
 
 
-def _words(messages: Sequence[Message]) -> Iterator[str]:
-    for message in messages:
-        yield message["content"]
-        yield message.get("reasoning_content", "")
-        yield message.get("thinking", "")
-
-
-def _of_text(text: str) -> Iterator[str]:
+def _of_text(text: str) -> list[str]:
+    found = []
     if len(text) < 16 and text.strip().lower() in _MISSING:
-        yield "a text that is only nan, None or null"
-    if "<" in text and (found := _MEDIA.search(text)) and f"</{found[1]}>" not in text:
-        yield "a placeholder of media, as <image>, in the text: the model sees only that word"
+        found.append("a text that is only nan, None or null")
+    if "<" in text and (media := _MEDIA.search(text)) and f"</{media[1]}>" not in text:
+        found.append("a placeholder of media, as <image>, in the text: the model sees only that word")
     if not text.isascii():
         if "\ufffd" in text:
-            yield "the replacement character U+FFFD, which stands for bytes that were lost"
+            found.append("the replacement character U+FFFD, which stands for bytes that were lost")
         if _MOJIBAKE.search(text):
-            yield "characters like 'Ã©', which is UTF-8 that was read as another encoding"
+            found.append("characters like 'Ã©', which is UTF-8 that was read as another encoding")
+    return found
 
 
 def _of_order(messages: Sequence[Message]) -> set[str]:

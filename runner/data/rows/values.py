@@ -91,11 +91,17 @@ def _is_sound(value: Any, level: int) -> bool:
     if isinstance(value, str):
         return value.isascii() or _encodes(value)
     if isinstance(value, dict):
-        return level < MOST_LEVELS and all(
-            _is_sound(name, level) and _is_sound(item, level + 1) for name, item in value.items()
-        )
-    if isinstance(value, (list, tuple)):
-        return level < MOST_LEVELS and all(_is_sound(item, level + 1) for item in value)
+        for name in value:  # loops rather than all(...), which takes twice the time
+            if isinstance(name, str) and not name.isascii() and not _encodes(name):
+                return False
+        value = value.values()
+    elif not isinstance(value, (list, tuple)):
+        return True
+    if level >= MOST_LEVELS:
+        return False
+    for item in value:  # noqa: SIM110
+        if not _is_sound(item, level + 1):
+            return False
     return True
 
 
