@@ -3,17 +3,16 @@
 from __future__ import annotations
 
 import ast
-import json
 import math
 from collections.abc import Callable
 from itertools import islice
 from pathlib import Path
 from typing import Any
 
-from runner.config.adapters import adapters, check_base, head_issues
+from runner.config.adapters import adapters, head_issues
 from runner.config.settings import RunConfig
 from runner.core import console
-from runner.core.atomic import write_atomically
+from runner.core.atomic import json_text, write_atomically
 from runner.core.errors import ConfigError, Issue, nearest
 from runner.core.progress import Progress
 from runner.data.max_length import row_limit
@@ -24,6 +23,7 @@ from runner.evaluation.lm_eval_tasks import run_tasks, task_issues
 from runner.models.adapter import attach, using
 from runner.models.base_digest import base_identity
 from runner.models.build import quantization_config
+from runner.models.check_loading import check_loading
 from runner.models.model import Precision, choose_precision, find_base, load_model
 from runner.reports import terminal
 from runner.runs.run_folder import RunFolder
@@ -36,7 +36,7 @@ def run(config: RunConfig, folder: RunFolder) -> None:
         base = find_base(config.model)
         precision = choose_precision(config)
         identity = base_identity(base, config.seed, precision.dtype)
-        folder.notes += [*base.notes, *check_base(config, identity)]
+        folder.notes += [*base.notes, *check_loading(config, base, identity)]
         apply_template(base.tokenizer, config.template)
         renderer = Renderer(base.tokenizer, config.template, config.data.train_on)
         quantization = quantization_config(config, precision)
@@ -69,9 +69,7 @@ def run(config: RunConfig, folder: RunFolder) -> None:
                 batch = config.generation.batch_size
                 tasks[column] = run_tasks(model, base.tokenizer, config.evaluate.tasks, batch, config.seed)
     evaluation = _compare(config, measured, tasks)
-    write_atomically(
-        folder.path / "evaluation.json", json.dumps(evaluation, indent=2, ensure_ascii=False) + "\n"
-    )
+    write_atomically(folder.path / "evaluation.json", json_text(evaluation))
     folder.write_lines("samples.jsonl", _samples(config, answered, answers))
     last = evaluation["models"][list(columns)[-1]]
     folder.metrics |= {name: score["value"] for name, score in last.items()}

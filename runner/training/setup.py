@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from runner.config.adapters import check_base, check_shape
+from runner.config.adapters import adapters, check_shape
 from runner.config.objective import Objective
 from runner.config.settings import RunConfig
 from runner.data.max_length import row_limit
@@ -22,7 +22,9 @@ from runner.models.build import (
     quantization_config,
     training_arguments,
 )
-from runner.models.model import Base, Precision, choose_precision, device, find_base, module_names
+from runner.models.check_loading import check_loading
+from runner.models.empty_model import module_names
+from runner.models.model import Base, Precision, choose_precision, device, find_base
 from runner.runs.resume import Start, find_start
 from runner.runs.run_folder import RunFolder
 
@@ -86,9 +88,12 @@ def check_training(config: RunConfig, objective: Objective, folder: Path) -> Tra
     has_cuda = device().type == "cuda"
     arguments, warnings = training_arguments(config, precision, folder, has_cuda)
     peft_config(config, objective.task_type)
-    modules = module_names(base.config, config.model.trust_remote_code)
+    modules = module_names(base)
     check_adapter(config, objective.task_type, base, modules, has_cuda)
     identity = base_identity(base, config.seed, precision.dtype)
+    classes = ["score"] if objective.task_type == "SEQ_CLS" else None  # new, of any size
+    if config.adapter:
+        classes = adapters(config)[0].base.get("classes")
     return TrainingSetup(
         base=base,
         identity=identity,
@@ -98,7 +103,7 @@ def check_training(config: RunConfig, objective: Objective, folder: Path) -> Tra
         quantization=quantization_config(config, precision, objective.task_type),
         arguments=arguments,
         start=start,
-        warnings=[*start.notes, *warnings, *stop_warnings, *check_base(config, identity)],
+        warnings=[*start.notes, *warnings, *stop_warnings, *check_loading(config, base, identity, classes)],
     )
 
 
