@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import copy
 import json
+import re
 import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager, nullcontext
@@ -12,12 +14,14 @@ from typing import TYPE_CHECKING, Any
 from runner.core.atomic import json_text
 from runner.core.errors import ConfigError, Issue
 from runner.models.adapter_fit import check_loaded, refusing_misfits
+from runner.models.empty_model import empty_model
 
 if TYPE_CHECKING:
     from peft import PeftConfig, PeftModel
     from transformers import PreTrainedModel
 
     from runner.config.adapters import Adapter
+    from runner.models.base import Base
 
 # Initialisations that change the base weights; PEFT converts such an adapter to one for the original base.
 _CONVERTED = ("pissa", "olora", "corda")
@@ -48,6 +52,23 @@ def add_adapter(model: PreTrainedModel, config: Any, seed: int, base_folder: Pat
     if loftq:
         replace_lora_weights_loftq(wrapped, str(base_folder))
     return wrapped
+
+
+def try_adapter(base: Base, config: Any, classes: list[str] | None = None) -> Any:
+    """A fresh adapter of a PEFT ``config`` on the base without weights; ``classes`` are those of a new head.
+
+    Raises ``ConfigError`` where PEFT cannot put one there.
+    """
+    from peft import get_peft_model
+
+    config = copy.deepcopy(config)
+    if isinstance(getattr(config, "init_lora_weights", None), str):
+        config.init_lora_weights = True  # others look at the weights
+    try:
+        return get_peft_model(empty_model(base, classes), config, low_cpu_mem_usage=True)
+    except (ValueError, TypeError, KeyError, NotImplementedError, re.error) as error:
+        reason = (str(error).splitlines() or [type(error).__name__])[0]
+        raise ConfigError(Issue("lora", f"PEFT cannot make this adapter: {reason}")) from error
 
 
 def continue_adapter(model: PreTrainedModel, adapter: Adapter) -> PeftModel:

@@ -6,6 +6,7 @@ that have no place; a run would go on with something that nobody has trained.
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
@@ -21,6 +22,7 @@ if TYPE_CHECKING:
 
 _WEIGHTS = ("adapter_model.safetensors", "adapter_model.bin")
 # Parameters of PEFT that all layers share: its file has them once, or not at all.
+_MISFITS = (ValueError, RuntimeError, KeyError, TypeError, AttributeError, NotImplementedError, re.error)
 _SHARED = ("vblora_vector_bank", "prompt_encoder", ".tinylora_v.", ".unilora_theta_d.")
 # Initialisations of PEFT that read no weights of the base, so that an empty model can have them.
 _PLAIN_INITS = ("gaussian", "orthogonal", "eva")
@@ -34,12 +36,13 @@ def refusing_misfits(adapter: Adapter) -> Iterator[None]:
             yield
     except RunnerError:
         raise
-    except (ValueError, RuntimeError, KeyError, TypeError, AttributeError, NotImplementedError) as error:
+    except _MISFITS as error:
         import torch
 
         if isinstance(error, torch.OutOfMemoryError):
             raise
-        reason = " ".join(str(error).split())[:300]
+        reason = " ".join(str(error).split()).partition("state_dict for ")[2] or str(error)
+        reason = " ".join(reason.split())[:300].replace(f".{adapter.name}", "")
         reason += " is not in its file" if isinstance(error, KeyError) else ""
         raise ConfigError(Issue(_where(adapter), f"does not fit the base: {reason}")) from error
 
@@ -68,7 +71,9 @@ def add_saved(model: Any, adapter: Adapter, wrapped: Any = None) -> Any:
         )
     # what layers share is saved once, and missing in each of them
     missing = [key for key in result.missing_keys if not any(name in key for name in _SHARED)]
-    _refuse_incomplete(adapter, missing, result.unexpected_keys)
+    # what an adapter of the prompt has is not in the model's own state, and is loaded strictly by itself
+    unexpected = [] if shape.is_prompt_learning else result.unexpected_keys
+    _refuse_incomplete(adapter, missing, unexpected)
     return wrapped
 
 
@@ -160,8 +165,12 @@ def _tensors(adapter: Adapter) -> dict[str, Any]:
 
 
 def _refuse_incomplete(adapter: Adapter, missing: list[str], unexpected: list[str]) -> None:
+    named = f".{adapter.name}"  # PEFT's own name of it, which is not in its file
     issues = [
-        Issue(_where(adapter), f"{len(keys)} of its tensors {message}, {sorted(keys)[0]} first")
+        Issue(
+            _where(adapter),
+            f"{len(keys)} of its tensors {message}, {sorted(keys)[0].replace(named, '')} first",
+        )
         for keys, message in (
             (unexpected, "have no place in the base"),
             (missing, "that the base needs are not there"),

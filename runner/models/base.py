@@ -13,7 +13,7 @@ from runner.config.settings import ModelSettings
 from runner.core.atomic import sha256_of, sha256_of_files
 from runner.core.errors import ConfigError, Issue
 from runner.core.paths import ARCHITECTURES, CONFIG_DIR
-from runner.models.check_files import check_files
+from runner.models.check_files import check_files, read_object
 from runner.models.locate import find_model
 
 if TYPE_CHECKING:
@@ -80,15 +80,32 @@ def find_base(settings: ModelSettings) -> Base:
         config = AutoConfig.from_pretrained(folder, trust_remote_code=trust)
         part = "tokenizer"
         tokenizer = AutoTokenizer.from_pretrained(folder, trust_remote_code=trust)
+        part = "generation_config.json"
+        _check_stops(folder / part)
+        part = "tokenizer"
         notes += _beyond_embedding(config, tokenizer)
     except ConfigError:
         raise
     except Exception as error:  # what a damaged file raises depends on what is damaged in it
-        reason = str(error).strip().partition("\n")[0] or type(error).__name__
+        reason = str(error).strip().partition("\n")[0]
+        reason = reason if reason and not isinstance(error, KeyError) else f"{type(error).__name__} {reason}"
         hint = "if you trust its code: model.trust_remote_code=true" if "custom code" in str(error) else ""
         issue = Issue("model.path", f"{settings.path}: its {part} cannot be loaded: {reason}", hint)
         raise ConfigError(issue) from error
     return Base(settings, config, tokenizer, folder, found.revision, tuple(notes))
+
+
+def _check_stops(file: Path) -> None:
+    """The values of a generation config that an answer is made with; transformers takes any."""
+    values = read_object(file) if file.is_file() else {}
+    for key in ("eos_token_id", "bos_token_id", "pad_token_id"):
+        given = values.get(key)
+        if any(type(each) is not int for each in (given if isinstance(given, list) else [given]) if given):
+            raise ConfigError(Issue(str(file), f"{key} is {given!r}, not the number of a token"))
+    if values:
+        from transformers import GenerationConfig
+
+        GenerationConfig.from_pretrained(file.parent)
 
 
 def _beyond_embedding(config: PreTrainedConfig, tokenizer: Any) -> list[str]:

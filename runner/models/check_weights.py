@@ -15,11 +15,18 @@ if TYPE_CHECKING:
 
 
 def check_report(base: Base, report: Any, classes: list[str] | None) -> list[str]:
-    """Check what transformers reports of loading: ``missing_keys``, ``unexpected_keys``.
+    """Check what transformers reports of loading: missing, unexpected and mismatched keys.
 
-    Returns a warning about tensors that the model has no place for. Raises ``ConfigError`` for missing ones.
+    Returns a warning about tensors that the model has no place for. Raises ``ConfigError`` for missing ones
+    and those of another shape.
     """
-    missing = sorted(_outside_head(report["missing_keys"], classes))
+    heads = ("score.", "classifier.") if classes is not None else ()
+    for name, *shapes in report["mismatched_keys"]:
+        if not name.startswith(heads):
+            there, here = (list(shape) for shape in shapes)
+            message = f"{base.folder}: {name} has the shape {there}, and its config.json describes {here}"
+            raise ConfigError(Issue("model.path", message, "a checkpoint and a config of the same model"))
+    missing = sorted(name for name in report["missing_keys"] if not name.startswith(heads))
     if missing:
         message = f"{base.folder} lacks {_listed(missing)}, which would be drawn at random"
         hint = "a whole checkpoint of this architecture; or does its config.json belong to another model?"
@@ -42,7 +49,7 @@ def check_finite(model: Any, where: str) -> None:
             if kind == "float16"
             else ""
         )
-        message = f"{_listed(broken)} hold NaN or infinity in {kind}"
+        message = f"NaN or infinity, in {kind}, in {_listed(broken)}"
         raise ConfigError(Issue("model.path", f"{where}: {message}", hint))
 
 
@@ -63,11 +70,6 @@ def _is_finite(tensor: Any) -> bool:
     # the extremes are NaN if anything is, and need no memory, of which isfinite takes that of four copies
     low, high = torch.aminmax(tensor)
     return bool(torch.isfinite(low) and torch.isfinite(high))
-
-
-def _outside_head(names: Any, classes: list[str] | None) -> list[str]:
-    heads = ("score.", "classifier.") if classes is not None else ()
-    return [name for name in names if not name.startswith(heads)] if heads else list(names)
 
 
 def _listed(names: list[str]) -> str:

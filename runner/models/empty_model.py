@@ -34,10 +34,11 @@ def set_classes(config: Any, classes: list[str], pad_token_id: int) -> None:
 
 
 def module_names(base: Base) -> dict[str, bool]:
-    """Names of all modules, each with whether it is linear, without loading weights; none of remote code."""
-    import torch
+    """Names of all modules, each with whether LoRA has a form for it; none of remote code."""
+    from torch.nn import Conv1d, Conv2d, Embedding, Linear
+    from transformers.pytorch_utils import Conv1D
 
     if base.settings.trust_remote_code:
         return {}
-    named = empty_model(base).named_modules()
-    return {name: isinstance(module, torch.nn.Linear) for name, module in named if name}
+    kinds = (Linear, Embedding, Conv1D, Conv1d, Conv2d)  # GPT-2 has Conv1D where others have Linear
+    return {name: isinstance(module, kinds) for name, module in empty_model(base).named_modules() if name}

@@ -126,6 +126,7 @@ def read_checkpoint(base: Base, classes: list[str] | None, **options: Any) -> tu
                 **options,
                 trust_remote_code=settings.trust_remote_code,
                 output_loading_info=True,
+                ignore_mismatched_sizes=True,  # to be told which: they are refused
                 **_attention(settings),
             )
     except (AttributeError, ImportError, TypeError) as error:
@@ -137,13 +138,6 @@ def read_checkpoint(base: Base, classes: list[str] | None, **options: Any) -> tu
         ) from error
     except SafetensorError as error:
         raise ConfigError(Issue("model.path", f"a file of {base.folder} is damaged: {error}")) from error
-    except RuntimeError as error:
-        if "ignore_mismatched_sizes" not in str(error):
-            raise
-        message = f"tensors of {base.folder} have other shapes than its config.json describes"
-        raise ConfigError(
-            Issue("model.path", message, "a checkpoint and a config of the same model")
-        ) from error
     finally:
         logging.set_verbosity(verbosity)
 

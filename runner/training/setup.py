@@ -10,10 +10,12 @@ from typing import Any
 from runner.config.adapters import adapters, check_shape
 from runner.config.objective import Objective
 from runner.config.settings import RunConfig
+from runner.core.errors import ConfigError, Issue
 from runner.data.max_length import row_limit
 from runner.data.splits import Data
 from runner.data.stop_tokens import check_turns
 from runner.data.template import Renderer, apply_template
+from runner.models.adapter import try_adapter
 from runner.models.base_digest import base_identity
 from runner.models.build import (
     check_adapter,
@@ -87,13 +89,11 @@ def check_training(config: RunConfig, objective: Objective, folder: Path) -> Tra
     max_length = row_limit(config, base.config)
     has_cuda = device().type == "cuda"
     arguments, warnings = training_arguments(config, precision, folder, has_cuda)
-    peft_config(config, objective.task_type)
-    modules = module_names(base)
-    check_adapter(config, objective.task_type, base, modules, has_cuda)
-    identity = base_identity(base, config.seed, precision.dtype)
     classes = ["score"] if objective.task_type == "SEQ_CLS" else None  # new, of any size
     if config.adapter:
         classes = adapters(config)[0].base.get("classes")
+    _check_adapter(config, objective, base, classes)
+    identity = base_identity(base, config.seed, precision.dtype)
     return TrainingSetup(
         base=base,
         identity=identity,
@@ -105,6 +105,23 @@ def check_training(config: RunConfig, objective: Objective, folder: Path) -> Tra
         start=start,
         warnings=[*start.notes, *warnings, *stop_warnings, *check_loading(config, base, identity, classes)],
     )
+
+
+def _check_adapter(config: RunConfig, objective: Objective, base: Base, classes: list[str] | None) -> None:
+    """Check the ``lora`` section against the model's modules. Raises ``ConfigError``."""
+    from peft.tuners.tuners_utils import BaseTunerLayer
+
+    adapter = peft_config(config, objective.task_type)
+    modules = module_names(base)
+    check_adapter(config, objective.task_type, base, modules, device().type == "cuda")
+    if adapter is None or config.adapter or not modules or adapter.is_prompt_learning:
+        return
+    head = try_adapter(base, adapter, classes).get_output_embeddings()
+    if isinstance(head, BaseTunerLayer):
+        # TRL's losses multiply with the head's own weight, past an adapter on it, which would learn nothing
+        message = "an adapter on the output head would not be trained"
+        hint = "lora.modules_to_save=[lm_head] trains the whole head"
+        raise ConfigError(Issue("lora.target_modules", message, hint))
 
 
 def total_steps(arguments: Any, rows: int) -> int:
