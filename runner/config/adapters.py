@@ -67,6 +67,7 @@ def _mapping(file: Path) -> dict[str, Any]:
     return values
 
 
+_BASE_KEYS = (("model", dict), ("identity", dict), ("classes", list))
 _RESCUE = "an adapter in a folder without it can be used: it then says less about its run"
 
 
@@ -126,7 +127,10 @@ def _check_readable(adapter: Adapter) -> None:
     issues: list[Issue] = []
     for name in ("config", "base", "sections", "record"):
         try:
-            getattr(adapter, name)
+            values = getattr(adapter, name)
+            if name == "base" and any(type(values.get(key, kind())) is not kind for key, kind in _BASE_KEYS):
+                message = "is damaged: a key has a value of another type"
+                issues.append(Issue(str(adapter.folder / BASE_FILE), message, _RESCUE))
         except ConfigError as error:
             issues += error.issues
     if issues:

@@ -21,8 +21,9 @@ if TYPE_CHECKING:
     from runner.models.base import Base
 
 _WEIGHTS = ("adapter_model.safetensors", "adapter_model.bin")
-# Parameters of PEFT that all layers share: its file has them once, or not at all.
+# What PEFT raises for adapters that do not fit.
 _MISFITS = (ValueError, RuntimeError, KeyError, TypeError, AttributeError, NotImplementedError, re.error)
+# Parameters of PEFT that all layers share: its file has them once, or not at all.
 _SHARED = ("vblora_vector_bank", "prompt_encoder", ".tinylora_v.", ".unilora_theta_d.")
 # Initialisations of PEFT that read no weights of the base, so that an empty model can have them.
 _PLAIN_INITS = ("gaussian", "orthogonal", "eva")
@@ -166,17 +167,14 @@ def _tensors(adapter: Adapter) -> dict[str, Any]:
 
 def _refuse_incomplete(adapter: Adapter, missing: list[str], unexpected: list[str]) -> None:
     named = f".{adapter.name}"  # PEFT's own name of it, which is not in its file
-    issues = [
-        Issue(
-            _where(adapter),
-            f"{len(keys)} of its tensors {message}, {sorted(keys)[0].replace(named, '')} first",
-        )
-        for keys, message in (
-            (unexpected, "have no place in the base"),
-            (missing, "that the base needs are not there"),
-        )
-        if keys
-    ]
+    issues: list[Issue] = []
+    for keys, message in (
+        (unexpected, "have no place in the base"),
+        (missing, "that the base needs are not there"),
+    ):
+        if keys:
+            first = sorted(keys)[0].replace(named, "")
+            issues.append(Issue(_where(adapter), f"{len(keys)} of its tensors {message}, {first} first"))
     if issues:
         raise ConfigError(issues)
 
