@@ -5,16 +5,21 @@ from __future__ import annotations
 import ast
 import math
 from collections.abc import Callable
+from dataclasses import replace
 from itertools import islice
 from pathlib import Path
 from typing import Any
 
+from rich.markup import escape
+
 from runner.config.adapters import adapters, head_issues
+from runner.config.path_rules import held_out_alone, missing
 from runner.config.settings import RunConfig
 from runner.core import console
 from runner.core.atomic import json_text, write_atomically
 from runner.core.errors import ConfigError, Issue, nearest
 from runner.core.progress import Progress
+from runner.data.foreign import foreign_rows
 from runner.data.max_length import row_limit
 from runner.data.prepare import prepare
 from runner.data.splits import Split
@@ -129,12 +134,23 @@ def _rows(config: RunConfig, folder: RunFolder, renderer: Renderer, max_length: 
     """The held-out rows, or all rows where none are held out."""
     from runner.evaluation.bootstrap import enough
 
-    data = prepare(config.data, renderer, max_length, config.seed)
+    settings = config.data
+    if alone := held_out_alone(vars(settings)):
+        limits = {"max_rows": settings.eval_max_rows, "eval_max_rows": None}
+        settings = replace(settings, path=settings.eval_path, eval_path=None, **limits)
+    data = prepare(settings, renderer, max_length, config.seed)
     folder.notes += data.notes
     folder.record["rows_from_cache"] = data.cached
-    if data.eval is None:
+    rows = replace(data.train, name="eval") if alone else data.eval or data.train
+    if alone:
+        gone = ", ".join(missing(config.data.path))
+        folder.notes.append(f"{gone} is gone: that no scored row was trained on could not be checked")
+    elif data.eval is None:
         folder.notes.append("no rows are held out: the rows of data.path are scored")
-    rows = data.eval or data.train
+    if note := foreign_rows(settings):
+        folder.notes.append(note)
+    places = ", ".join(source.path for source in rows.sources)
+    console.out.print(f"[bold]rows[/] {len(rows.rows):,} of {escape(places)}")
     if config.adapter and not enough(len(rows.rows), config.evaluate.confidence):
         folder.notes.append(f"{len(rows.rows)} rows are too few to call a difference more than noise")
     return rows

@@ -12,15 +12,14 @@ import torch
 
 from recipes import OBJECTIVES
 from runner.config.adapters import Adapter, write_base
-from runner.config.objective import Kind
+from runner.config.path_rules import missing
 from runner.config.settings import RunConfig
 from runner.core import console, environment
 from runner.core.errors import RunnerError
-from runner.data.prepare import prepare
-from runner.data.splits import Split
 from runner.data.template import Renderer
 from runner.evaluation.logit_kl import Fidelity, compare, read_texts
 from runner.export.combine import combine, combines, parts
+from runner.export.compare_rows import rows_to_compare
 from runner.export.merge import Skeleton
 from runner.export.merge_check import MergeSetup, check_merge
 from runner.export.tensors import CheckpointTensors, ModelTensors
@@ -41,8 +40,11 @@ def run(config: RunConfig, folder: RunFolder) -> None:
     with folder.timed("check"):
         setup = check_merge(config, OBJECTIVES, folder.path)
     with folder.timed("data"):
-        rows = _rows(setup)
+        renderer = Renderer(setup.base.tokenizer, config.template, config.data.train_on)
+        rows, place = rows_to_compare(setup.trained, renderer, setup.kind)
     folder.notes += [*setup.base.notes, *setup.notes]
+    if missing(config.data.path) or not config.data.path:
+        folder.notes.append(f"the rows of the adapter's run are not at hand: compared on rows of {place}")
     folder.record |= {
         "model": setup.base.record() | {"identity": setup.identity},
         "data": {rows.name: rows.record()},
@@ -76,19 +78,6 @@ def run(config: RunConfig, folder: RunFolder) -> None:
         for temporary in folders.values():
             shutil.rmtree(temporary, ignore_errors=True)
     _hand_over(config, folder, target)
-
-
-def _rows(setup: MergeSetup) -> Split:
-    """The rows whose logits are compared, prompts with their answers: held-out ones where there are any."""
-    config, tokenizer = setup.trained, setup.base.tokenizer
-    count = config.merge.prompts
-    few = {key: min(getattr(config.data, key) or count, count) for key in ("max_rows", "eval_max_rows")}
-    settings = dataclasses.replace(config.data, **few)
-    renderer = Renderer(tokenizer, config.template, config.data.train_on)
-    # of a preference pair the chosen sequence is compared
-    kind: Kind = "completion" if setup.kind == "preference" else setup.kind
-    data = prepare(settings, renderer, config.trainer.get("max_length", 1024), config.seed, kind)
-    return data.eval or data.train
 
 
 def _combine(config: RunConfig, setup: MergeSetup, target: Path) -> Adapter:

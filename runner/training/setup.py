@@ -9,8 +9,9 @@ from typing import Any
 
 from runner.config.adapters import adapters, check_shape
 from runner.config.objective import Objective
-from runner.config.settings import RunConfig
+from runner.config.settings import DataSettings, RunConfig
 from runner.core.errors import ConfigError, Issue
+from runner.data.foreign import foreign_rows
 from runner.data.max_length import row_limit
 from runner.data.splits import Data
 from runner.data.stop_tokens import check_turns
@@ -36,7 +37,8 @@ class TrainingSetup:
     """The checked parts of a training run.
 
     ``identity`` are the digests of the base, ``max_length`` (tokens) is where sequences are cut,
-    ``arguments`` the trainer's. ``start`` is where training begins: at a checkpoint or at step 0.
+    ``arguments`` the trainer's, ``data`` which rows. ``start`` is where training begins: at a checkpoint or
+    at step 0.
     """
 
     base: Base
@@ -47,6 +49,7 @@ class TrainingSetup:
     quantization: Any
     arguments: Any
     start: Start
+    data: DataSettings
     warnings: list[str]
 
     def resume_facts(self, data: Data) -> dict[str, Any]:
@@ -55,7 +58,8 @@ class TrainingSetup:
 
     def record_inputs(self, folder: RunFolder, data: Data) -> None:
         """Record which model is trained on which examples, with every warning so far."""
-        folder.notes += [*self.base.notes, *self.warnings, *data.notes]
+        foreign = foreign_rows(self.data)
+        folder.notes += [*self.base.notes, *self.warnings, *data.notes, *filter(None, [foreign])]
         folder.record |= {
             "model": self.base.record() | {"identity": self.identity},
             "precision": {
@@ -103,6 +107,7 @@ def check_training(config: RunConfig, objective: Objective, folder: Path) -> Tra
         quantization=quantization_config(config, precision, objective.task_type),
         arguments=arguments,
         start=start,
+        data=config.data,
         warnings=[*start.notes, *warnings, *stop_warnings, *check_loading(config, base, identity, classes)],
     )
 
