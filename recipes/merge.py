@@ -70,14 +70,12 @@ def run(config: RunConfig, folder: RunFolder) -> None:
             with folder.timed("verify"):
                 results[name] = compare(expected, _merged_logits(setup, temporary, texts))
         chosen = _record(config, folder, setup, results)
-        facts = card_facts(OBJECTIVES[setup.trained.recipe].tag, folders[chosen])
-        card = merged_card(config, folder.record, setup.adapters, facts)
-        (folders[chosen] / "README.md").write_text(card, encoding="utf-8")
+        _write_card(config, folder, setup, folders[chosen])
         folders[chosen].rename(target)
     finally:
         for temporary in folders.values():
             shutil.rmtree(temporary, ignore_errors=True)
-    _hand_over(config, folder, target)
+    _hand_over(config, folder, setup, target)
 
 
 def _combine(config: RunConfig, setup: MergeSetup, target: Path) -> Adapter:
@@ -161,13 +159,21 @@ def _record(config: RunConfig, folder: RunFolder, setup: MergeSetup, results: di
     return chosen
 
 
-def _hand_over(config: RunConfig, folder: RunFolder, model: Path) -> None:
+def _write_card(config: RunConfig, folder: RunFolder, setup: MergeSetup, model: Path) -> None:
+    facts = card_facts(OBJECTIVES[setup.trained.recipe].tag, model)
+    card = merged_card(config, folder.record, setup.adapters, facts)
+    (model / "README.md").write_text(card, encoding="utf-8")
+
+
+def _hand_over(config: RunConfig, folder: RunFolder, setup: MergeSetup, model: Path) -> None:
     """Export and publish the merged model, where that is asked for."""
+    exported: list[Path] = []
     if config.export:
         from runner.export.api import export_model
 
-        export_model(config, folder, model)
+        exported = export_model(config, folder, model)
+        _write_card(config, folder, setup, model)  # which now names the files
     if config.push_to:
         from runner.runs.push_to_hub import publish
 
-        publish(config, folder, model)
+        publish(config, folder, model, exported)

@@ -126,9 +126,12 @@ class MergeSettings:
 
 @dataclass(frozen=True)
 class GgufSettings:
-    """``export=gguf``: the kind of its tensors; ``llama_cpp`` is a checkout, for the kinds that need one."""
+    """``export=gguf``: the ``kind`` of its tensors, or several, a file each.
 
-    kind: str = "q8_0"
+    ``llama_cpp`` is a checkout, for the kinds that need one.
+    """
+
+    kind: str | list = "q8_0"
     llama_cpp: str | None = None
 
 

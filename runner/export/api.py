@@ -25,8 +25,10 @@ def check_export(config: RunConfig, base: Base) -> None:
         check_gguf(config, base)
 
 
-def export_model(config: RunConfig, folder: RunFolder, source: Path) -> None:
+def export_model(config: RunConfig, folder: RunFolder, source: Path) -> list[Path]:
     """Export the transformers folder ``source`` into the run folder and compare the two on rows of the run.
+
+    Returns the files and folders that were made.
 
     Raises ``RunnerError`` for a result whose logits are too far from the source's; it is removed then.
     """
@@ -34,7 +36,7 @@ def export_model(config: RunConfig, folder: RunFolder, source: Path) -> None:
         from runner.export.to_gguf import export_gguf as export
     else:
         from runner.export.to_int4 import export_int4 as export
-    export(config, folder, source, _texts(config, source))
+    return export(config, folder, source, _texts(config, source))
 
 
 def _texts(config: RunConfig, source: Path) -> list[list[int]]:

@@ -30,7 +30,7 @@ _TIMES_BASE, _FLOOR = 1.25, 0.02
 _WITHOUT_BASE = 1.0
 
 
-def export_int4(config: RunConfig, folder: RunFolder, source: Path, texts: list[list[int]]) -> None:
+def export_int4(config: RunConfig, folder: RunFolder, source: Path, texts: list[list[int]]) -> list[Path]:
     """Write the model in ``source`` in 4 bits (NF4, double quantisation) to ``model-nf4/`` of the run folder.
 
     The folder stays only if the model loaded from it gives exactly the logits, on ``texts`` (token ids), of
@@ -75,6 +75,7 @@ def export_int4(config: RunConfig, folder: RunFolder, source: Path, texts: list[
         "allowed_kl": allowed,
     }
     console.out.print(f"[bold]nf4[/]  KL {proof.kl:.3g} nats a token from the merged model; {against}")
+    return [target]
 
 
 def _against(base_kl: float | None) -> str:

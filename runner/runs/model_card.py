@@ -112,8 +112,15 @@ def merged_card(config: RunConfig, record: dict[str, Any], adapters: list[Adapte
         "Largest logit difference": metrics["merge_max_logit_difference"],
         "KL divergence, nats a token": metrics["merge_kl"],
         "Top-1 agreement": metrics["merge_greedy_agreement"],
+        "GGUF": _gguf_files(record.get("gguf")),
     }
     return _card(front, f"{base} with {names}", facts, _usage(card, config, None), record)
+
+
+def _gguf_files(exported: Any) -> str | None:
+    """The GGUF files beside a merged model, as ``run.json`` has one or a list of them."""
+    records = exported if isinstance(exported, list) else [exported] if exported else []
+    return ", ".join(str(record["file"]) for record in records) or None
 
 
 def _card(
