@@ -46,6 +46,17 @@ def inherited(
     return groups, more
 
 
+def without_rate(overrides: Iterable[str], folders: Iterable[Path]) -> list[str]:
+    """The override that leaves ``conf/trainer_model`` out, where ``model=`` replaces an experiment's own model.
+
+    The learning rate that a small model was found to need would take the place of the experiment's.
+    """
+    typed = dict(text.lstrip("+").split("=", 1) for text in overrides if "=" in text)
+    files = [folder / "experiment" / f"{typed.get('experiment')}.yaml" for folder in folders]
+    replaced = "model" in typed and any("model" in _chosen_in(file) for file in files)
+    return ["~trainer_model"] if replaced else []
+
+
 def _rows(adapter: Adapter, recipe: str, typed: bool, objectives: Objectives) -> dict[str, Any] | None:
     """The section ``data`` that a recipe takes over from an adapter's run; None leaves the recipe's own.
 
