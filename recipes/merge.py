@@ -11,20 +11,21 @@ from typing import Any
 import torch
 
 from recipes import OBJECTIVES
-from runner.config.adapters import Adapter, write_base
+from runner.config.adapters import Adapter
 from runner.config.path_rules import missing
 from runner.config.settings import RunConfig
 from runner.core import console, environment
 from runner.core.errors import RunnerError
 from runner.data.template import Renderer
 from runner.evaluation.logit_kl import Fidelity, compare, read_texts
-from runner.export.combine import combine, combines, parts
+from runner.export.combination import Combination, combine_adapters, read_beside_parts
+from runner.export.combine import combines
 from runner.export.compare_rows import rows_to_compare
 from runner.export.merge import Skeleton
 from runner.export.merge_check import MergeSetup, check_merge
 from runner.export.tensors import CheckpointTensors, ModelTensors
 from runner.export.write_merged import write_model
-from runner.models.adapter import attach, set_base
+from runner.models.adapter import attach
 from runner.models.model import load_model
 from runner.runs.model_card import card_facts, merged_card
 from runner.runs.run_folder import RunFolder
@@ -53,13 +54,14 @@ def run(config: RunConfig, folder: RunFolder) -> None:
     folder.write()
     for note in folder.notes:
         console.warn(note)
-    adapter = setup.adapters[0]
+    made = None
     if combines(config.merge, setup.adapters):
         with folder.timed("combine"):
-            adapter = _combine(config, setup, folder.path / "adapter")
+            made = combine_adapters(config, setup, folder)
+    adapter = made.adapter if made else setup.adapters[0]
     texts = [row.input_ids for row in rows.rows]
     with folder.timed("read_adapter_model"):
-        expected = _adapter_logits(setup, adapter, texts)
+        expected = _adapter_logits(setup, made, texts, folder)
     folders = {name: folder.path / f".model-{name}" for name in setup.bases}
     target = folder.path / "model"
     try:
@@ -70,6 +72,7 @@ def run(config: RunConfig, folder: RunFolder) -> None:
             with folder.timed("verify"):
                 results[name] = compare(expected, _merged_logits(setup, temporary, texts))
         chosen = _record(config, folder, setup, results)
+        folder.record["merge"] |= {"combination": made.facts} if made else {}
         _write_card(config, folder, setup, folders[chosen])
         folders[chosen].rename(target)
     finally:
@@ -78,25 +81,19 @@ def run(config: RunConfig, folder: RunFolder) -> None:
     _hand_over(config, folder, setup, target)
 
 
-def _combine(config: RunConfig, setup: MergeSetup, target: Path) -> Adapter:
-    """Save the combination of all adapters like any adapter."""
-    named = parts(setup.adapters)
-    skeleton = Skeleton(setup.base, named, setup.classes, torch.float32, setup.device)
-    combine(skeleton.model, config.merge, [adapter.name for adapter in named], config.seed, target)
-    set_base(target, config.model.path or f"random:{config.model.architecture}")
-    write_base(target, dataclasses.asdict(config.model), setup.identity, setup.classes)
-    setup.base.tokenizer.save_pretrained(target)
-    return Adapter("combined", target, None)
-
-
-def _adapter_logits(setup: MergeSetup, adapter: Adapter, texts: list[list[int]]) -> list[torch.Tensor]:
+def _adapter_logits(
+    setup: MergeSetup, made: Combination | None, texts: list[list[int]], folder: RunFolder
+) -> list[torch.Tensor]:
     """What the model says as it was trained: the base, quantised if it was then, under the adapter."""
     exact = setup.compared != setup.precision
     dtype = setup.own if exact else setup.precision.dtype
     model: Any = load_model(setup.base, setup.quantization, dtype, setup.trained.seed, setup.classes)
     if exact:
         model = model.to(setup.compared.dtype)
-    logits = read_texts(attach(model, [adapter]), texts, setup.compared)
+    if made is not None:
+        logits = read_beside_parts(model, setup, made, texts, folder)
+    else:
+        logits = read_texts(attach(model, setup.adapters), texts, setup.compared)
     del model
     free_memory()
     return logits

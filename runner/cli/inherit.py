@@ -47,7 +47,7 @@ def inherited(
 
 
 def without_rate(overrides: Iterable[str], folders: Iterable[Path]) -> list[str]:
-    """The override that leaves ``conf/trainer_model`` out, where ``model=`` replaces an experiment's own model.
+    """The override that leaves ``conf/trainer_model`` out, where ``model=`` replaces an experiment's own.
 
     The learning rate that a small model was found to need would take the place of the experiment's.
     """
