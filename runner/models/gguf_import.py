@@ -50,7 +50,8 @@ def is_whole(folder: Path) -> bool:
     """Whether a converted model is there, with the files that were written, to the byte."""
     try:
         expected = json.loads(digests_of(folder).read_text(encoding="utf-8"))
-        return bool(expected) and all(_digest(folder / name) == found for name, found in expected.items())
+        found = {file.name: _digest(file) for file in folder.iterdir()}
+        return bool(expected) and found == expected
     except (OSError, ValueError, AttributeError):
         return False
 
