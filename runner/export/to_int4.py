@@ -16,7 +16,7 @@ import torch
 
 from runner.config.settings import RunConfig
 from runner.core import console
-from runner.core.errors import RunnerError
+from runner.core.errors import ConfigError, RunnerError
 from runner.evaluation.logit_kl import compare, read_texts
 from runner.export.source import source_logits
 from runner.models.model import Precision, device, find_base, load_model
@@ -89,7 +89,10 @@ def _base_kl(config: RunConfig, scratch: Path, source: Path, texts: list[list[in
     """KL divergence (nats a token) of the untrained base in NF4 from itself; None if it lacks a token."""
     from transformers import AutoConfig
 
-    base = find_base(config.model)
+    try:
+        base = find_base(config.model)
+    except ConfigError:  # its tokenizer has tokens that its embedding lacks, or it is gone by now
+        return None
     if max(map(max, texts)) >= base.config.get_text_config().vocab_size:
         return None  # the training has added tokens
     try:
