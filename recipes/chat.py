@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-from runner.config.adapters import adapters, check_base, head_issues
+from runner.config.adapters import adapters, head_issues
 from runner.config.settings import RunConfig
 from runner.core import console
 from runner.core.errors import ConfigError, Issue
@@ -17,6 +17,7 @@ from runner.data.template import Renderer, apply_template
 from runner.models.adapter import attach, using
 from runner.models.base_digest import base_identity
 from runner.models.build import quantization_config
+from runner.models.check_loading import check_loading
 from runner.models.model import choose_precision, find_base, load_model
 from runner.runs.run_folder import RunFolder
 
@@ -35,7 +36,7 @@ def run(config: RunConfig, folder: RunFolder) -> None:
         base = find_base(config.model)
         precision = choose_precision(config)
         identity = base_identity(base, config.seed, precision.dtype)
-        folder.notes += [*base.notes, *check_base(config, identity)]
+        folder.notes += [*base.notes, *check_loading(config, base, identity)]
         apply_template(base.tokenizer, config.template)
         renderer = Renderer(base.tokenizer, config.template)
         quantization = quantization_config(config, precision)

@@ -3,19 +3,23 @@
 from __future__ import annotations
 
 import ast
-import json
 import math
 from collections.abc import Callable
+from dataclasses import replace
 from itertools import islice
 from pathlib import Path
 from typing import Any
 
-from runner.config.adapters import adapters, check_base, head_issues
+from rich.markup import escape
+
+from runner.config.adapters import adapters, head_issues
+from runner.config.path_rules import held_out_alone, missing
 from runner.config.settings import RunConfig
 from runner.core import console
-from runner.core.atomic import write_atomically
+from runner.core.atomic import json_text, write_atomically
 from runner.core.errors import ConfigError, Issue, nearest
 from runner.core.progress import Progress
+from runner.data.foreign import foreign_rows
 from runner.data.max_length import row_limit
 from runner.data.prepare import prepare
 from runner.data.splits import Split
@@ -24,6 +28,7 @@ from runner.evaluation.lm_eval_tasks import run_tasks, task_issues
 from runner.models.adapter import attach, using
 from runner.models.base_digest import base_identity
 from runner.models.build import quantization_config
+from runner.models.check_loading import check_loading
 from runner.models.model import Precision, choose_precision, find_base, load_model
 from runner.reports import terminal
 from runner.runs.run_folder import RunFolder
@@ -36,7 +41,7 @@ def run(config: RunConfig, folder: RunFolder) -> None:
         base = find_base(config.model)
         precision = choose_precision(config)
         identity = base_identity(base, config.seed, precision.dtype)
-        folder.notes += [*base.notes, *check_base(config, identity)]
+        folder.notes += [*base.notes, *check_loading(config, base, identity)]
         apply_template(base.tokenizer, config.template)
         renderer = Renderer(base.tokenizer, config.template, config.data.train_on)
         quantization = quantization_config(config, precision)
@@ -69,9 +74,7 @@ def run(config: RunConfig, folder: RunFolder) -> None:
                 batch = config.generation.batch_size
                 tasks[column] = run_tasks(model, base.tokenizer, config.evaluate.tasks, batch, config.seed)
     evaluation = _compare(config, measured, tasks)
-    write_atomically(
-        folder.path / "evaluation.json", json.dumps(evaluation, indent=2, ensure_ascii=False) + "\n"
-    )
+    write_atomically(folder.path / "evaluation.json", json_text(evaluation))
     folder.write_lines("samples.jsonl", _samples(config, answered, answers))
     last = evaluation["models"][list(columns)[-1]]
     folder.metrics |= {name: score["value"] for name, score in last.items()}
@@ -131,12 +134,23 @@ def _rows(config: RunConfig, folder: RunFolder, renderer: Renderer, max_length: 
     """The held-out rows, or all rows where none are held out."""
     from runner.evaluation.bootstrap import enough
 
-    data = prepare(config.data, renderer, max_length, config.seed)
+    settings = config.data
+    if alone := held_out_alone(vars(settings)):
+        limits = {"max_rows": settings.eval_max_rows, "eval_max_rows": None}
+        settings = replace(settings, path=settings.eval_path, eval_path=None, **limits)
+    data = prepare(settings, renderer, max_length, config.seed)
     folder.notes += data.notes
     folder.record["rows_from_cache"] = data.cached
-    if data.eval is None:
+    rows = replace(data.train, name="eval") if alone else data.eval or data.train
+    if alone:
+        gone = ", ".join(missing(config.data.path))
+        folder.notes.append(f"{gone} is gone: that no scored row was trained on could not be checked")
+    elif data.eval is None:
         folder.notes.append("no rows are held out: the rows of data.path are scored")
-    rows = data.eval or data.train
+    if note := foreign_rows(settings):
+        folder.notes.append(note)
+    places = ", ".join(source.path for source in rows.sources)
+    console.out.print(f"[bold]rows[/] {len(rows.rows):,} of {escape(places)}")
     if config.adapter and not enough(len(rows.rows), config.evaluate.confidence):
         folder.notes.append(f"{len(rows.rows)} rows are too few to call a difference more than noise")
     return rows

@@ -11,21 +11,21 @@ from typing import Any
 import torch
 
 from recipes import OBJECTIVES
-from runner.config.adapters import Adapter, write_base
-from runner.config.objective import Kind
+from runner.config.adapters import Adapter
+from runner.config.path_rules import missing
 from runner.config.settings import RunConfig
 from runner.core import console, environment
 from runner.core.errors import RunnerError
-from runner.data.prepare import prepare
-from runner.data.splits import Split
 from runner.data.template import Renderer
 from runner.evaluation.logit_kl import Fidelity, compare, read_texts
-from runner.export.combine import combine, combines, parts
+from runner.export.combination import Combination, combine_adapters, read_beside_parts
+from runner.export.combine import combines
+from runner.export.compare_rows import rows_to_compare
 from runner.export.merge import Skeleton
 from runner.export.merge_check import MergeSetup, check_merge
 from runner.export.tensors import CheckpointTensors, ModelTensors
 from runner.export.write_merged import write_model
-from runner.models.adapter import attach, set_base
+from runner.models.adapter import attach
 from runner.models.model import load_model
 from runner.runs.model_card import card_facts, merged_card
 from runner.runs.run_folder import RunFolder
@@ -41,8 +41,11 @@ def run(config: RunConfig, folder: RunFolder) -> None:
     with folder.timed("check"):
         setup = check_merge(config, OBJECTIVES, folder.path)
     with folder.timed("data"):
-        rows = _rows(setup)
+        renderer = Renderer(setup.base.tokenizer, config.template, config.data.train_on)
+        rows, place = rows_to_compare(setup.trained, renderer, setup.kind)
     folder.notes += [*setup.base.notes, *setup.notes]
+    if missing(config.data.path) or not config.data.path:
+        folder.notes.append(f"the rows of the adapter's run are not at hand: compared on rows of {place}")
     folder.record |= {
         "model": setup.base.record() | {"identity": setup.identity},
         "data": {rows.name: rows.record()},
@@ -51,13 +54,14 @@ def run(config: RunConfig, folder: RunFolder) -> None:
     folder.write()
     for note in folder.notes:
         console.warn(note)
-    adapter = setup.adapters[0]
+    made = None
     if combines(config.merge, setup.adapters):
         with folder.timed("combine"):
-            adapter = _combine(config, setup, folder.path / "adapter")
+            made = combine_adapters(config, setup, folder)
+    adapter = made.adapter if made else setup.adapters[0]
     texts = [row.input_ids for row in rows.rows]
     with folder.timed("read_adapter_model"):
-        expected = _adapter_logits(setup, adapter, texts)
+        expected = _adapter_logits(setup, made, texts, folder)
     folders = {name: folder.path / f".model-{name}" for name in setup.bases}
     target = folder.path / "model"
     try:
@@ -68,48 +72,28 @@ def run(config: RunConfig, folder: RunFolder) -> None:
             with folder.timed("verify"):
                 results[name] = compare(expected, _merged_logits(setup, temporary, texts))
         chosen = _record(config, folder, setup, results)
-        facts = card_facts(OBJECTIVES[setup.trained.recipe].tag, folders[chosen])
-        card = merged_card(config, folder.record, setup.adapters, facts)
-        (folders[chosen] / "README.md").write_text(card, encoding="utf-8")
+        folder.record["merge"] |= {"combination": made.facts} if made else {}
+        _write_card(config, folder, setup, folders[chosen])
         folders[chosen].rename(target)
     finally:
         for temporary in folders.values():
             shutil.rmtree(temporary, ignore_errors=True)
-    _hand_over(config, folder, target)
+    _hand_over(config, folder, setup, target)
 
 
-def _rows(setup: MergeSetup) -> Split:
-    """The rows whose logits are compared, prompts with their answers: held-out ones where there are any."""
-    config, tokenizer = setup.trained, setup.base.tokenizer
-    count = config.merge.prompts
-    few = {key: min(getattr(config.data, key) or count, count) for key in ("max_rows", "eval_max_rows")}
-    settings = dataclasses.replace(config.data, **few)
-    renderer = Renderer(tokenizer, config.template, config.data.train_on)
-    # of a preference pair the chosen sequence is compared
-    kind: Kind = "completion" if setup.kind == "preference" else setup.kind
-    data = prepare(settings, renderer, config.trainer.get("max_length", 1024), config.seed, kind)
-    return data.eval or data.train
-
-
-def _combine(config: RunConfig, setup: MergeSetup, target: Path) -> Adapter:
-    """Save the combination of all adapters like any adapter."""
-    named = parts(setup.adapters)
-    skeleton = Skeleton(setup.base, named, setup.classes, torch.float32, setup.device)
-    combine(skeleton.model, config.merge, [adapter.name for adapter in named], config.seed, target)
-    set_base(target, config.model.path or f"random:{config.model.architecture}")
-    write_base(target, dataclasses.asdict(config.model), setup.identity, setup.classes)
-    setup.base.tokenizer.save_pretrained(target)
-    return Adapter("combined", target, None)
-
-
-def _adapter_logits(setup: MergeSetup, adapter: Adapter, texts: list[list[int]]) -> list[torch.Tensor]:
+def _adapter_logits(
+    setup: MergeSetup, made: Combination | None, texts: list[list[int]], folder: RunFolder
+) -> list[torch.Tensor]:
     """What the model says as it was trained: the base, quantised if it was then, under the adapter."""
     exact = setup.compared != setup.precision
     dtype = setup.own if exact else setup.precision.dtype
     model: Any = load_model(setup.base, setup.quantization, dtype, setup.trained.seed, setup.classes)
     if exact:
         model = model.to(setup.compared.dtype)
-    logits = read_texts(attach(model, [adapter]), texts, setup.compared)
+    if made is not None:
+        logits = read_beside_parts(model, setup, made, texts, folder)
+    else:
+        logits = read_texts(attach(model, setup.adapters), texts, setup.compared)
     del model
     free_memory()
     return logits
@@ -172,13 +156,21 @@ def _record(config: RunConfig, folder: RunFolder, setup: MergeSetup, results: di
     return chosen
 
 
-def _hand_over(config: RunConfig, folder: RunFolder, model: Path) -> None:
+def _write_card(config: RunConfig, folder: RunFolder, setup: MergeSetup, model: Path) -> None:
+    facts = card_facts(OBJECTIVES[setup.trained.recipe].tag, model)
+    card = merged_card(config, folder.record, setup.adapters, facts)
+    (model / "README.md").write_text(card, encoding="utf-8")
+
+
+def _hand_over(config: RunConfig, folder: RunFolder, setup: MergeSetup, model: Path) -> None:
     """Export and publish the merged model, where that is asked for."""
+    exported: list[Path] = []
     if config.export:
         from runner.export.api import export_model
 
-        export_model(config, folder, model)
+        exported = export_model(config, folder, model)
+        _write_card(config, folder, setup, model)  # which now names the files
     if config.push_to:
         from runner.runs.push_to_hub import publish
 
-        publish(config, folder, model)
+        publish(config, folder, model, exported)

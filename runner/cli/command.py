@@ -145,6 +145,8 @@ def parse(argv: list[str], objectives: Objectives) -> Command:
         folders = [folder for folder in (config_dir, extra_dir) if folder]
         taken, others = inherit.inherited(overrides, folders, objectives)
         overrides = [*(f"{group}={inherit.OPTION}" for group in taken), *others, *overrides]
+        if (config_dir, config_name) == (CONFIG_DIR, "config"):
+            overrides = [*inherit.without_rate(overrides, folders), *overrides]
     informational = bool(args.help or args.hydra_help or args.shell_completion or args.info)
     return Command(
         overrides=overrides,

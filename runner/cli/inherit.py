@@ -28,21 +28,65 @@ def inherited(
     """The groups that ``adapter=`` fills, each with its values, and other overrides that belong to them.
 
     Groups which the command line chooses, or an experiment in one of the config ``folders``, are left alone.
-    A recipe that does not train also takes the run's rows, with the seed that split them.
+    The run's rows come along where the recipe reads rows of that kind, with the seed that split them.
     """
     typed = dict(text.lstrip("+").split("=", 1) for text in overrides if "=" in text)
     adapter = _adapter(typed.get("adapter", ""))
     if adapter is None:
         return {}, []
-    trains = typed.get("recipe", "sft") in objectives
-    groups = _groups(adapter)
-    if trains:
-        groups.pop("data", None)
     files = [folder / "experiment" / f"{typed.get('experiment')}.yaml" for folder in folders]
-    chosen = {*typed, *(group for file in files for group in _chosen_in(file))}
-    groups = {name: values for name, values in groups.items() if name not in chosen}
+    chosen = {**{group: option for file in files for group, option in _chosen_in(file).items()}, **typed}
+    recipe = chosen.get("recipe", "sft")
+    groups = _groups(adapter)
+    groups["data"] = data = _rows(adapter, recipe, "data.path" in typed, objectives)
+    groups = {name: values for name, values in groups.items() if name not in chosen and values is not None}
     drawn = groups.get("model", {}).get("weights") == "random"
-    return groups, list(_more(adapter, typed)) if drawn or not trains else []
+    more = list(_more(adapter, typed)) if drawn or recipe not in objectives else []
+    if recipe in objectives and "data" in groups and data and data.get("path"):
+        more += _beside_rows(adapter, chosen, more)
+    return groups, more
+
+
+def without_rate(overrides: Iterable[str], folders: Iterable[Path]) -> list[str]:
+    """The override that leaves ``conf/trainer_model`` out, where ``model=`` replaces an experiment's own.
+
+    The learning rate that a small model was found to need would take the place of the experiment's.
+    """
+    typed = dict(text.lstrip("+").split("=", 1) for text in overrides if "=" in text)
+    files = [folder / "experiment" / f"{typed.get('experiment')}.yaml" for folder in folders]
+    replaced = "model" in typed and any("model" in _chosen_in(file) for file in files)
+    return ["~trainer_model"] if replaced else []
+
+
+def _rows(adapter: Adapter, recipe: str, typed: bool, objectives: Objectives) -> dict[str, Any] | None:
+    """The section ``data`` that a recipe takes over from an adapter's run; None leaves the recipe's own.
+
+    The embedded rows, which are the default, are those of one task. They go with an adapter of that task
+    only: for any other the path is left open, and has to be given. It is open, too, where it is ``typed``:
+    what the run held out does not belong to other rows.
+    """
+    if recipe == "chat":
+        return None  # reads none
+    given = adapter.sections.get("data") or {}
+    made = str(adapter.sections.get("recipe"))
+    same = recipe not in objectives or (
+        made in objectives and objectives[made].kind == objectives[recipe].kind
+    )
+    if given.get("path") and same and not typed:
+        return given
+    embedded = str(given.get("path")).startswith("embedded:orders")
+    return None if embedded and not typed else {"path": None}
+
+
+def _beside_rows(adapter: Adapter, chosen: dict[str, str], more: list[str]) -> Iterator[str]:
+    """What goes with the rows of a run that is trained further: its batch size, and the seed of its split."""
+    key = "trainer.per_device_train_batch_size"
+    size = (adapter.sections.get("trainer") or {}).get(key.partition(".")[2])
+    if size and not chosen.keys() & {key, "trainer", "experiment"}:
+        yield f"{key}={size}"
+    seed = f"seed={adapter.sections.get('seed', 0)}"
+    if (adapter.sections.get("data") or {}).get("eval_split") and "seed" not in chosen and seed not in more:
+        yield seed
 
 
 def _more(adapter: Adapter, typed: dict[str, str]) -> Iterator[str]:
@@ -55,15 +99,18 @@ def _more(adapter: Adapter, typed: dict[str, str]) -> Iterator[str]:
             yield f"{key}={'null' if value is None else value}"
 
 
-def _chosen_in(file: Path) -> set[str]:
-    """The groups for which an experiment's file chooses an option."""
+def _chosen_in(file: Path) -> dict[str, str]:
+    """The groups for which an experiment's file chooses an option, each with that; also ``recipe``."""
     try:
         values = read_yaml(file)
     except (OSError, ValueError, yaml.YAMLError):
-        return set()  # composing it says why
-    defaults = values.get("defaults", []) if isinstance(values, dict) else []
-    names = [str(name) for entry in defaults if isinstance(entry, dict) for name in entry]
-    return {name.removeprefix("override").strip().strip("/") for name in names}
+        return {}  # composing it says why
+    values = values if isinstance(values, dict) else {}
+    defaults = values.get("defaults")
+    entries = [entry for entry in defaults if isinstance(entry, dict)] if isinstance(defaults, list) else []
+    named = {str(name): str(option) for entry in entries for name, option in entry.items()}
+    chosen = {name.removeprefix("override").strip().strip("/"): option for name, option in named.items()}
+    return chosen | ({"recipe": str(values["recipe"])} if values.get("recipe") else {})
 
 
 def _adapter(given: str) -> Adapter | None:

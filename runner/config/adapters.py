@@ -7,15 +7,20 @@ from __future__ import annotations
 
 import json
 from collections import Counter
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import yaml
+
 from runner.config.settings import RunConfig
+from runner.core.atomic import json_text, sha256_of, sha256_of_file
 from runner.core.errors import ConfigError, Issue
 from runner.core.paths import SWEEP_FILE
-from runner.core.yaml_reader import read_yaml
+from runner.core.yaml_reader import parse_yaml
 
+_NAMES_BASE = ("base_model_name_or_path", "revision")  # keys of adapter_config.json
 BASE_FILE = "base.json"  # beside adapter_config.json: the base's settings and identity
 
 
@@ -30,20 +35,41 @@ class Adapter:
     @property
     def config(self) -> dict[str, Any]:
         """Its ``adapter_config.json``."""
-        return json.loads((self.folder / "adapter_config.json").read_text(encoding="utf-8"))
+        return _mapping(self.folder / "adapter_config.json")
 
     @property
     def base(self) -> dict[str, Any]:
         """Its ``base.json``: ``model`` (settings) and ``identity``; empty for an adapter from elsewhere."""
-        file = self.folder / BASE_FILE
-        return json.loads(file.read_text(encoding="utf-8")) if file.is_file() else {}
+        return _mapping(self.folder / BASE_FILE)
 
     @property
     def sections(self) -> dict[str, Any]:
         """The config of the run that made it, empty when that is not at hand."""
-        file = self.run / "config.yaml" if self.run else None
-        values = read_yaml(file) if file and file.is_file() else None
-        return values if isinstance(values, dict) else {}
+        return _mapping(self.run / "config.yaml") if self.run else {}
+
+    @property
+    def record(self) -> dict[str, Any]:
+        """The ``run.json`` of the run that made it, empty when that is not at hand."""
+        return _mapping(self.run / "run.json") if self.run else {}
+
+
+def _mapping(file: Path) -> dict[str, Any]:
+    """The keys in a file of JSON or YAML; empty where there is no file. Raises ``ConfigError``."""
+    if not file.is_file():
+        return {}
+    try:
+        text = file.read_text(encoding="utf-8")
+        values = json.loads(text) if file.suffix == ".json" else parse_yaml(text, str(file))
+    except (OSError, ValueError, RecursionError, yaml.YAMLError) as error:
+        reason = " ".join(str(error).split()) or type(error).__name__
+        raise ConfigError(Issue(str(file), f"is damaged: {reason[:200]}", _RESCUE)) from error
+    if not isinstance(values, dict):
+        raise ConfigError(Issue(str(file), f"is damaged: it holds {values!r:.80}, not keys", _RESCUE))
+    return values
+
+
+_BASE_KEYS = (("model", dict), ("identity", dict), ("classes", list))
+_RESCUE = "an adapter in a folder without it can be used: it then says less about its run"
 
 
 def adapters(config: RunConfig) -> list[Adapter]:
@@ -85,7 +111,9 @@ def find_adapter(path: str) -> Adapter:
     for folder in (given / "adapter", given):
         if (folder / "adapter_config.json").is_file():
             run = folder.parent if (folder.parent / "run.json").is_file() else None
-            return Adapter((run or folder).resolve().name.replace(".", "-"), folder, run)
+            found = Adapter((run or folder).resolve().name.replace(".", "-"), folder, run)
+            _check_readable(found)
+            return found
     if best := _best_cell(given, f"adapter={path}"):
         return find_adapter(best)
     where = f"adapter={path}"
@@ -93,6 +121,21 @@ def find_adapter(path: str) -> Adapter:
         hint = f"it holds a whole model: model.path={given / 'model'}"
         raise ConfigError(Issue(where, "holds no adapter_config.json", hint))
     raise ConfigError(Issue(where, "holds no adapter_config.json", "name a run folder or its adapter/"))
+
+
+def _check_readable(adapter: Adapter) -> None:
+    """Raises ``ConfigError`` with each of the files around an adapter that is damaged."""
+    issues: list[Issue] = []
+    for name in ("config", "base", "sections", "record"):
+        try:
+            values = getattr(adapter, name)
+            if name == "base" and any(type(values.get(key, kind())) is not kind for key, kind in _BASE_KEYS):
+                message = "is damaged: a key has a value of another type"
+                issues.append(Issue(str(adapter.folder / BASE_FILE), message, _RESCUE))
+        except ConfigError as error:
+            issues += error.issues
+    if issues:
+        raise ConfigError(issues)
 
 
 def _best_cell(folder: Path, where: str) -> str | None:
@@ -131,13 +174,21 @@ def parents(config: RunConfig) -> list[str]:
 
 
 def check_base(config: RunConfig, identity: dict[str, Any]) -> list[str]:
-    """Check that adapters belong to the base whose ``identity`` is given. Raises ``ConfigError``.
+    """Check that adapters are what their runs have left, and belong to the base whose ``identity`` is given.
 
-    Returns a warning for each adapter that has no record of its base.
+    Returns a warning for each adapter that has no record of its base, and for each whose run has not
+    completed. Raises ``ConfigError``.
     """
     issues: list[Issue] = []
     notes: list[str] = []
     for adapter in adapters(config):
+        issues += _changed_files(adapter)
+        status = adapter.record.get("status", "completed")
+        if status != "completed":
+            ended = (
+                "its run is running, or was killed" if status == "running" else f"its run ended as {status}"
+            )
+            notes.append(f"adapter={adapter.folder}: {ended}: what stands there may not be its result")
         expected = adapter.base.get("identity")
         where = f"adapter={adapter.folder}"
         if not expected:
@@ -156,6 +207,31 @@ def check_base(config: RunConfig, identity: dict[str, Any]) -> list[str]:
     if issues:
         raise ConfigError(issues)
     return notes
+
+
+def _changed_files(adapter: Adapter) -> Iterator[Issue]:
+    """An issue for each part of an adapter that is not the one whose digest its run has recorded."""
+    digests = adapter.record.get("digests")
+    expected = digests if isinstance(digests, dict) else {}
+    found = adapter_digests(adapter.folder)
+    for name in ("adapter", "adapter_config"):
+        if expected.get(name) and found.get(name) != expected[name]:
+            facts = f"{found.get(name, 'missing')}, in run.json {expected[name]}"
+            hint = f"a copy of {adapter.folder} outside of the run's folder is used as it is"
+            yield Issue(f"adapter={adapter.folder}", f"is not what its run has written: {name} {facts}", hint)
+
+
+def adapter_digests(folder: Path) -> dict[str, str]:
+    """Digests of what an adapter computes, for ``run.json``: ``adapter`` (weights) and ``adapter_config``.
+
+    The name of the base is left out: who publishes an adapter may write another. Empty without an adapter.
+    """
+    weights, config = folder / "adapter_model.safetensors", _mapping(folder / "adapter_config.json")
+    digests = {"adapter": sha256_of_file(weights)} if weights.is_file() else {}
+    if config:
+        facts = {key: value for key, value in config.items() if key not in _NAMES_BASE}
+        digests["adapter_config"] = sha256_of(json.dumps(facts, sort_keys=True))
+    return digests
 
 
 def head_issues(config: RunConfig) -> list[Issue]:
@@ -192,8 +268,7 @@ def write_base(
     ``classes`` are the outputs of a head that the base does not have, in order.
     """
     facts = {"model": model, "identity": identity, **({"classes": classes} if classes else {})}
-    text = json.dumps(facts, indent=2, sort_keys=True)
-    (folder / BASE_FILE).write_text(text + "\n", encoding="utf-8")
+    (folder / BASE_FILE).write_text(json_text(facts, sort_keys=True), encoding="utf-8")
 
 
 def _names(name: str) -> Any:

@@ -16,24 +16,44 @@ _ROW_ENDINGS = (".json", ".jsonl", ".csv", ".tsv", ".parquet", ".arrow")
 
 def check_paths(values: dict[str, Any], origins: Origins) -> Iterator[Issue]:
     """An issue for each path of data, adapter and checkpoint that is missing or does not exist."""
-    data = values.get("data") or {}
-    if not data.get("path"):
-        hint = "a file, a folder, a hub name, or embedded:orders_train"
-        yield Issue(origins.where("data.path"), "data.path must be given", hint)
+    yield from _check_data(values.get("data") or {}, values.get("recipe"), values.get("adapter"), origins)
+    for key in ("adapter", "resume"):
+        given = values.get(key)
+        for value in given if isinstance(given, list) else [given]:
+            if isinstance(value, str) and (key, value) != ("resume", "auto") and not exists(value):
+                yield Issue(origins.where(key), f"{key}: nothing is at {value!r}", nearest_file(value))
+
+
+def _check_data(data: dict[str, Any], recipe: Any, adapter: Any, origins: Origins) -> Iterator[Issue]:
+    """The rows of a recipe; a chat reads none, and a merge compares two models on any that there are."""
+    said = [key for key in ("data.path", "data.eval_path") if origins.said_by_user(key)]
+    if recipe == "chat" or (recipe == "merge" and not said):
+        return
+    if not data.get("path") and recipe != "merge":
+        why = f": adapter={adapter} brings no rows for recipe={recipe}" if adapter else ""
+        hint = "add data=file data.path=...: a file, a folder, a hub name, or embedded:orders_train"
+        yield Issue(origins.where("data.path"), f"data.path must be given{why}", hint)
     for key in ("data.path", "data.eval_path"):
         given = data.get(key.partition(".")[2])
-        if key == "data.path" and not given:
+        if key == "data.path" and (not given or (recipe == "evaluate" and held_out_alone(data))):
             continue
         if not isinstance(given, list):
             yield from _check_source(key, given, origins)
             continue
         for number, source in enumerate(given):
             yield from _check_source(f"{key}.{number}", source, origins)
-    for key in ("adapter", "resume"):
-        given = values.get(key)
-        for value in given if isinstance(given, list) else [given]:
-            if isinstance(value, str) and (key, value) != ("resume", "auto") and not exists(value):
-                yield Issue(origins.where(key), f"{key}: nothing is at {value!r}", nearest_file(value))
+
+
+def held_out_alone(data: dict[str, Any]) -> bool:
+    """Whether rows are held out in files of their own, and those that were trained on are gone."""
+    return bool(data.get("eval_path")) and bool(missing(data.get("path"))) and not missing(data["eval_path"])
+
+
+def missing(given: Any) -> list[str]:
+    """Local paths of a data source, or a list of these, that do not exist."""
+    sources = given if isinstance(given, list) else [given]
+    paths = [source.get("path") if isinstance(source, dict) else source for source in sources]
+    return [str(path) for path in paths if isinstance(path, str) and looks_local(path) and not exists(path)]
 
 
 def _check_source(key: str, source: Any, origins: Origins) -> Iterator[Issue]:

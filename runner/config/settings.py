@@ -103,9 +103,10 @@ class GenerationSettings:
 class MergeSettings:
     """How several adapters are combined before the merge, and how faithful the merged model must be.
 
-    ``weights`` (one for each adapter; null: 1 each), ``combination_type``, ``svd_rank``, ``density`` and
-    ``majority_sign_method`` are PEFT's, of ``add_weighted_adapter``. The merge fails when the mean KL
-    divergence (nats a token) of merged from adapter model on ``prompts`` held-out rows is above ``max_kl``.
+    ``weights`` are one for each adapter; null is their average. ``combination_type``, ``svd_rank``,
+    ``density`` and ``majority_sign_method`` are PEFT's, of ``add_weighted_adapter``. The merge fails when the
+    mean KL divergence (nats a token) of merged from adapter model on ``prompts`` held-out rows is above
+    ``max_kl``.
     """
 
     weights: list | None = None
@@ -133,9 +134,12 @@ class MergeSettings:
 
 @dataclass(frozen=True)
 class GgufSettings:
-    """``export=gguf``: the kind of its tensors; ``llama_cpp`` is a checkout, for the kinds that need one."""
+    """``export=gguf``: the ``kind`` of its tensors, or several, a file each.
 
-    kind: str = "q8_0"
+    ``llama_cpp`` is a checkout, for the kinds that need one.
+    """
+
+    kind: str | list = "q8_0"
     llama_cpp: str | None = None
 
 

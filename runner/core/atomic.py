@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 import hashlib
+import json
+import math
 import mmap
 import os
 from collections.abc import Iterable
 from pathlib import Path
+from typing import Any
 
 import xxhash
 
@@ -22,6 +25,25 @@ def write_atomically(file: Path, text: str | Iterable[str]) -> None:
     with temporary.open("w", encoding="utf-8") as stream:
         stream.writelines([text] if isinstance(text, str) else text)
     temporary.replace(file)
+
+
+def json_line(value: Any) -> str:
+    """A value as one line of JSON that every parser reads: NaN and infinity, which JSON has not, are null."""
+    return json.dumps(_finite(value), ensure_ascii=False, allow_nan=False) + "\n"
+
+
+def json_text(value: Any, sort_keys: bool = False) -> str:
+    """A value as indented JSON with a newline at its end; NaN and infinity are null."""
+    text = json.dumps(_finite(value), indent=2, ensure_ascii=False, allow_nan=False, sort_keys=sort_keys)
+    return text + "\n"
+
+
+def _finite(value: Any) -> Any:
+    if isinstance(value, float):  # NumPy's float64 is one, too
+        return float(value) if math.isfinite(value) else None
+    if isinstance(value, dict):
+        return {key: _finite(item) for key, item in value.items()}
+    return [_finite(item) for item in value] if isinstance(value, (list, tuple)) else value
 
 
 def flush_to_disk(path: Path) -> None:

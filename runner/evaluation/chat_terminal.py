@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import json
 import shlex
 import sys
 from collections.abc import Callable
@@ -12,6 +11,7 @@ from pathlib import Path
 from rich.markup import escape
 
 from runner.core import console
+from runner.core.atomic import json_line
 from runner.core.errors import nearest
 from runner.evaluation.chat import Conversation
 
@@ -110,10 +110,10 @@ class Terminal:
             return
         words = shlex.split(name)
         file = Path(words[0]).expanduser() if words else self._folder / "saved.jsonl"
-        row = json.dumps({"messages": self._conversation.messages}, ensure_ascii=False)
+        row = json_line({"messages": self._conversation.messages})
         try:
             with file.open("x", encoding="utf-8") as stream:
-                stream.write(row + "\n")
+                stream.write(row)
         except FileExistsError:
             console.warn(f"{file} is there already; name another: /save FILE")
         except OSError as error:

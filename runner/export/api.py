@@ -2,15 +2,14 @@
 
 from __future__ import annotations
 
-import dataclasses
 from pathlib import Path
 from typing import Any
 
 from runner.config.adapters import adapters
 from runner.config.settings import RunConfig
 from runner.core.errors import ConfigError, Issue
-from runner.data.prepare import prepare
 from runner.data.template import Renderer
+from runner.export.compare_rows import rows_to_compare
 from runner.models.model import Base
 from runner.runs.run_folder import RunFolder
 
@@ -26,8 +25,10 @@ def check_export(config: RunConfig, base: Base) -> None:
         check_gguf(config, base)
 
 
-def export_model(config: RunConfig, folder: RunFolder, source: Path) -> None:
+def export_model(config: RunConfig, folder: RunFolder, source: Path) -> list[Path]:
     """Export the transformers folder ``source`` into the run folder and compare the two on rows of the run.
+
+    Returns the files and folders that were made.
 
     Raises ``RunnerError`` for a result whose logits are too far from the source's; it is removed then.
     """
@@ -35,19 +36,16 @@ def export_model(config: RunConfig, folder: RunFolder, source: Path) -> None:
         from runner.export.to_gguf import export_gguf as export
     else:
         from runner.export.to_int4 import export_int4 as export
-    export(config, folder, source, _texts(config, source))
+    return export(config, folder, source, _texts(config, source))
 
 
 def _texts(config: RunConfig, source: Path) -> list[list[int]]:
     """Token ids of ``merge.prompts`` rows, prompts with their answers: held-out ones where there are any."""
     from transformers import AutoTokenizer
 
-    count = config.merge.prompts
-    few = {key: min(getattr(config.data, key) or count, count) for key in ("max_rows", "eval_max_rows")}
-    data_settings = dataclasses.replace(config.data, **few)
     tokenizer: Any = AutoTokenizer.from_pretrained(source)
     renderer = Renderer(tokenizer, config.template, config.data.train_on)
     made_by = adapters(config)[0].sections.get("recipe")
     kind: Any = "unpaired_preference" if made_by == "kto" else "completion"
-    data = prepare(data_settings, renderer, config.trainer.get("max_length", 1024), config.seed, kind)
-    return [row.input_ids for row in (data.eval or data.train).rows]
+    rows, _ = rows_to_compare(config, renderer, kind)
+    return [row.input_ids for row in rows.rows]

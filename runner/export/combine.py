@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
@@ -11,7 +12,8 @@ from runner.config.adapters import Adapter
 from runner.config.settings import MergeSettings
 from runner.core.errors import ConfigError, Issue
 
-_NAME = "default"  # PEFT saves the adapter of this name without a folder of its own
+NAME = "default"  # PEFT saves the adapter of this name without a folder of its own
+_FACTORS_ADDED = ("linear", "dare_linear", "magnitude_prune")  # and not only their products
 _SAME_RANK = ("linear", "ties", "dare_linear", "dare_ties", "magnitude_prune")
 # What an adapter may hold besides A and B, and PEFT would drop in a combination without a word.
 _LOST = (
@@ -45,13 +47,15 @@ def combine(model: Any, merge: MergeSettings, names: list[str], seed: int, folde
     """
     from transformers import set_seed
 
-    weights = [float(weight) for weight in merge.weights or [1.0] * len(names)]
+    weights = weights_of(merge, len(names))
+    if merge.combination_type in _FACTORS_ADDED:
+        weights = _without_cross_terms(weights)
     set_seed(seed)
     try:
         model.add_weighted_adapter(
             names,
             weights,
-            _NAME,
+            NAME,
             combination_type=merge.combination_type,
             svd_rank=merge.svd_rank,
             svd_full_matrices=False,  # the first columns are all that is used
@@ -61,15 +65,38 @@ def combine(model: Any, merge: MergeSettings, names: list[str], seed: int, folde
     except (ValueError, TypeError) as error:
         message = " ".join(str(error).split())
         raise ConfigError(Issue(f"merge.combination_type={merge.combination_type}", message)) from error
-    rank = model.peft_config[_NAME].r
+    rank = model.peft_config[NAME].r
     for name, weight in model.named_parameters():
-        if f".lora_A.{_NAME}." in name and len(weight) < rank:
+        if f".lora_A.{NAME}." in name and len(weight) < rank:
             message = f"rank {rank} is more than {name.partition('.lora_A')[0]} has room for ({len(weight)})"
             hint = f"merge.combination_type=svd merge.svd_rank={len(weight)}, or less"
             raise ConfigError(Issue(f"merge.combination_type={merge.combination_type}", message, hint))
     # PEFT puts every scale into the new A and B, and alpha = r; rank stabilisation would scale them again
-    model.peft_config[_NAME].use_rslora = False
-    model.save_pretrained(str(folder), selected_adapters=[_NAME], save_embedding_layers=False)
+    model.peft_config[NAME].use_rslora = False
+    model.save_pretrained(str(folder), selected_adapters=[NAME], save_embedding_layers=False)
+
+
+def weights_of(merge: MergeSettings, count: int) -> list[float]:
+    """The weight of each of ``count`` adapters; by default such that the result is their average.
+
+    TIES divides by the number of adapters that agree, so that there the average has weights of 1.
+    """
+    if merge.weights is not None:
+        return [float(weight) for weight in merge.weights]
+    return [1.0 if "ties" in merge.combination_type else 1.0 / count] * count
+
+
+def _without_cross_terms(weights: list[float]) -> list[float]:
+    """Weights for PEFT's linear kinds, under which equal adapters give the sum of the weights times one.
+
+    These kinds add up A and B by themselves, each times the root of its weight, and multiply the sums: the
+    products of one adapter's A with another's B come on top. Of two equal ones at weight 1 that is four times
+    one; of unrelated ones it is noise.
+    """
+    roots = [math.sqrt(abs(weight)) for weight in weights]
+    given = sum(math.copysign(root, weight) for root, weight in zip(roots, weights, strict=True)) * sum(roots)
+    factor = sum(weights) / given if given else 1.0
+    return [weight * factor for weight in weights] if factor > 0 else weights
 
 
 def parts(adapters: list[Adapter]) -> list[Adapter]:

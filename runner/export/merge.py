@@ -6,12 +6,11 @@ the layer that is being merged gets its weights: neither base nor merged model i
 
 from __future__ import annotations
 
-import copy
 from collections.abc import Iterable, Iterator, Mapping
 from typing import Any
 
 import torch
-from peft import MODEL_TYPE_TO_PEFT_MODEL_MAPPING, PeftConfig, PeftModel
+from peft import PeftConfig
 from peft.tuners.tuners_utils import BaseTunerLayer
 from peft.utils.other import AuxiliaryTrainingWrapper, ModulesToSaveWrapper
 
@@ -19,28 +18,11 @@ from runner.config.adapters import Adapter
 from runner.core.errors import ConfigError, Issue
 from runner.export.shards import Layout
 from runner.models.adapter import changes_base
-from runner.models.locate import tensors_only
+from runner.models.adapter_fit import add_saved, read_config, refusing_misfits
+from runner.models.empty_model import empty_model
 from runner.models.model import Base
 
 Tensors = Mapping[str, torch.Tensor]
-
-
-def empty_model(base: Base, classes: list[str] | None, config: Any = None) -> Any:
-    """The base's modules without memory for weights; with ``classes``, under a head with those outputs.
-
-    ``config`` takes the place of the base's own.
-    """
-    from transformers import AutoModelForCausalLM, AutoModelForSequenceClassification
-
-    kind: Any = AutoModelForCausalLM
-    config = config or copy.deepcopy(base.config)
-    if classes is not None:
-        kind = AutoModelForSequenceClassification
-        config.id2label = dict(enumerate(classes))
-        config.label2id = {name: index for index, name in enumerate(classes)}
-        config.pad_token_id = base.tokenizer.pad_token_id
-    with torch.device("meta"):
-        return kind.from_config(config, trust_remote_code=base.settings.trust_remote_code)
 
 
 class Skeleton:
@@ -196,30 +178,15 @@ def _wrap(model: Any, adapters: list[Adapter]) -> Any:
     peft: Any = None
     issues: list[Issue] = []
     for adapter in adapters:
-        shape = PeftConfig.from_pretrained(str(adapter.folder))
-        where = f"adapter={adapter.folder}"
-        if reason := _obstacle(shape):
-            issues.append(Issue(where, reason))
+        if reason := _obstacle(read_config(adapter)):
+            issues.append(Issue(f"adapter={adapter.folder}", reason))
             continue
         try:
-            if peft is None:
-                kind = MODEL_TYPE_TO_PEFT_MODEL_MAPPING.get(str(shape.task_type), PeftModel)
-                peft = kind(model, shape, adapter_name=adapter.name, low_cpu_mem_usage=True)
-            with tensors_only(adapter.folder):
-                result = peft.load_adapter(
-                    str(adapter.folder), adapter.name, torch_device="cpu", low_cpu_mem_usage=True
-                )
-            peft.base_model._check_merge_allowed()
-        except (ValueError, RuntimeError, KeyError, NotImplementedError) as error:
-            reason = " ".join(str(error).split())
-            issues.append(Issue(where, f"does not fit the base: {reason[:300]}"))
-            continue
-        for keys, message in (
-            (result.unexpected_keys, "have no place in the base"),
-            (result.missing_keys, "that the base needs are not there"),
-        ):
-            if keys:
-                issues.append(Issue(where, f"{len(keys)} of its tensors {message}, {keys[0]} first"))
+            peft = add_saved(model, adapter, peft)
+            with refusing_misfits(adapter):
+                peft.base_model._check_merge_allowed()
+        except ConfigError as error:
+            issues += error.issues
     if issues:
         raise ConfigError(issues)
     return peft

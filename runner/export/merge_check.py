@@ -12,7 +12,7 @@ from typing import Any
 import psutil
 import torch
 
-from runner.config.adapters import Adapter, adapters, check_base
+from runner.config.adapters import Adapter, adapters
 from runner.config.objective import Kind, Objectives
 from runner.config.settings import RunConfig
 from runner.core.errors import ConfigError, Issue
@@ -23,6 +23,7 @@ from runner.export.shards import Layout, plan_shards, total_bytes
 from runner.export.tensors import CheckpointTensors
 from runner.models.base_digest import base_identity
 from runner.models.build import quantization_config
+from runner.models.check_loading import check_loading
 from runner.models.model import Base, Precision, choose_precision, find_base
 
 # The training run's own keys of trainer that decide the numbers its model computes.
@@ -81,8 +82,8 @@ def check_merge(config: RunConfig, objectives: Objectives, folder: Path) -> Merg
     objective = objectives[trained.recipe]
     precision = choose_precision(trained)
     identity = base_identity(base, config.seed, precision.dtype)
-    notes = check_base(config, identity)
     classes = _classes(found)
+    notes = check_loading(config, base, identity, classes)
     quantization = quantization_config(trained, precision, objective.task_type)
     own = _own_dtype(base, precision)
     dtype = own if config.merge.dtype == "auto" else getattr(torch, config.merge.dtype)

@@ -18,34 +18,76 @@ from runner.runs.run_folder import RunFolder
 
 def check_gguf(config: RunConfig, base: Base) -> None:
     """Check the kind and whether this model can be written in it. Raises ``ConfigError``."""
-    from runner.export.gguf.kinds import KINDS, WRITTEN
+    from runner.export.gguf.kinds import WRITTEN
 
-    kind, checkout = config.gguf.kind.lower(), config.gguf.llama_cpp
-    if kind not in KINDS:
-        hint = nearest(kind, KINDS, limit=len(KINDS))
-        raise ConfigError(Issue(f"gguf.kind={config.gguf.kind}", "is not a kind of GGUF file", hint))
+    checkout, issues = config.gguf.llama_cpp, list(_kind_issues(config.gguf.kind))
+    if issues:
+        raise ConfigError(issues)
+    kinds = kinds_of(config)
     if checkout:
-        check_checkout(checkout, kind)
+        for kind in kinds:
+            check_checkout(checkout, kind)
         return
     issues = []
-    if kind not in WRITTEN:
+    for kind in [kind for kind in kinds if kind not in WRITTEN]:
         message = f"needs llama.cpp; without it: {', '.join(WRITTEN)}"
         hint = "gguf.llama_cpp=FOLDER, a checkout of llama.cpp with llama-quantize built"
-        issues.append(Issue(f"gguf.kind={config.gguf.kind}", message, hint))
+        issues.append(Issue(f"gguf.kind={kind}", message, hint))
     hint = "gguf.llama_cpp=FOLDER, a checkout of llama.cpp, may be able to"
     issues += [Issue("export=gguf", message, hint) for message in _obstacles(base.config, base.tokenizer)]
     if issues:
         raise ConfigError(issues)
 
 
-def export_gguf(config: RunConfig, folder: RunFolder, source: Path, texts: list[list[int]]) -> None:
-    """Write the model in ``source`` as ``model-KIND.gguf`` into the run folder, and verify it.
+def kinds_of(config: RunConfig) -> list[str]:
+    """The kinds of ``gguf.kind``, in lower case, each once."""
+    given = config.gguf.kind
+    return list(dict.fromkeys(kind.lower() for kind in (given if isinstance(given, list) else [given])))
 
-    The file stays only if transformers, reading it, gives nearly the logits of the source on ``texts``
-    (token ids) and the same tokens. Raises ``RunnerError`` otherwise.
+
+def _kind_issues(given: Any) -> Iterator[Issue]:
+    from runner.export.gguf.kinds import KINDS
+
+    if isinstance(given, list) and not given:
+        yield Issue("gguf.kind=[]", "names no kind", f"allowed: {', '.join(KINDS)}")
+    for kind in given if isinstance(given, list) else [given]:
+        if not isinstance(kind, str) or kind.lower() not in KINDS:
+            yield Issue(
+                f"gguf.kind={kind}",
+                "is not a kind of GGUF file",
+                nearest(str(kind).lower(), KINDS, limit=len(KINDS)),
+            )
+
+
+def export_gguf(config: RunConfig, folder: RunFolder, source: Path, texts: list[list[int]]) -> list[Path]:
+    """Write the model in ``source`` as ``model-KIND.gguf`` into the run folder, verify and return each file.
+
+    A file stays only if transformers, reading it, gives nearly the logits of the source on ``texts`` (token
+    ids) and the same tokens. Raises ``RunnerError`` otherwise. Of several the metrics are those of the file
+    that is furthest from the source, and the size that of all.
     """
-    kind = config.gguf.kind.lower()
-    file = folder.path / f"model-{kind.upper()}.gguf"
+    files = [folder.path / f"model-{kind.upper()}.gguf" for kind in kinds_of(config)]
+    records, proofs = [], []
+    for kind, file in zip(kinds_of(config), files, strict=True):
+        record, proof = _export_one(config, folder, source, texts, kind, file)
+        records.append(record)
+        proofs += [proof] if proof is not None else []
+    folder.metrics["gguf_bytes"] = sum(file.stat().st_size for file in files)
+    folder.record["gguf"] = records if isinstance(config.gguf.kind, list) else records[0]
+    if proofs:
+        proof = max(proofs, key=lambda each: each.kl)
+        folder.metrics |= {
+            "gguf_kl": proof.kl,
+            "gguf_max_logit_difference": proof.max_difference,
+            "gguf_greedy_agreement": proof.greedy_agreement,
+        }
+    return files
+
+
+def _export_one(
+    config: RunConfig, folder: RunFolder, source: Path, texts: list[list[int]], kind: str, file: Path
+) -> tuple[dict[str, Any], Fidelity | None]:
+    """One file, with what ``run.json`` keeps of it, and how near to the source it is, where that is known."""
     temporary = folder.path / f".{file.name}"
     try:
         with folder.timed("export"):
@@ -55,18 +97,14 @@ def export_gguf(config: RunConfig, folder: RunFolder, source: Path, texts: list[
         temporary.rename(file)
     finally:
         temporary.unlink(missing_ok=True)
-    folder.metrics["gguf_bytes"] = file.stat().st_size
-    folder.record["gguf"] = {"file": file.name, "kind": kind, "written_by": "runner" if own else "llama.cpp"}
+    record: dict[str, Any] = {"file": file.name, "kind": kind}
+    record["written_by"] = "runner" if own else "llama.cpp"
     if proof is not None:
-        folder.metrics |= {
-            "gguf_kl": proof.kl,
-            "gguf_max_logit_difference": proof.max_difference,
-            "gguf_greedy_agreement": proof.greedy_agreement,
-        }
-        folder.record["gguf"] |= {"proof": dataclasses.asdict(proof)}
+        record["proof"] = dataclasses.asdict(proof)
     for note in [*notes, *warnings]:
         folder.notes.append(f"{file.name}: {note}")
         console.warn(folder.notes[-1])
+    return record, proof
 
 
 def _obstacles(model: Any, tokenizer: Any) -> Iterator[str]:

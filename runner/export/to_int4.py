@@ -16,7 +16,7 @@ import torch
 
 from runner.config.settings import RunConfig
 from runner.core import console
-from runner.core.errors import RunnerError
+from runner.core.errors import ConfigError, RunnerError
 from runner.evaluation.logit_kl import compare, read_texts
 from runner.export.source import source_logits
 from runner.models.model import Precision, device, find_base, load_model
@@ -30,7 +30,7 @@ _TIMES_BASE, _FLOOR = 1.25, 0.02
 _WITHOUT_BASE = 1.0
 
 
-def export_int4(config: RunConfig, folder: RunFolder, source: Path, texts: list[list[int]]) -> None:
+def export_int4(config: RunConfig, folder: RunFolder, source: Path, texts: list[list[int]]) -> list[Path]:
     """Write the model in ``source`` in 4 bits (NF4, double quantisation) to ``model-nf4/`` of the run folder.
 
     The folder stays only if the model loaded from it gives exactly the logits, on ``texts`` (token ids), of
@@ -75,6 +75,7 @@ def export_int4(config: RunConfig, folder: RunFolder, source: Path, texts: list[
         "allowed_kl": allowed,
     }
     console.out.print(f"[bold]nf4[/]  KL {proof.kl:.3g} nats a token from the merged model; {against}")
+    return [target]
 
 
 def _against(base_kl: float | None) -> str:
@@ -88,7 +89,10 @@ def _base_kl(config: RunConfig, scratch: Path, source: Path, texts: list[list[in
     """KL divergence (nats a token) of the untrained base in NF4 from itself; None if it lacks a token."""
     from transformers import AutoConfig
 
-    base = find_base(config.model)
+    try:
+        base = find_base(config.model)
+    except ConfigError:  # its tokenizer has tokens that its embedding lacks, or it is gone by now
+        return None
     if max(map(max, texts)) >= base.config.get_text_config().vocab_size:
         return None  # the training has added tokens
     try:

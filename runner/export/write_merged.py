@@ -7,9 +7,11 @@ import shutil
 from pathlib import Path
 from typing import Any
 
+from runner.core.atomic import json_text
 from runner.core.progress import Progress
-from runner.export.merge import Skeleton, Tensors, empty_model
+from runner.export.merge import Skeleton, Tensors
 from runner.export.shards import plan_shards, write_shards
+from runner.models.empty_model import empty_model
 from runner.models.model import Base
 
 
@@ -65,5 +67,4 @@ def _write_generation_config(folder: Path, base: Base, config: Any) -> None:
     values["eos_token_id"] = stops[0] if len(stops) == 1 else stops
     if values.get("pad_token_id") is None:
         values["pad_token_id"] = base.tokenizer.pad_token_id
-    text = json.dumps(values, indent=2, sort_keys=True)
-    (folder / "generation_config.json").write_text(text + "\n", encoding="utf-8")
+    (folder / "generation_config.json").write_text(json_text(values, sort_keys=True), encoding="utf-8")

@@ -2,21 +2,26 @@
 
 from __future__ import annotations
 
+import copy
 import json
+import re
 import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager, nullcontext
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from runner.core.atomic import json_text
 from runner.core.errors import ConfigError, Issue
-from runner.models.locate import tensors_only
+from runner.models.adapter_fit import check_loaded, refusing_misfits
+from runner.models.empty_model import empty_model
 
 if TYPE_CHECKING:
     from peft import PeftConfig, PeftModel
     from transformers import PreTrainedModel
 
     from runner.config.adapters import Adapter
+    from runner.models.base import Base
 
 # Initialisations that change the base weights; PEFT converts such an adapter to one for the original base.
 _CONVERTED = ("pissa", "olora", "corda")
@@ -49,26 +54,49 @@ def add_adapter(model: PreTrainedModel, config: Any, seed: int, base_folder: Pat
     return wrapped
 
 
-def continue_adapter(model: PreTrainedModel, folder: Path) -> PeftModel:
-    """Load an earlier adapter from its PEFT folder, to train it further."""
+def try_adapter(base: Base, config: Any, classes: list[str] | None = None) -> Any:
+    """A fresh adapter of a PEFT ``config`` on the base without weights; ``classes`` are those of a new head.
+
+    Raises ``ConfigError`` where PEFT cannot put one there.
+    """
+    from peft import get_peft_model
+
+    config = copy.deepcopy(config)
+    if isinstance(getattr(config, "init_lora_weights", None), str):
+        config.init_lora_weights = True  # others look at the weights
+    try:
+        return get_peft_model(empty_model(base, classes), config, low_cpu_mem_usage=True)
+    except (ValueError, TypeError, KeyError, NotImplementedError, re.error) as error:
+        reason = (str(error).splitlines() or [type(error).__name__])[0]
+        raise ConfigError(Issue("lora", f"PEFT cannot make this adapter: {reason}")) from error
+
+
+def continue_adapter(model: PreTrainedModel, adapter: Adapter) -> PeftModel:
+    """Load an earlier adapter, to train it further. Raises ``ConfigError`` for one that does not fit."""
     from peft import PeftModel
 
-    with tensors_only(folder):
-        return PeftModel.from_pretrained(model, folder, is_trainable=True)
+    with refusing_misfits(adapter):
+        wrapped = PeftModel.from_pretrained(model, adapter.folder, is_trainable=True)
+    check_loaded(wrapped, adapter, "default")
+    return wrapped
 
 
 def attach(model: PreTrainedModel, found: list[Adapter]) -> Any:
-    """The base with all these adapters, none of them trained; the base itself when there are none."""
+    """The base with all these adapters, none of them trained; the base itself when there are none.
+
+    Raises ``ConfigError`` for adapters that do not fit.
+    """
     from peft import PeftModel
 
-    if not found:
-        return model
-    with tensors_only(found[0].folder):
-        wrapped: Any = PeftModel.from_pretrained(model, found[0].folder, adapter_name=found[0].name)
-    for adapter in found[1:]:
-        with tensors_only(adapter.folder):
-            wrapped.load_adapter(adapter.folder, adapter_name=adapter.name)
-    return wrapped.eval()
+    wrapped: Any = model
+    for adapter in found:
+        with refusing_misfits(adapter):
+            if wrapped is model:
+                wrapped = PeftModel.from_pretrained(model, adapter.folder, adapter_name=adapter.name)
+            else:
+                wrapped.load_adapter(adapter.folder, adapter_name=adapter.name)
+        check_loaded(wrapped, adapter, adapter.name)
+    return wrapped.eval() if found else model
 
 
 @contextmanager
@@ -117,4 +145,4 @@ def set_base(folder: Path, base: str) -> None:
     values["base_model_name_or_path"] = base
     if isinstance(values.get("target_modules"), list):
         values["target_modules"] = sorted(values["target_modules"])  # PEFT writes a set, in any order
-    file.write_text(json.dumps(values, indent=2, sort_keys=True) + "\n", encoding="utf-8")
+    file.write_text(json_text(values, sort_keys=True), encoding="utf-8")

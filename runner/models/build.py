@@ -130,7 +130,8 @@ def check_adapter(
 ) -> None:
     """Refuse names of modules that the model lacks, and LoftQ where PEFT cannot run it.
 
-    ``modules`` are the model's, each with whether it is linear; PEFT passes over most names that it misses.
+    ``modules`` are the model's, each with whether LoRA has a form for it; PEFT passes over most names that it
+    misses.
     """
     if config.lora.get("init_lora_weights") == "loftq" and not (has_cuda and base.folder):
         lacks = "there is no CUDA device" if base.folder else "random weights have none"

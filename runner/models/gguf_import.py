@@ -2,29 +2,33 @@
 
 from __future__ import annotations
 
+import json
 import os
 import shutil
 from collections.abc import Callable
+from functools import cache
 from glob import escape
 from pathlib import Path
 from typing import Any
 
 from filelock import FileLock
 
+from runner.core.atomic import json_text, write_atomically, xxh3_of_file
 from runner.core.errors import ConfigError, Issue
 
 
 def convert_once(target: Path, source: Callable[[Path], Path]) -> Path:
     """The folder ``target``, made if need be from the GGUF file that ``source(scratch_folder)`` returns.
 
-    The folder appears complete or not at all, and processes that want it at once make it once.
-    Raises ``ConfigError`` if the file is damaged, or of a kind that transformers cannot read.
+    The folder appears complete or not at all, and processes that want it at once make it once. One whose
+    files are not those that were written is made again. Raises ``ConfigError`` if the file is damaged, or of
+    a kind that transformers cannot read.
     """
-    if target.is_dir():
+    if is_whole(target):
         return target
     target.parent.mkdir(parents=True, exist_ok=True)
     with FileLock(target.parent / f".{target.name}.lock"):
-        if target.is_dir():  # made while we waited
+        if is_whole(target):  # made while we waited
             return target
         # A temporary folder here was left by a killed process: the lock's holder is alone.
         for stale in target.parent.glob(f".{escape(target.name)}-*"):
@@ -33,10 +37,44 @@ def convert_once(target: Path, source: Callable[[Path], Path]) -> Path:
         scratch.mkdir()
         try:
             _convert(source(scratch), scratch / "model")
+            _record(target, scratch / "model")
+            if target.is_dir():
+                target.rename(scratch / "damaged")
             (scratch / "model").rename(target)
         finally:
             shutil.rmtree(scratch, ignore_errors=True)
     return target
+
+
+def is_whole(folder: Path) -> bool:
+    """Whether a converted model is there, with the files that were written, to the byte."""
+    try:
+        expected = json.loads(digests_of(folder).read_text(encoding="utf-8"))
+        found = {file.name: _digest(file) for file in folder.iterdir()}
+        return bool(expected) and found == expected
+    except (OSError, ValueError, AttributeError):
+        return False
+
+
+def digests_of(target: Path) -> Path:
+    """The file beside a converted model's folder that holds XXH3 of the folder's files, by name."""
+    return target.with_name(f".{target.name}.digests.json")
+
+
+def _record(target: Path, made: Path) -> None:
+    digests = {file.name: _digest(file) for file in sorted(made.iterdir())}
+    write_atomically(digests_of(target), json_text(digests))
+
+
+def _digest(file: Path) -> str:
+    """XXH3 of a file, read once by a process as long as it seems unchanged."""
+    status = file.stat()
+    return _digest_of(file, status.st_size, status.st_mtime_ns)
+
+
+@cache
+def _digest_of(file: Path, size: int, changed: int) -> str:
+    return xxh3_of_file(file)
 
 
 def _convert(file: Path, folder: Path) -> None:

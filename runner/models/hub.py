@@ -13,12 +13,13 @@ from typing import Any
 from runner.core.errors import ConfigError, Issue
 
 PATIENCE = 6.0  # seconds until a hub or package index that does not answer is given up
+INDEX = "model.safetensors.index.json"
 _COMMIT = re.compile(r"[0-9a-f]{40}")
 _OFFLINE = ("HF_HUB_OFFLINE", "TRANSFORMERS_OFFLINE")
 # In the order in which transformers looks for them; an index names its shards.
 _WEIGHTS = (
     "model.safetensors",
-    "model.safetensors.index.json",
+    INDEX,
     "pytorch_model.bin",
     "pytorch_model.bin.index.json",
 )

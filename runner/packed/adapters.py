@@ -16,6 +16,7 @@ from safetensors.torch import save_file
 from transformers import set_seed
 from trl.trainer.utils import disable_dropout_in_model
 
+from runner.config.adapters import Adapter
 from runner.models.adapter import add_adapter, continue_adapter
 from runner.models.keyed_dropout import DropoutStream
 from runner.packed import CannotPack
@@ -150,13 +151,13 @@ def pack_adapters(
     configs: list[Any],
     seeds: list[int],
     rank: int | None = None,
-    start: Path | None = None,
+    start: Adapter | None = None,
     drops: bool = True,
 ) -> PackedAdapters:
     """Draw an adapter of each PEFT config from its seed, as a run of its own would; pack them on the base.
 
-    ``rank`` is what smaller ranks are filled up to, the largest one by default. With ``start``, the PEFT
-    folder of an earlier adapter, all begin as that one, whose config they keep. ``drops`` says whether inputs
+    ``rank`` is what smaller ranks are filled up to, the largest one by default. With ``start``, an
+    earlier adapter, all begin as that one, whose config they keep. ``drops`` says whether inputs
     are dropped at the rates of the configs, or not at all. Raises ``CannotPack``.
     """
     if start is None:
@@ -199,7 +200,7 @@ def _draw(model: Any, configs: list[Any], seeds: list[int]) -> Drawn:
     return wrapped, layers, drawn, resolved
 
 
-def _continue(model: Any, start: Path, count: int) -> Drawn:
+def _continue(model: Any, start: Adapter, count: int) -> Drawn:
     wrapped: Any = continue_adapter(model, start)
     layers, config = _lora_layers(wrapped), wrapped.peft_config["default"]
     trained = [name for name, parameter in wrapped.named_parameters() if parameter.requires_grad]
@@ -214,7 +215,7 @@ def _continue(model: Any, start: Path, count: int) -> Drawn:
         or config.layer_replication
         or any(not name.endswith((".lora_A.default.weight", ".lora_B.default.weight")) for name in trained)
     ):
-        raise CannotPack(f"{start} is not plain LoRA with one rank and scaling for all layers")
+        raise CannotPack(f"{start.folder} is not plain LoRA with one rank and scaling for all layers")
     values = _take(layers, "default")
     return wrapped, layers, [values] * count, [copy.deepcopy(config) for _ in range(count)]
 

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from safetensors.torch import load_file, save_file
 
+from runner.core.atomic import json_text
 from runner.packed.adapters import PackedAdapters
 from runner.runs.checkpoint import all_of, verify
 
@@ -35,7 +36,7 @@ def save(folder: Path, adapters: PackedAdapters, cells: list[CellState], unlogge
         "members": [{"name": m.name, "tokens": m.tokens, "total_loss": m.total_loss} for m in cells],
         "unlogged": unlogged,
     }
-    (folder / FACTS).write_text(json.dumps(facts, indent=2) + "\n", encoding="utf-8")
+    (folder / FACTS).write_text(json_text(facts), encoding="utf-8")
 
 
 def facts(folder: Path) -> dict[str, Any]:

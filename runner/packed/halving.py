@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any, Protocol
 
 from runner.config.settings import SweepSettings
-from runner.core.atomic import write_atomically
+from runner.core.atomic import json_text, write_atomically
 from runner.packed.cell import CellState
 
 
@@ -86,4 +86,4 @@ class Halving:
             for rank, cell in enumerate(ranked, 1)
             if rank > kept
         }
-        write_atomically(self._file, json.dumps(self._decided, indent=2) + "\n")
+        write_atomically(self._file, json_text(self._decided))

@@ -167,7 +167,7 @@ def _load(pack: Pack, resumed: Path | None) -> PackedAdapters:
         [peft_config(cell.config, pack.objective.task_type) for cell in pack.cells],
         [cell.config.seed for cell in pack.cells],
         rank=checkpoint.facts(resumed)["rank"] if resumed else None,
-        start=adapters(first)[0].folder if first.adapter else None,
+        start=adapters(first)[0] if first.adapter else None,
         drops=not getattr(setup.arguments, "disable_dropout", False),
     )
     if not supports_chunked_loss(packed.model):

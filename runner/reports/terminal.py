@@ -47,11 +47,18 @@ def _data(data: Data) -> None:
     train = data.train
     share = train.trained_tokens / max(train.tokens, 1)
     formats = ", ".join(sorted({source.row_format for source in train.sources}))
-    held_out = f", {len(data.eval.rows):,} held out" if data.eval else ""
+    held_out = f", {len(data.eval.rows):,} held out{_places(data.eval)}" if data.eval else ""
     out.print(
-        f"[bold]data[/] {len(train.rows):,} examples ({formats}){held_out}, "
+        f"[bold]data[/] {len(train.rows):,} examples ({formats}){_places(train)}{held_out}, "
         f"{train.tokens:,} tokens, {share:.0%} of them loss tokens"
     )
+
+
+def _places(split: Any) -> str:
+    """Where the rows of a split are from: `` of FILE, FILE``."""
+    names = [source.path for source in split.sources]
+    more = f" and {len(names) - 3} more" if names[3:] else ""
+    return f" of {escape(', '.join(names[:3]))}{more}"
 
 
 def closing(record: dict[str, Any], folder: Path) -> None:

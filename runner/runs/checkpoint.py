@@ -14,7 +14,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from runner.core.atomic import flush_to_disk, xxh3_of_file
+from runner.core.atomic import flush_to_disk, json_text, xxh3_of_file
 from runner.core.errors import RunnerError
 
 MANIFEST = "manifest.json"
@@ -119,7 +119,7 @@ def _seal(folder: Path, facts: dict[str, Any]) -> None:
         }
         list(flushed)
     manifest = folder / MANIFEST
-    manifest.write_text(json.dumps({"facts": facts, "files": listed}, indent=1) + "\n", encoding="utf-8")
+    manifest.write_text(json_text({"facts": facts, "files": listed}), encoding="utf-8")
     flush_to_disk(manifest)
     flush_to_disk(folder)
 

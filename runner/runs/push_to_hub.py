@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import os
 import re
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
@@ -45,33 +46,50 @@ def check_publish(config: RunConfig) -> None:
         raise ConfigError(Issue(where, f"the token does not belong to {owner}", hint))
 
 
-def publish(config: RunConfig, folder: RunFolder, source: Path) -> None:
+def publish(config: RunConfig, folder: RunFolder, source: Path, exported: Iterable[Path] = ()) -> None:
     """Upload all files of ``source`` as one commit, and record its address in the run's ``pushed``.
 
-    The repository is made if there is none. Raises ``RunnerError`` if the hub does not take it.
+    ``exported`` files go beside them, folders under their own name. The repository is made if there is none.
+    Raises ``RunnerError`` if the hub does not take it.
     """
+    from huggingface_hub import CommitOperationAdd
     from huggingface_hub.utils import disable_progress_bars
 
     repository = str(config.push_to)
     if not console.err.is_terminal:
         disable_progress_bars()
+    exported = list(exported)
+    files = _files(source, exported)
     failure = None
     try:
         with folder.timed("push"):
             api = _api()
             url = api.create_repo(repository, exist_ok=True)
-            commit = api.upload_folder(
-                repo_id=repository, folder_path=source, commit_message=f"Upload by recipe={config.recipe}"
+            commit = api.create_commit(
+                repo_id=repository,
+                operations=[CommitOperationAdd(name, str(file)) for name, file in files.items()],
+                commit_message=f"Upload by recipe={config.recipe}",
             )
     except Exception as error:  # the hub's client raises many kinds, all of which mean: it is not there
         failure = _clean(error)
     if failure is not None:  # raised out here, where no other error hangs on to it with what it holds
-        hint = f"hf upload {repository} {source}"
+        named = {".": source} | {path.name: path for path in exported}
+        hint = "; ".join(f"hf upload {repository} {path} {name}" for name, path in named.items())
         raise RunnerError(
             f"{repository} could not be uploaded: {failure}\n  it is complete here; later: {hint}"
         )
     folder.record["pushed"] = {"url": str(url), "commit": commit.oid, "commit_url": str(commit.commit_url)}
-    console.out.print(f"[bold]pushed[/] {source.name}/ to {url}")
+    names = ", ".join([f"{source.name}/", *(path.name for path in exported)])
+    console.out.print(f"[bold]pushed[/] {names} to {url}")
+
+
+def _files(source: Path, exported: Iterable[Path]) -> dict[str, Path]:
+    """The files of an upload by their names in the repository."""
+    files = {file.relative_to(source).as_posix(): file for file in source.rglob("*") if file.is_file()}
+    for path in exported:
+        inside = path.rglob("*") if path.is_dir() else [path]
+        files |= {file.relative_to(path.parent).as_posix(): file for file in inside if file.is_file()}
+    return dict(sorted(files.items()))
 
 
 def _check_name(name: str, where: str) -> None:

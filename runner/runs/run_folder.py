@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import math
 import shutil
 import time
 import traceback
@@ -13,8 +12,9 @@ from datetime import datetime
 from pathlib import Path
 from typing import Any
 
+from runner.config.adapters import adapter_digests
 from runner.core import environment
-from runner.core.atomic import sha256_of_file, write_atomically
+from runner.core.atomic import json_line, json_text, sha256_of_file, write_atomically
 from runner.core.errors import ConfigError, Issue
 from runner.core.secrets import masked
 from runner.core.timestamp import utc_now
@@ -72,9 +72,8 @@ class RunFolder:
 
     def log(self, entry: dict[str, Any]) -> None:
         """Append one line to ``metrics.jsonl``; a value that is not finite becomes null there."""
-        plain = {key: _finite(value) for key, value in entry.items()}
         with (self.path / "metrics.jsonl").open("a", encoding="utf-8") as stream:
-            stream.write(json.dumps(plain) + "\n")
+            stream.write(json_line(entry))
 
     def logged(self) -> list[dict[str, Any]]:
         """The whole lines of ``metrics.jsonl``; a kill may have cut the last one."""
@@ -87,16 +86,16 @@ class RunFolder:
         file = self.path / "metrics.jsonl"
         if file.is_file():
             kept = [line for line in self.logged() if line.get("step", 0) <= step]
-            write_atomically(file, "".join(json.dumps(line) + "\n" for line in kept))
+            write_atomically(file, map(json_line, kept))
 
     def write_lines(self, name: str, rows: Iterable[dict[str, Any]]) -> None:
         """Write a JSONL file such as ``samples.jsonl``."""
-        write_atomically(self.path / name, (json.dumps(row, ensure_ascii=False) + "\n" for row in rows))
+        write_atomically(self.path / name, map(json_line, rows))
 
     def write(self) -> None:
         """Write ``run.json`` atomically."""
         self.record["seconds"] = round(time.monotonic() - self._started, 3)
-        write_atomically(self.path / "run.json", json.dumps(self.record, indent=2, ensure_ascii=False) + "\n")
+        write_atomically(self.path / "run.json", json_text(self.record))
 
     def withdraw(self) -> None:
         """Remove what a run with config errors has written: an earlier run's records are restored."""
@@ -110,10 +109,9 @@ class RunFolder:
     def finish(self, status: str, error: BaseException | None = None) -> None:
         """Write the final status, the error if there is one, the digests of the results, and the report."""
         self.record |= {"status": status, "ended": utc_now(), "error": _error(error)}
-        adapter = self.path / "adapter" / "adapter_model.safetensors"
-        results = {"adapter": adapter, "config": self.path / "config.yaml"}
         self.record["digests"] = {
-            name: sha256_of_file(file) for name, file in results.items() if file.is_file()
+            **adapter_digests(self.path / "adapter"),
+            "config": sha256_of_file(self.path / "config.yaml"),
         }
         self.write()
         from runner.reports.run_report import write_report
@@ -167,7 +165,3 @@ def _error(error: BaseException | None) -> dict[str, str] | None:
         "message": masked(str(error)),
         "traceback": masked("".join(traceback.format_exception(error))),
     }
-
-
-def _finite(value: Any) -> Any:
-    return None if isinstance(value, float) and not math.isfinite(value) else value

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import dataclasses
 import itertools
-import json
 import shutil
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -12,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from runner.config.settings import SweepSettings
-from runner.core.atomic import write_atomically
+from runner.core.atomic import json_text, write_atomically
 from runner.sweep.cells import Cell
 from runner.sweep.ledger import Ledger
 
@@ -102,7 +101,7 @@ def write_job(job: Job, folder: Path, command: str, settings: SweepSettings) -> 
         "cells": cells,
     }
     file = folder / "jobs" / f"{job.name}.json"
-    write_atomically(file, json.dumps(content, indent=2, ensure_ascii=False) + "\n")
+    write_atomically(file, json_text(content))
     return file
 
 

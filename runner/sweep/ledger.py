@@ -12,7 +12,7 @@ from typing import Any
 from filelock import FileLock, Timeout
 
 from runner.config.settings import SweepSettings
-from runner.core.atomic import write_atomically
+from runner.core.atomic import json_text, write_atomically
 from runner.core.errors import ConfigError, ExitCode, Issue
 from runner.core.paths import SWEEP_FILE
 from runner.core.timestamp import utc_now
@@ -168,9 +168,7 @@ class Ledger:
         """Write sweep.json."""
         self.record["seconds"] = round(self._seconds + time.monotonic() - self._began, 3)
         self.record["cells"] = list(self.cells.values())
-        write_atomically(
-            self.folder / SWEEP_FILE, json.dumps(self.record, indent=2, ensure_ascii=False) + "\n"
-        )
+        write_atomically(self.folder / SWEEP_FILE, json_text(self.record))
 
     def finish(self) -> ExitCode:
         """Write the final status and return the exit code: that of the worst cell."""

@@ -52,7 +52,7 @@ def load_trainable(
     model: Any = load_model(base, setup.quantization, setup.precision.dtype, config.seed, head)
     adapter = peft_config(config, objective.task_type, steps)
     if config.adapter:
-        model = continue_adapter(model, adapters(config)[0].folder)
+        model = continue_adapter(model, adapters(config)[0])
     elif adapter is not None:
         model = add_adapter(model, adapter, config.seed, base.folder)
     if setup.precision.autocast is not None:

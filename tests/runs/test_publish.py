@@ -176,6 +176,20 @@ def test_a_merged_model_arrives_with_its_card(cli, hub, trained, capfd):
     assert_secret(run.folder, capfd)
 
 
+@pytest.mark.parametrize("export", ["gguf", "int4"])
+def test_what_is_exported_arrives_beside_the_model(cli, hub, trained, capfd, export):
+    kinds = ("gguf.kind=[f16,q8_0]",) if export == "gguf" else ()
+    run = cli("recipe=merge", f"adapter={trained}", f"export={export}", "push_to=me/orders", *kinds)
+    assert run.code == 0
+    made = ["model-F16.gguf", "model-Q8_0.gguf"] if export == "gguf" else ["model-nf4"]
+    expected = contents(run.folder / "model")
+    for path in (run.folder / name for name in made):
+        files = path.iterdir() if path.is_dir() else [path]
+        expected |= {str(file.relative_to(run.folder)): file.read_bytes() for file in files}
+    assert hub.files == expected
+    assert made[0] in assert_secret(run.folder, capfd)
+
+
 def test_an_upload_that_fails_leaves_the_result_and_says_how_to_go_on(cli, hub, trained, capfd):
     hub.commit_status = 403
     run = cli("recipe=merge", f"adapter={trained}", "push_to=me/orders")

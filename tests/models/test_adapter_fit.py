@@ -1,0 +1,160 @@
+"""An adapter that is damaged, incomplete, of another shape or not finite is used by no recipe."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import load_file, save_file
+
+from helpers.command import QUIET, TINY
+from helpers.tiny_model import tiny_base
+from runner.config.adapters import find_adapter
+from runner.config.settings import ModelSettings
+from runner.core.errors import ConfigError
+from runner.models.adapter import attach
+from runner.models.adapter_fit import check_adapters
+from runner.models.model import find_base
+
+WEIGHTS, CONFIG = "adapter_model.safetensors", "adapter_config.json"
+FIRST = "base_model.model.model.layers.0.self_attn.q_proj.lora_A.weight"
+BASE = ModelSettings(weights="random", architecture="tiny")
+
+Change = Callable[[Path], object]
+
+
+def tensors(change: Callable[[dict[str, torch.Tensor]], dict[str, torch.Tensor]]) -> Change:
+    def write(folder: Path) -> None:
+        save_file(change(load_file(folder / WEIGHTS)), folder / WEIGHTS, metadata={"format": "pt"})
+
+    return write
+
+
+def values(**given: object) -> Change:
+    def write(folder: Path) -> None:
+        found = json.loads((folder / CONFIG).read_text(encoding="utf-8"))
+        (folder / CONFIG).write_text(json.dumps(found | given), encoding="utf-8")
+
+    return write
+
+
+def text(file: str, content: str) -> Change:
+    return lambda folder: (folder / file).write_text(content, encoding="utf-8")
+
+
+def cut(folder: Path) -> None:
+    content = (folder / WEIGHTS).read_bytes()
+    (folder / WEIGHTS).write_bytes(content[: len(content) // 2])
+
+
+def poisoned(held: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+    held[FIRST][0, 0] = float("nan")
+    return held
+
+
+def without(held: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+    return {name: held[name] for name in held if name != FIRST}
+
+
+@pytest.fixture
+def alone(trained, tmp_path) -> Path:
+    """An adapter's folder without the run around it."""
+    return Path(shutil.copytree(trained(*TINY, *QUIET) / "adapter", tmp_path / "alone"))
+
+
+@pytest.mark.parametrize(
+    ("change", "said"),
+    [
+        (tensors(without), f"1 of its tensors that the base needs are not there, {FIRST}"),
+        (tensors(lambda held: {}), "that the base needs are not there"),
+        (tensors(lambda held: held | {FIRST.replace(".0.", ".9."): held[FIRST].clone()}), "have no place"),
+        (tensors(poisoned), f"1 of its tensors hold NaN or infinity, {FIRST}"),
+        (cut, f"{WEIGHTS}: is damaged"),
+        (lambda folder: (folder / WEIGHTS).unlink(), f"holds no {WEIGHTS}"),
+        (values(r=4), "size mismatch"),
+        (values(rank_pattern={"q_proj": 2}), "size mismatch"),
+        (values(use_dora=True), "lora_magnitude_vector"),
+        (values(modules_to_save=["lm_head"]), "lm_head.weight' is not in its file"),
+        (values(target_modules=["nope"]), "not found in the base model"),
+        (values(target_modules=["q_proj"]), "have no place"),
+        (values(target_modules="(*"), "does not fit the base"),
+        (values(peft_type="NOPE"), "PEFT cannot read its adapter_config.json"),
+        (values(peft_type=None), "PEFT cannot read its adapter_config.json"),
+        (text(CONFIG, '{"r":'), f"{CONFIG}: is damaged"),
+        (text(CONFIG, "[]"), f"{CONFIG}: is damaged"),
+        (text("base.json", "{"), "base.json: is damaged"),
+        (text("base.json", '{"identity": 3}'), "base.json: is damaged"),
+    ],
+)
+def test_an_adapter_that_is_not_what_it_was_is_refused(alone, change, said):
+    change(alone)
+    with pytest.raises(ConfigError) as refused:
+        check_adapters(find_base(BASE), [find_adapter(str(alone))])
+    assert said in str(refused.value)
+
+
+def test_the_same_is_found_where_it_cannot_be_tried_on_an_empty_model(alone):
+    """The initialisation of PiSSA reads weights, so that there is nothing to try before they are loaded."""
+    tensors(without)(alone)
+    values(init_lora_weights="pissa_niter_2")(alone)
+    adapter = find_adapter(str(alone))
+    check_adapters(find_base(BASE), [adapter])
+    with pytest.raises(ConfigError, match="that the base needs are not there"):
+        attach(tiny_base(), [adapter])  # type: ignore[arg-type]
+
+
+def test_keys_that_peft_does_not_know_are_said(alone):
+    values(use_something_new=True)(alone)
+    (note,) = check_adapters(find_base(BASE), [find_adapter(str(alone))])
+    assert "use_something_new" in note
+
+
+DRAWN = ("model=tiny", "trainer.precision=fp32")
+
+
+@pytest.mark.parametrize(
+    "words",
+    [
+        ("recipe=evaluate", "data=orders"),
+        ("recipe=chat", "prompt=hi"),
+        ("recipe=merge",),
+        ("recipe=sft", *TINY, "data=orders"),
+        ("recipe=dpo", *TINY, "data=orders-pairs"),
+    ],
+    ids=lambda words: words[0],
+)
+@pytest.mark.parametrize("change", [without, poisoned])
+def test_no_recipe_uses_it(cli, alone, capsys, change, words):
+    tensors(change)(alone)
+    run = cli(*DRAWN, *words, "adapter=alone")
+    assert run.code == 2
+    assert FIRST in capsys.readouterr().err
+    assert not run.folder.exists()
+
+
+@pytest.mark.parametrize("change", [tensors(poisoned), values(lora_alpha=64)])
+def test_an_adapter_that_its_run_has_not_written_is_refused(cli, parent, capsys, change):
+    start = parent(*TINY, *QUIET)
+    change(start.folder / "adapter")
+    assert cli("recipe=chat", "prompt=hi", "adapter=start").code == 2
+    assert "is not what its run has written" in capsys.readouterr().err
+
+
+def test_the_name_of_its_base_may_be_another(cli, parent):
+    start = parent(*TINY, *QUIET)
+    values(base_model_name_or_path="me/my-tiny")(start.folder / "adapter")
+    assert cli("recipe=chat", "prompt=hi", "adapter=start", "chat.max_new_tokens=2").code == 0
+
+
+@pytest.mark.parametrize("status", ["running", "failed"])
+def test_an_adapter_of_a_run_that_has_not_completed_is_said(cli, parent, status):
+    start = parent(*TINY, *QUIET)
+    record = start.record | {"status": status}
+    (start.folder / "run.json").write_text(json.dumps(record), encoding="utf-8")
+    run = cli("recipe=chat", "prompt=hi", "adapter=start", "chat.max_new_tokens=2")
+    assert run.code == 0
+    assert any("may not be its result" in note for note in run.record["notes"])
