@@ -7,8 +7,10 @@ from typing import Any
 
 from runner.config import path_rules
 from runner.config.origins import Origins
+from runner.config.settings import DataSettings
 from runner.core.errors import Issue
 
+_SIMILARITY = DataSettings.near_similarity
 _ADAM = ("adam", "lion")  # families of optimisers that have betas
 
 
@@ -89,6 +91,9 @@ def check_idle(values: dict[str, Any], origins: Origins) -> Iterator[Issue]:
         else:
             message = f"trainer.{name} has no effect with trainer.{needed}={value}"
             yield Issue(origins.where(f"trainer.{name}"), message, hint)
+    if data.get("near_similarity", _SIMILARITY) != _SIMILARITY and data.get("deduplicate") != "near":
+        message = "data.near_similarity has no effect without data.deduplicate=near"
+        yield Issue(origins.where("data.near_similarity"), message, "add data.deduplicate=near")
     for name, default in (("split", "train"), ("subset", None)):
         if data.get(name, default) != default and _all_local(data):
             message = f"data.{name} chooses a part of a hub data set, and the rows are files here"

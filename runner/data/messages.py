@@ -66,7 +66,7 @@ def messages_of(row: ReadRow, key: str, role: str | None = None) -> list[Message
     With a ``role`` a text is a message of that role instead. Raises ``BadRow``.
     """
     value = row.get(key)
-    if role is not None and (messages := _as_json_text(value)):
+    if role is not None and (messages := _as_json_text(value, row)):
         row.doubts.add(f"messages as JSON text in {key!r}, which are read as messages")
         value = messages
     if isinstance(value, dict):
@@ -87,13 +87,14 @@ def new_message(text: str, role: str) -> Message:
     return {"role": role, "content": text}
 
 
-def _as_json_text(value: Any) -> list[Any] | None:
+def _as_json_text(value: Any, row: ReadRow) -> list[Any] | None:
     """The messages that a text holds as JSON, as tables without lists store them; None for other text."""
     if not isinstance(value, str) or not _BEGINS.match(value):
         return None
     try:
         found = parsed(value, "")
     except BadRow:
+        row.doubts.add("a text that begins as messages in JSON do, and is none")
         return None
     messages = [found] if isinstance(found, dict) else found
     whole = all(

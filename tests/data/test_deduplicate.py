@@ -91,6 +91,8 @@ def test_a_wrong_kind_of_duplicates_is_refused(cli: Any, capsys: Any) -> None:
     assert "prompt" in capsys.readouterr().err
     assert cli(*words, "data.near_similarity=1.5").code == 2
     assert "data.near_similarity=1.5 is out of range" in capsys.readouterr().err
+    assert cli(*words, "data.near_similarity=0.9").code == 2
+    assert "data.near_similarity has no effect without data.deduplicate=near" in capsys.readouterr().err
     assert cli(*words, "data.deduplicate=prompt", folder="by_prompt").code == 0
 
 

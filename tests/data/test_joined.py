@@ -134,11 +134,14 @@ def test_a_completion_may_be_the_whole_conversation(tmp_path: Path, row: dict, t
 
 def test_messages_as_json_text_are_read_and_counted(tmp_path: Path) -> None:
     row = {"prompt": "q", "completion": json.dumps([USER, answer("good")])}
-    file = jsonl(tmp_path / "a.jsonl", row, {"prompt": "json", "completion": '[{"role": "admin"}]'})
+    cut = '[{"role": "assistant", "content": "go'
+    others = ({"prompt": "json", "completion": text} for text in ('[{"role": "admin"}]', cut))
+    file = jsonl(tmp_path / "a.jsonl", row, *others)
     data = prepared(file)
-    assert trained(data.train) == ["good", '[{"role": "admin"}]']
+    assert trained(data.train) == ["good", '[{"role": "admin"}]', cut]
     said = "1 rows with messages as JSON text in 'completion', which are read as messages"
-    assert data.notes == [f"{file}: {said}, {file}:1 first"]
+    begins = "1 rows with a text that begins as messages in JSON do, and is none"
+    assert data.notes == [f"{file}: {begins}, {file}:3 first", f"{file}: {said}, {file}:1 first"]
 
 
 def test_feedback_on_a_conversation_is_on_its_last_answer(tmp_path: Path) -> None:

@@ -34,7 +34,8 @@ SPLITS: dict[str, tuple[list[str], list[str]]] = {
     "held-out rows alone": (["test.jsonl"], ["test"]),
     "no splits": (["a.jsonl", "b.jsonl"], ["a.", "b."]),
     "words in words": (["contest.jsonl", "trained.jsonl"], ["contest", "trained"]),
-    "two splits in one name": (["train_test.jsonl", "a.jsonl"], ["a.", "train_test"]),
+    "two splits in one name": (["train.jsonl", "train_eval.jsonl", "train/test/a.jsonl"], ["train.jsonl"]),
+    "sets": (["trainset.jsonl", "testset.jsonl", "x_holdout.jsonl"], ["trainset"]),
     "training rows and others": (["train.jsonl", "more.jsonl"], ["more", "train"]),
     "subfolders": (["a.jsonl", "more/b.jsonl", "more/still/c.jsonl"], ["a.", "more/b", "more/still/c"]),
 }
@@ -50,6 +51,9 @@ def test_splits_of_a_folder_are_told_apart_by_their_names(tmp_path: Path, case: 
     record = data.train.record()["sources"][0]
     assert record["files"] == sorted(trained(data.train))
     left = sorted(set(names) - set(trained(data.train)))
+    if case == "held-out rows alone":
+        assert data.notes == [f"{path}: all its files are other splits by their names: test"]
+        return
     assert [note for note in data.notes if f"not read: {left}" in note] == data.notes
     assert len(data.notes) == bool(left)
 

@@ -27,14 +27,20 @@ FILE_KINDS = {
 _SPLITS = {
     "train": "train",
     "training": "train",
+    "trainset": "train",
     "validation": "validation",
     "valid": "validation",
     "val": "validation",
     "dev": "validation",
+    "devset": "validation",
+    "valset": "validation",
     "test": "test",
     "testing": "test",
     "eval": "test",
     "evaluation": "test",
+    "testset": "test",
+    "holdout": "test",
+    "heldout": "test",
 }
 # Which of them a key takes, the best first.
 _WANTED = {"data.path": ("train",), "data.eval_path": ("validation", "test")}
@@ -138,7 +144,11 @@ def _of_split(folder: Path, files: list[Path], key: str) -> Found:
     wanted = next((split for split in _WANTED.get(key, ()) if split in known), None)
     others = known - {wanted, *(["train"] if key == "data.path" else [])}
     if not others or (wanted is None and None not in splits.values()):
-        return Found(files)  # no split is named, or only others, which are then what is meant
+        # no split is named, or only others, which are then what is meant
+        named = (
+            f"{folder}: all its files are other splits by their names: {', '.join(sorted(map(str, known)))}"
+        )
+        return Found(files, [named] if others else [])
     chosen = [file for file in files if splits[file] in ((wanted,) if wanted else (None,))]
     left = [str(names[file]) for file in files if file not in set(chosen)]
     what = f"the split {wanted!r} by their names" if wanted else "no other split by their names"
@@ -147,7 +157,7 @@ def _of_split(folder: Path, files: list[Path], key: str) -> Found:
 
 
 def _split(name: Path) -> str | None:
-    """The split that a relative path names in one of its parts; None for none, and for more than one."""
-    words = {word for part in (*name.parts[:-1], name.stem) for word in re.split(r"[^a-zA-Z]+", part.lower())}
-    found = {_SPLITS[word] for word in words if word in _SPLITS}
-    return found.pop() if len(found) == 1 else None
+    """The split that a relative path names: of several the last, as in train/test/a or train_eval."""
+    words = [word for part in (*name.parts[:-1], name.stem) for word in re.split(r"[^a-z]+", part.lower())]
+    found = [_SPLITS[word] for word in words if word in _SPLITS]
+    return found[-1] if found else None
