@@ -5,10 +5,13 @@ from __future__ import annotations
 import hashlib
 import mmap
 import os
+import re
 from collections.abc import Iterable
 from pathlib import Path
 
 import xxhash
+
+TEMPORARY = re.compile(r"\..+\.\d+")  # the names of the files that ``write_atomically`` is killed in
 
 
 def write_atomically(file: Path, text: str | Iterable[str]) -> None:
@@ -16,7 +19,7 @@ def write_atomically(file: Path, text: str | Iterable[str]) -> None:
 
     A reader sees the old content or the new one, never half of it. Raises ``OSError``.
     """
-    temporary = file.with_name(f".{file.name}.{os.getpid()}")
+    temporary = file.with_name(f".{file.name}.{os.getpid()}")  # as TEMPORARY has it
     with temporary.open("w", encoding="utf-8") as stream:
         stream.writelines([text] if isinstance(text, str) else text)
     temporary.replace(file)

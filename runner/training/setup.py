@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from runner.config.adapters import check_base, check_shape
+from runner.config.adapters import adapters, check_base, check_shape
 from runner.config.objective import Objective
 from runner.config.settings import RunConfig
 from runner.data.max_length import row_limit
@@ -23,6 +23,7 @@ from runner.models.build import (
     training_arguments,
 )
 from runner.models.model import Base, Precision, choose_precision, device, find_base, module_names
+from runner.runs.parents import adapter_digest
 from runner.runs.resume import Start, find_start
 from runner.runs.run_folder import RunFolder
 
@@ -32,7 +33,8 @@ class TrainingSetup:
     """The checked parts of a training run.
 
     ``identity`` are the digests of the base, ``max_length`` (tokens) is where sequences are cut,
-    ``arguments`` the trainer's. ``start`` is where training begins: at a checkpoint or at step 0.
+    ``arguments`` the trainer's. ``start`` is where training begins: at a checkpoint or at step 0. ``parents``
+    are the digests of the adapters that it begins with.
     """
 
     base: Base
@@ -43,16 +45,16 @@ class TrainingSetup:
     quantization: Any
     arguments: Any
     start: Start
+    parents: list[str | None]
     warnings: list[str]
 
     def resume_facts(self, data: Data) -> dict[str, Any]:
         """What the manifest of a checkpoint keeps of the run, and must find again when it is resumed."""
-        return {"data": data.train.fingerprint, "base": self.identity}
+        return {"data": data.train.fingerprint, "base": self.identity, "parents": self.parents}
 
-    def record_inputs(self, folder: RunFolder, data: Data) -> None:
-        """Record which model is trained on which examples, with every warning so far."""
-        folder.notes += [*self.base.notes, *self.warnings, *data.notes]
-        folder.record |= {
+    def inputs(self, data: Data) -> dict[str, Any]:
+        """What ``run.json`` says of the model and the examples that a run is trained with."""
+        return {
             "model": self.base.record() | {"identity": self.identity},
             "precision": {
                 "name": self.precision.name,
@@ -62,6 +64,15 @@ class TrainingSetup:
             "data": {split.name: split.record() for split in (data.train, data.eval) if split},
             "rows_from_cache": data.cached,
         }
+
+    def record_inputs(self, folder: RunFolder, data: Data) -> None:
+        """Record which model is trained on which examples, with every warning so far."""
+        folder.notes += [*self.base.notes, *self.warnings, *data.notes]
+        folder.record |= self.inputs(data)
+        for parent in folder.record.get("parents", ()):
+            if parent["kind"] == "model":
+                parent["digest"] = self.identity["weights"]
+        folder.warn_of_other_inputs()
         folder.write()
 
 
@@ -98,6 +109,7 @@ def check_training(config: RunConfig, objective: Objective, folder: Path) -> Tra
         quantization=quantization_config(config, precision, objective.task_type),
         arguments=arguments,
         start=start,
+        parents=[adapter_digest(adapter.folder) for adapter in adapters(config)],
         warnings=[*start.notes, *warnings, *stop_warnings, *check_base(config, identity)],
     )
 
