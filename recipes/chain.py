@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import contextlib
-import json
 import re
+import shutil
 import signal
 import subprocess
 import sys
@@ -16,8 +16,10 @@ from runner.cli import run_config
 from runner.config.settings import RunConfig
 from runner.core import console, signals
 from runner.core.errors import ConfigError, ExitCode, Issue, RunnerError
+from runner.core.folder_lock import hold
 from runner.reports import terminal
-from runner.runs.run_folder import RunFolder
+from runner.runs.resume import read_record
+from runner.runs.run_folder import HOLDS, RunFolder
 
 # Overrides of the chain that mean nothing to a stage.
 _OF_THE_CHAIN = ("experiment", "recipe", "output_dir", "resume", "stages")
@@ -43,7 +45,7 @@ def run(config: RunConfig, folder: RunFolder) -> None:
     stages: dict[str, list[str]] = config.stages or {}
     common = [text for text in folder.record["overrides"] if _key(text) not in _OF_THE_CHAIN]
     with folder.timed("check"):
-        _check(stages, common)
+        recipes = _check(stages, common)
     # what the report is headed with: a chain has no model of its own
     folder.record |= {"model": {"name": " → ".join(stages)}, "adapter": f"{len(stages)} stages"}
     done: dict[str, Any] = folder.record.setdefault("stages", {})
@@ -55,35 +57,54 @@ def run(config: RunConfig, folder: RunFolder) -> None:
             console.heading(f"stage {number} of {len(stages)}: {name}")
             filled = [_filled(text, folder.path) for text in words]
             with folder.timed(name):
-                code = _run([*_without(common, filled), *filled, f"output_dir={path}"], path)
+                again = _again(path, recipes[name])
+                code = _run([*_without(common, filled), *filled, f"output_dir={path}", *again])
             if code:
                 raise StageFailed(f"stage {name} ended with exit code {code}", code)
-        record = json.loads((path / "run.json").read_text(encoding="utf-8"))
+        record = read_record(path)
         done[name] = {"folder": name, **{key: record[key] for key in ("recipe", "seconds", "metrics")}}
         folder.write()
     terminal.stages(done)
 
 
-def _check(stages: dict[str, list[str]], common: list[str]) -> None:
-    """Every stage as far as it can be checked before the stages that it names have run."""
+def _check(stages: dict[str, list[str]], common: list[str]) -> dict[str, str]:
+    """The recipe of every stage, checked as far as that can be before the stages that it names have run."""
     issues: list[Issue] = []
+    recipes: dict[str, str] = {}
     for name, words in stages.items():
         # a folder that is there stands for those that earlier stages will make
         known = [re.sub(r"=\{[\w.-]+\}.*", "=.", text) for text in words]
         try:
-            run_config.check(run_config.parse([*_without(common, known), *known], OBJECTIVES))
+            (stage,) = run_config.check(run_config.parse([*_without(common, known), *known], OBJECTIVES))
+            recipes[name] = stage.recipe
         except ConfigError as error:
             issues += [
                 Issue(f"stages.{name}: {issue.where}", issue.message, issue.hint) for issue in error.issues
             ]
     if issues:
         raise ConfigError(issues)
+    return recipes
 
 
-def _run(words: list[str], path: Path) -> int:
+def _again(path: Path, recipe: str) -> list[str]:
+    """What starts a stage once more that has not completed: one that trains resumes, of another what it has
+    left is removed. Raises ``StageFailed`` while it still runs, which may be longer than its chain did."""
+    if not path.is_dir():
+        return []
+    if recipe in OBJECTIVES:
+        return ["resume=auto"]
+    try:
+        lock = hold(path, HOLDS)
+    except ConfigError as error:  # other stages have run, whose folders a config error would remove
+        raise StageFailed(str(error), ExitCode.FAILED) from error
+    shutil.rmtree(path)
+    lock.release()
+    return []
+
+
+def _run(words: list[str]) -> int:
     """One stage in a process of its own, so that it leaves no memory behind; a signal is handed on to it."""
-    resumed = ["resume=auto"] if (path / "checkpoints").is_dir() else []
-    process = subprocess.Popen([sys.executable, "-m", "runner", *words, *resumed], start_new_session=True)
+    process = subprocess.Popen([sys.executable, "-m", "runner", *words], start_new_session=True)
     sent = False
     with signals.defer_signals():
         while process.poll() is None:
@@ -96,8 +117,7 @@ def _run(words: list[str], path: Path) -> int:
 
 
 def _status(path: Path) -> str | None:
-    file = path / "run.json"
-    return json.loads(file.read_text(encoding="utf-8")).get("status") if file.is_file() else None
+    return read_record(path).get("status") if (path / "run.json").is_file() else None
 
 
 def _filled(text: str, root: Path) -> str:

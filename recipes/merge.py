@@ -28,6 +28,7 @@ from runner.export.write_merged import write_model
 from runner.models.adapter import attach
 from runner.models.model import load_model
 from runner.runs.model_card import card_facts, merged_card
+from runner.runs.parents import adapter_parents
 from runner.runs.run_folder import RunFolder
 from runner.training.out_of_memory import free_memory
 
@@ -49,7 +50,7 @@ def run(config: RunConfig, folder: RunFolder) -> None:
     folder.record |= {
         "model": setup.base.record() | {"identity": setup.identity},
         "data": {rows.name: rows.record()},
-        "parents": [str(adapter.run or adapter.folder) for adapter in setup.adapters],
+        "parents": adapter_parents(setup.adapters, folder.path),
     }
     folder.write()
     for note in folder.notes:

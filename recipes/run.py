@@ -11,43 +11,50 @@ from pathlib import Path
 from typing import Any
 
 from recipes import OBJECTIVES
-from recipes.train import train
+from recipes.train import check_inputs, train
 from runner.cli import run_config
-from runner.config import adapters
+from runner.config.objective import Objective
 from runner.config.settings import RunConfig
 from runner.core import console, environment, signals
 from runner.core.errors import ConfigError, ExitCode, Issue, RunnerError
 from runner.reports import terminal
+from runner.reports.run_report import write_report
 from runner.runs import run_folder
-from runner.runs.resume import find_start
+from runner.runs.parents import parents
+from runner.runs.resume import check_resume, find_completed, find_start, repeated
 from runner.training.out_of_memory import explained
 
 _STATUS = {ExitCode.FAILED: "failed", ExitCode.DIVERGED: "diverged", ExitCode.PREEMPTED: "preempted"}
 
 
 def run_recipe(
-    run: RunConfig, command: str, overrides: list[str], facts: dict[str, Any] | None = None
+    run: RunConfig,
+    command: str,
+    overrides: list[str],
+    facts: dict[str, Any] | None = None,
+    repeats: Path | None = None,
 ) -> int:
     """Make the run folder, run the recipe in it, record how it ended, and return the exit code.
 
     ``command`` is what the user typed, ``overrides`` what this run or cell took from it; ``facts`` are more
-    entries of its record.
+    entries of its record. ``repeats`` is the run folder whose config was given to be run again.
     """
     quiet_libraries()
     environment.keep_freed_memory()
     console.out.stderr = bool(run.prompt)  # an answer that is piped stands alone
     objective = OBJECTIVES.get(run.recipe)
-    model = run.model.architecture or Path(str(run.model.path)).name
     try:
         _check_single_process()
-        find_start(run)  # before the folder is touched, which with resume=auto is that of the earlier run
-        parents = adapters.parents(run)  # raises for what is no adapter, so before there is a folder
+        check_resume(run)
+        model = run.model.architecture or Path(str(run.model.path)).name
         path = run_folder.create(run.output_dir, f"{run.recipe}-{model}", resume=run.resume == "auto")
-        folder = run_folder.RunFolder(path, command, overrides, run_config.to_yaml(run), run.seed)
-        folder.record |= {"recipe": run.recipe, "parents": parents, **(facts or {})}
+        folder = _begin(run, path, objective, (command, overrides), repeats)
     except ConfigError as error:
         console.config_errors(error.issues)
         return ExitCode.CONFIG_ERROR
+    if folder is None:
+        return ExitCode.COMPLETED
+    folder.record |= facts or {}
     try:
         with signals.signal_handlers():
             if objective is not None:
@@ -63,6 +70,38 @@ def run_recipe(
         return _end(run, folder, raised)
     terminal.closing(folder.record, path)
     return ExitCode.COMPLETED
+
+
+def _begin(
+    run: RunConfig,
+    path: Path,
+    objective: Objective | None,
+    typed: tuple[str, list[str]],
+    repeats: Path | None,
+) -> run_folder.RunFolder | None:
+    """The run folder at ``path``, begun; None where the run in it has completed and nothing is left to do.
+
+    Raises ``ConfigError``, and leaves the folder as it was.
+    """
+    try:
+        completed = find_completed(run) if objective is not None else None
+        if completed is not None and objective is not None:
+            check_inputs(run, objective, path, completed)
+            terminal.nothing_to_do(completed, path)
+            if not (path / run_folder.REPORT).is_file():  # killed between record and report
+                write_report(path)
+            run_folder.abandon(path)
+            return None
+        find_start(run)  # before anything of an earlier run is written over
+        made_from = parents(run, path)
+        earlier = repeated(repeats or path, run)
+        folder = run_folder.RunFolder(path, *typed, run_config.to_yaml(run), run.seed)
+    except ConfigError:
+        run_folder.abandon(path)
+        raise
+    folder.compared = earlier
+    folder.record |= {"recipe": run.recipe, "parents": made_from}
+    return folder
 
 
 def _end(run: RunConfig, folder: run_folder.RunFolder, raised: Exception) -> int:

@@ -2,12 +2,17 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+from typing import Any
+
 from runner.config.objective import Objective
 from runner.config.settings import RunConfig
-from runner.core.errors import Diverged
+from runner.core.errors import ConfigError, Diverged, Issue
 from runner.core.progress import TrainingProgress
 from runner.data.prepare import prepare
 from runner.reports import terminal
+from runner.runs.earlier import Earlier
+from runner.runs.parents import parents
 from runner.runs.resume import check_same
 from runner.runs.run_folder import RunFolder
 from runner.training.context import run_context
@@ -46,7 +51,7 @@ def train(config: RunConfig, folder: RunFolder, objective: Objective) -> None:
     with folder.timed("score_before"):
         before = generator.answer(trained.model, "before training", base_only=trained.fresh_adapter)
 
-    folder.rewind(setup.start.step_in(folder.path))
+    folder.rewind(setup.start.step_in(folder.path), setup.start.lines_in(folder.path))
     with folder.timed("train"), TrainingProgress(steps) as progress:
         context = run_context(config, folder, progress, setup.resume_facts(data), trained.fresh_adapter)
         datasets = (data.train.dataset(), data.eval.dataset() if data.eval else None)
@@ -74,3 +79,14 @@ def train(config: RunConfig, folder: RunFolder, objective: Objective) -> None:
         from runner.runs.push_to_hub import publish
 
         publish(config, folder, target)
+
+
+def check_inputs(config: RunConfig, objective: Objective, path: Path, record: dict[str, Any]) -> None:
+    """Raise ``ConfigError`` if the run that has completed in ``path`` would not get the rows and the base of
+    its ``record`` today."""
+    setup = check_training(config, objective, path)
+    data = prepare(config.data, setup.renderer, setup.max_length, config.seed, objective.kind)
+    now = {**setup.inputs(data), "parents": parents(config, path)}
+    hint = "the result stands; name a new output_dir to train on what is there now"
+    if other := Earlier(path, record).other_inputs(now):
+        raise ConfigError([Issue(str(path), warning, hint) for warning in other])

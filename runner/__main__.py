@@ -8,6 +8,7 @@ import sys
 import traceback
 from collections.abc import Iterator
 from contextlib import contextmanager
+from pathlib import Path
 
 from runner.core.library_env import set_library_env
 
@@ -23,6 +24,7 @@ from recipes import OBJECTIVES
 from runner.cli import run_config
 from runner.core import console
 from runner.core.errors import ConfigError, ExitCode, Issue, RunnerError
+from runner.core.folder_lock import unwritable
 from runner.core.paths import CONFIG_DIR
 from runner.core.secrets import mask_uncaught, masked
 from runner.sweep import Handle
@@ -55,7 +57,8 @@ def main(argv: list[str] | None = None) -> int:
             from recipes.run import run_recipe
 
             words = masked(shlex.join(["python", "-m", "runner", *typed]))
-            codes.append(run_recipe(frozen, words, [masked(text) for text in overrides]))
+            repeats = command.saved.parent if command.saved else None
+            codes.append(run_recipe(frozen, words, [masked(text) for text in overrides], repeats=repeats))
 
     task.sweep = handle  # by which the packed launcher knows the runner's own task
     start = hydra.main(version_base="1.3", config_path=str(CONFIG_DIR), config_name="config")(task)
@@ -81,6 +84,10 @@ def _errors_recorded(codes: list[int], handle: Handle) -> Iterator[None]:
         if handle.sweep is None:
             raise
     except Exception as error:
+        if handle.sweep is None and isinstance(error, OSError) and error.filename:  # Hydra makes its folder
+            console.config_errors([unwritable(Path(os.fsdecode(error.filename)), error)])
+            codes.append(ExitCode.CONFIG_ERROR)
+            return
         if handle.sweep is None:
             raise
         if not isinstance(error, RunnerError):  # that is a cell that failed, which has been reported

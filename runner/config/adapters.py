@@ -164,15 +164,6 @@ def _best_cell(folder: Path, where: str) -> str | None:
     raise ConfigError(Issue(where, message, "name one of its cells"))
 
 
-def parents(config: RunConfig) -> list[str]:
-    """The run folders, or else the folders, that the run takes its adapters and its model from."""
-    found = [str(adapter.run or adapter.folder) for adapter in adapters(config)]
-    model = Path(str(config.model.path)).expanduser()
-    if config.model.weights == "pretrained":
-        found += [str(folder) for folder in (model, model.parent) if (folder / "run.json").is_file()][:1]
-    return found
-
-
 def check_base(config: RunConfig, identity: dict[str, Any]) -> list[str]:
     """Check that adapters are what their runs have left, and belong to the base whose ``identity`` is given.
 

@@ -9,6 +9,7 @@ from typing import Any
 
 from runner.config.origins import Origins
 from runner.core.errors import Issue, nearest
+from runner.core.folder_lock import unwritable
 from runner.core.paths import EXAMPLES, SWEEP_FILE
 
 _ROW_ENDINGS = (".json", ".jsonl", ".csv", ".tsv", ".parquet", ".arrow")
@@ -141,9 +142,12 @@ def nearest_file(path: str) -> str:
 
 
 def check_sweep_folder(folder: Path) -> Issue | None:
-    """An issue when a folder holds something that is no sweep."""
-    if not folder.exists() or (folder / SWEEP_FILE).is_file():
-        return None
+    """An issue when a folder cannot be, or holds something that is no sweep."""
+    try:
+        if not folder.exists() or (folder / SWEEP_FILE).is_file():
+            return None
+    except OSError as error:  # a name too long
+        return unwritable(folder, error)
     if folder.is_dir() and all(entry.name == "jobs" for entry in folder.iterdir()):
         return None  # a sweep that had config errors and ran no job
     message = f"{folder} is not empty and is not a sweep folder"

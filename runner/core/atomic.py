@@ -7,6 +7,7 @@ import json
 import math
 import mmap
 import os
+import re
 from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
@@ -15,13 +16,15 @@ import xxhash
 
 from runner.core.posix import POSIX
 
+TEMPORARY = re.compile(r"\..+\.\d+")  # the names of the files that ``write_atomically`` is killed in
+
 
 def write_atomically(file: Path, text: str | Iterable[str]) -> None:
     """Write a temporary file beside ``file`` and rename it over the old one; ``text`` is all of it, or parts.
 
     A reader sees the old content or the new one, never half of it. Raises ``OSError``.
     """
-    temporary = file.with_name(f".{file.name}.{os.getpid()}")
+    temporary = file.with_name(f".{file.name}.{os.getpid()}")  # as TEMPORARY has it
     with temporary.open("w", encoding="utf-8") as stream:
         stream.writelines([text] if isinstance(text, str) else text)
     temporary.replace(file)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Any
@@ -29,7 +30,9 @@ class CellRun:
 class CellState:
     """A cell as the trainer keeps it: its own arguments, examples and log, and what is known of it so far.
 
-    ``moved`` says that a step has changed its adapter, ``ended`` why it left the pack before the end.
+    ``lines`` counts those of its log. ``moved`` says that a step has changed its adapter,
+    ``ended`` why it left the pack before the end.
+    ``scores`` are those of the evaluation at step ``measured``, the last one.
     ``held_out_rows`` are of each held-out example the summed loss (nats) and the labelled tokens, of a
     preference pair its loss and 1, as the last evaluation found them.
     """
@@ -39,11 +42,13 @@ class CellState:
     train: Sequence[Encoded]
     held_out: Sequence[Encoded]
     log: OnLog
+    lines: Callable[[], int]
     tokens: int = 0
     resumed_tokens: int = 0
     total_loss: float = 0.0
     moved: bool = False
     ended: dict[str, Any] | None = None
+    measured: int = 0
     scores: dict[str, float] = field(default_factory=dict)
     held_out_rows: list[tuple[float, int]] = field(default_factory=list)
 
@@ -88,6 +93,43 @@ def schedule(arguments: Any, steps: int) -> Callable[[int], float]:
         scheduler_specific_kwargs=arguments.lr_scheduler_kwargs,
     )
     return scheduler.lr_lambdas[0]
+
+
+def keep_groups(optimizer: Any, scheduler: Any, gone: list[Any], chosen: list[int]) -> None:
+    """Keep the chosen groups of an optimizer and its schedule; ``gone`` are the parameters of the others."""
+    for parameter in gone:
+        optimizer.state.pop(parameter, None)
+    optimizer.param_groups[:] = [optimizer.param_groups[index] for index in chosen]
+    for name in ("lr_lambdas", "base_lrs", "_last_lr"):
+        setattr(scheduler, name, [getattr(scheduler, name)[index] for index in chosen])
+
+
+def log_line(
+    line: LogLine, cells: Sequence[CellState], names: Sequence[str], logged: bool
+) -> tuple[int, list[float], list[int]]:
+    """Count a line in every cell, and give each (if it is ``logged``) the one that its own run would log.
+
+    ``names`` are the metrics beside the loss. Returns the step, the losses of the cells, and the indices of
+    those whose loss or gradient norm is not finite, which have ended there.
+    """
+    metrics = dict(zip(line.names, line.table(), strict=True))
+    steps, passes, step = (line.facts[name] for name in ("steps", "passes", "step"))
+    lost = []
+    for index, cell in enumerate(cells):
+        own = {name: values[index] for name, values in metrics.items()}
+        cell.tokens += int(own["tokens"])
+        cell.total_loss += own["loss"]
+        loss, norm = own["loss"] / steps, own["grad_norm"]
+        entry = {"step": step, "loss": loss, "grad_norm": norm, "learning_rate": line.rates[index]}
+        entry |= {name: own[name] / passes for name in names}
+        times = {"epoch": line.epoch, "seconds": line.seconds}
+        if logged:
+            cell.log({**entry, "num_tokens": cell.tokens, **times})
+        if not (math.isfinite(loss) and math.isfinite(norm)):
+            what = f"loss is {loss}" if math.isfinite(norm) else f"gradient norm is {norm}"
+            cell.ended = {"status": "diverged", "reason": f"the {what} at step {step}"}
+            lost.append(index)
+    return step, [value / steps for value in metrics["loss"]], lost
 
 
 def by_cell(values: torch.Tensor, cells: int) -> torch.Tensor:

@@ -33,14 +33,24 @@ def save(folder: Path, adapters: PackedAdapters, cells: list[CellState], unlogge
     save_file(tensors, folder / TENSORS)
     facts = {
         "rank": adapters.rank,
-        "members": [{"name": m.name, "tokens": m.tokens, "total_loss": m.total_loss} for m in cells],
+        "members": [
+            {
+                "name": m.name,
+                "tokens": m.tokens,
+                "total_loss": m.total_loss,
+                "lines": m.lines(),
+                "measured": m.measured,
+                "scores": m.scores,
+            }
+            for m in cells
+        ],
         "unlogged": unlogged,
     }
     (folder / FACTS).write_text(json_text(facts), encoding="utf-8")
 
 
 def facts(folder: Path) -> dict[str, Any]:
-    """``rank`` and ``cells`` (name, tokens, total_loss) of a checkpoint; empty when it is none."""
+    """``rank`` and ``members`` (name, tokens, total_loss, lines) of a checkpoint; empty when it is none."""
     file = folder / FACTS
     return json.loads(file.read_text(encoding="utf-8")) if file.is_file() else {}
 
@@ -56,6 +66,12 @@ def newest(work: Path, names: list[str]) -> tuple[Path | None, list[str]]:
     return None, damaged
 
 
+def lines(folder: Path | None, name: str) -> int | None:
+    """The number of lines in a cell's log at a checkpoint; None where that was not kept."""
+    members = facts(folder)["members"] if folder else []
+    return next((item.get("lines") for item in members if item["name"] == name), None)
+
+
 def load(folder: Path, adapters: PackedAdapters, cells: list[CellState]) -> None:
     """Read back the adapters and totals of these cells, which the checkpoint must hold."""
     tensors = load_file(folder / TENSORS)
@@ -66,6 +82,7 @@ def load(folder: Path, adapters: PackedAdapters, cells: list[CellState]) -> None
         adapters.load(index, own)
         cell.tokens, cell.total_loss = saved[cell.name]["tokens"], saved[cell.name]["total_loss"]
         cell.resumed_tokens, cell.moved = cell.tokens, True
+        cell.measured, cell.scores = saved[cell.name].get("measured", 0), saved[cell.name].get("scores", {})
 
 
 def load_states(folder: Path, cells: list[CellState], optimizer: Any, scheduler: Any) -> dict[str, Any]:

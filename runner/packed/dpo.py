@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import hashlib
-import math
 from array import array
 from collections.abc import Sequence
 from contextlib import nullcontext
@@ -15,7 +14,7 @@ from runner.data.labels import IGNORE, Encoded
 from runner.packed.batches import Collator
 from runner.packed.cell import CellState
 from runner.packed.passes import Batch, Passes, run_in_chunks
-from runner.training.dpo_loss import METRICS, FusedCausalLMOutput, as_output, by_pair, pair_loss
+from runner.training.dpo_loss import METRICS, FusedCausalLMOutput, as_output, pair_loss, pair_weights
 from runner.training.token_loss import TokenLogprobs
 
 
@@ -29,7 +28,6 @@ class PackedDpo:
 
     sequences = 2
     metrics = METRICS
-    weighted = True
     mean_logits = True
 
     def __init__(self, pad_token_id: int, adapter: bool) -> None:
@@ -64,6 +62,12 @@ class PackedDpo:
         """The number of batches: the loss is the mean of their means."""
         return torch.full((cells,), len(batches))
 
+    def weights(self, batch: Batch, cells: int) -> dict[str, torch.Tensor]:
+        """Pairs of each cell, and the labelled tokens of its chosen and rejected sequences."""
+        tokens = (batch["labels"][:, 1:] != IGNORE).unflatten(0, (cells, 2, -1)).sum((2, 3))
+        pairs = torch.full((cells,), len(batch["labels"]) // cells // 2)
+        return pair_weights(pairs, *tokens.unbind(1))
+
     def measure(
         self, scores: TokenLogprobs, batch: Batch, cells: list[CellState]
     ) -> tuple[torch.Tensor, dict[str, torch.Tensor]]:
@@ -80,15 +84,12 @@ class PackedDpo:
     def measure_rows(self, scores: TokenLogprobs, batch: Batch, cells: list[CellState]) -> torch.Tensor:
         """The loss of each pair; every pair weighs the same."""
         output, pairs = _on_host(scores), len(batch["labels"]) // len(cells) // 2
-        table = torch.full((len(cells), pairs, 2), math.nan, dtype=torch.float64)
+        table = torch.ones(len(cells), pairs, 2, dtype=torch.float64)
         for index, cell in enumerate(cells):
-            if by_pair(cell.arguments):
-                first = 2 * pairs * index
-                losses = [
-                    _loss(cell, output, batch, slice(first + pair, first + pairs + pair + 1, pairs))[0]
-                    for pair in range(pairs)
-                ]
-                table[index] = torch.stack([torch.stack(losses), torch.ones(pairs)], -1)
+            first = 2 * pairs * index
+            for pair in range(pairs):
+                rows = slice(first + pair, first + pairs + pair + 1, pairs)
+                table[index, pair, 0] = _loss(cell, output, batch, rows)[0]
         return table.to(scores.log_probs.device)
 
 

@@ -71,7 +71,8 @@ class Halving:
         trainer.drop(gone)
 
     def _decide(self, trainer: Pack, fraction: float) -> None:
-        trainer.evaluate()
+        if any(cell.measured != trainer.state.global_step for cell in trainer.cells):
+            trainer.evaluate()
         trainer.save_checkpoint()  # with all of them: those that are kept can resume from here
         ranked = sorted(trainer.cells, key=lambda cell: cell.scores["eval_loss"])
         kept = max(1, math.ceil(self._keep * len(ranked)))

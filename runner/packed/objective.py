@@ -16,14 +16,12 @@ class PackObjective(Protocol):
     """From examples to batches, and from the log-probabilities of a batch to each cell's loss and metrics.
 
     ``sequences`` counts those of an example: a batch has the first ones of a cell's examples (chosen), then
-    the second ones (rejected). ``metrics`` names what is logged beside the loss, ``weighted`` says whether an
-    evaluation weights the metrics of a batch by its examples, and ``mean_logits`` whether the scores shall
-    have these.
+    the second ones (rejected). ``metrics`` names what is logged beside the loss, and ``mean_logits`` says
+    whether the scores shall have these.
     """
 
     sequences: int
     metrics: tuple[str, ...]
-    weighted: bool
     mean_logits: bool
     collator: Collator
 
@@ -41,6 +39,11 @@ class PackObjective(Protocol):
         """The undivided losses [cells], and the metrics, each [cells] and without gradient."""
         ...
 
+    def weights(self, batch: Batch, cells: int) -> dict[str, torch.Tensor]:
+        """What the metrics of a batch are means over, by name and for all others under ``""``, each
+        [cells]."""
+        ...
+
     def measure_rows(self, scores: TokenLogprobs, batch: Batch, cells: list[CellState]) -> torch.Tensor:
-        """Loss and weight of each row, [cells, rows, 2]; not a number where rows have none of their own."""
+        """Loss and weight of each row, [cells, rows, 2]: the held-out loss is their weighted mean."""
         ...

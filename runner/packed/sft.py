@@ -18,7 +18,6 @@ class PackedSft:
 
     sequences = 1
     metrics = ("entropy", "mean_token_accuracy")
-    weighted = False
     mean_logits = False
 
     def __init__(self, pad_token_id: int, **_: Any) -> None:
@@ -29,8 +28,11 @@ class PackedSft:
 
     def divisors(self, batches: list[Batch], cells: int) -> torch.Tensor:
         """Labelled tokens of each cell."""
-        masks = [batch["labels"][:, 1:] != IGNORE for batch in batches]
-        return torch.stack([by_cell(mask, cells) for mask in masks]).sum(0).clamp(min=1)
+        return torch.stack([self.weights(batch, cells)[""] for batch in batches]).sum(0).clamp(min=1)
+
+    def weights(self, batch: Batch, cells: int) -> dict[str, torch.Tensor]:
+        """Labelled tokens of each cell."""
+        return {"": by_cell(batch["labels"][:, 1:] != IGNORE, cells)}
 
     def measure(
         self, scores: TokenLogprobs, batch: Batch, cells: list[CellState]

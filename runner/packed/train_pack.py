@@ -7,7 +7,7 @@ from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
-from runner.config.adapters import adapters, parents
+from runner.config.adapters import adapters
 from runner.config.objective import Objective
 from runner.config.settings import SweepSettings
 from runner.core import console, environment
@@ -23,9 +23,11 @@ from runner.packed.adapters import PackedAdapters, pack_adapters
 from runner.packed.cell import CellRun, CellState
 from runner.packed.halving import Halving, decisions
 from runner.packed.memory import estimate_cells_per_pass
-from runner.packed.trainer import PackedTrainer, PackPlan
+from runner.packed.plan import PackPlan
+from runner.packed.trainer import PackedTrainer
 from runner.reports import terminal
 from runner.runs.checkpoint import step_of
+from runner.runs.parents import parents
 from runner.runs.run_folder import RunFolder
 from runner.training.load import total_parameters
 from runner.training.results import complete_adapter, conclude, kept_scores
@@ -75,7 +77,7 @@ def train_pack(
     pack = Pack([cell for cell in cells if cell not in later], objective, setup, data, work)
     steps = total_steps(setup.arguments, len(data[pack.first.name].train.rows))
     for cell in pack.cells:
-        cell.folder.record["parents"] = parents(cell.config)
+        cell.folder.record["parents"] = parents(cell.config, cell.folder.path)
         setup.record_inputs(cell.folder, data[cell.name])
 
     progress = PackProgress(steps)
@@ -155,7 +157,7 @@ def _newest_checkpoint(pack: Pack) -> Path | None:
         for cell in pack.cells:
             cell.folder.notes.append(warning)
     for cell in pack.cells:
-        cell.folder.rewind(step_of(found))
+        cell.folder.rewind(step_of(found), checkpoint.lines(found, cell.name))
     return found
 
 
@@ -214,7 +216,8 @@ def _states(pack: Pack, packed: PackedAdapters) -> list[CellState]:
         arguments.save_total_limit = 2  # one to fall back on
         data = pack.data[cell.name]
         held_out = data.eval.rows if data.eval else []
-        states.append(CellState(cell.name, arguments, data.train.rows, held_out, cell.folder.log))
+        folder = cell.folder
+        states.append(CellState(cell.name, arguments, data.train.rows, held_out, folder.log, folder.lines))
         cell.folder.metrics |= {"trainable_parameters": size, "total_parameters": shared + size}
     return states
 

@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Callable
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -13,36 +11,19 @@ import torch
 from torch.optim.lr_scheduler import LambdaLR
 from transformers import Trainer
 
-from runner.core import console, signals
+from runner.core import console
 from runner.packed import checkpoint
 from runner.packed.adapters import PackedAdapters, as_trl_prepares
 from runner.packed.batches import PackLoader, PackSampler, RowLists, distinct
-from runner.packed.cell import CellState, LogLine, schedule, to_host
+from runner.packed.cell import CellState, LogLine, keep_groups, log_line, schedule, to_host
 from runner.packed.checkpoint import load_states
 from runner.packed.evaluation import evaluate_cells
 from runner.packed.memory import probe_cells_per_pass
 from runner.packed.objective import PackObjective
 from runner.packed.passes import Batch, Passes
+from runner.packed.plan import PackPlan
 from runner.training.context import TrainerContext
 from runner.training.trainer import GuardedTrainer
-
-
-@dataclass(frozen=True)
-class PackPlan:
-    """How a pack is run.
-
-    ``cells_per_pass`` is the estimate of how many cells share a pass, ``longest`` the tokens of the longest
-    sequence. A checkpoint is written when ``checkpoint_seconds`` have passed since the last. ``after_step``
-    is called between steps and may ``drop`` cells, ``on_step`` with each logged step and the losses of the
-    cells, ``on_end`` with a cell that leaves the pack early.
-    """
-
-    cells_per_pass: int
-    longest: int
-    checkpoint_seconds: float
-    after_step: Callable[[PackedTrainer], None]
-    on_step: Callable[[int, list[float]], None]
-    on_end: Callable[[CellState], None]
 
 
 class PackedTrainer(GuardedTrainer):
@@ -70,7 +51,7 @@ class PackedTrainer(GuardedTrainer):
         self._all = list(cells)  # every batch has rows of them all
         self._alive = list(range(len(cells)))
         self._window = self._empty_window()
-        self._norms, self._rates = torch.zeros(len(cells)), [0.0] * len(cells)
+        self._norms, self._rates = torch.zeros(len(cells), device=self.args.device), [0.0] * len(cells)
         self._line: LogLine | None = None
         self._logged_step, self._started = 0, time.monotonic()
         self._saved = self._started
@@ -79,6 +60,8 @@ class PackedTrainer(GuardedTrainer):
         """Train; the last line is logged as well, and what came after it is counted."""
         self.objective.start(self.passes, self.cells, self.args.per_device_train_batch_size)
         result = super().train(*args, **kwargs)
+        if self._saved_step != self.state.global_step:
+            self.save_checkpoint()  # the cells are concluded one by one: those that are left resume here
         self._log_line()
         if self.cells and self.state.global_step > self._logged_step:
             self._collect_line()
@@ -87,12 +70,14 @@ class PackedTrainer(GuardedTrainer):
 
     def begin(self) -> None:
         """Find out how many cells fit in a pass, before the first of them."""
-        super().begin()
         if self.args.device.type == "cuda":
             rows = self.args.per_device_train_batch_size * self.objective.sequences
             probe_cells_per_pass(self.passes, len(self.cells), rows, self._plan.longest)
             if (tried := self.passes.cells_per_pass) != self._plan.cells_per_pass:
                 console.warn(f"{tried} of {len(self.cells)} cells share a pass, as was tried on the device")
+        super().begin()
+        if self.state.global_step:
+            self._plan.after_step(self)  # what was to be decided between the checkpoint and the next step
 
     # --- rows
 
@@ -195,12 +180,8 @@ class PackedTrainer(GuardedTrainer):
         self._window = {
             name: values if name == "passes" else values[chosen] for name, values in self._window.items()
         }
-        optimizer, scheduler = getattr(self.optimizer, "optimizer", self.optimizer), self.lr_scheduler
-        for index in gone:
-            optimizer.state.pop(self.adapters.rows[index], None)
-        optimizer.param_groups[:] = [optimizer.param_groups[index] for index in chosen]
-        for name in ("lr_lambdas", "base_lrs", "_last_lr"):
-            setattr(scheduler, name, [getattr(scheduler, name)[index] for index in chosen])
+        optimizer = getattr(self.optimizer, "optimizer", self.optimizer)
+        keep_groups(optimizer, self.lr_scheduler, [self.adapters.rows[index] for index in gone], chosen)
         if chosen:
             self.adapters.keep(chosen)
 
@@ -213,10 +194,11 @@ class PackedTrainer(GuardedTrainer):
         if control.should_log and step > self._logged_step:
             self._log_line()
             self._collect_line()
-        if control.should_evaluate and not signals.pending_signal():
+        self.resumed.postpone_on_signal()
+        if control.should_evaluate:
             self.evaluate()
         due = time.monotonic() - self._saved >= self._plan.checkpoint_seconds
-        if self.cells and (control.should_save or due or signals.pending_signal()):
+        if self.cells and (control.should_save or due):
             self.save_checkpoint()
         control.should_log = control.should_evaluate = control.should_save = False
         self._plan.after_step(self)
@@ -243,24 +225,8 @@ class PackedTrainer(GuardedTrainer):
         line, self._line = self._line, None
         if line is None:
             return
-        metrics = dict(zip(line.names, line.table(), strict=True))
-        steps, passes, step = (line.facts[name] for name in ("steps", "passes", "step"))
-        lost = []
-        for index, cell in enumerate(self.cells):
-            own = {name: values[index] for name, values in metrics.items()}
-            cell.tokens += int(own["tokens"])
-            cell.total_loss += own["loss"]
-            loss, norm = own["loss"] / steps, own["grad_norm"]
-            entry = {"step": step, "loss": loss, "grad_norm": norm, "learning_rate": line.rates[index]}
-            entry |= {name: own[name] / passes for name in self.objective.metrics}
-            times = {"epoch": line.epoch, "seconds": line.seconds}
-            if logged:
-                cell.log({**entry, "num_tokens": cell.tokens, **times})
-            if not (math.isfinite(loss) and math.isfinite(norm)):
-                what = f"loss is {loss}" if math.isfinite(norm) else f"gradient norm is {norm}"
-                cell.ended = {"status": "diverged", "reason": f"the {what} at step {step}"}
-                lost.append(index)
-        self._plan.on_step(step, [value / steps for value in metrics["loss"]])
+        step, losses, lost = log_line(line, self.cells, self.objective.metrics, logged)
+        self._plan.on_step(step, losses)
         self.drop(lost)
 
     def _seconds(self) -> float:
@@ -275,6 +241,7 @@ class PackedTrainer(GuardedTrainer):
         evaluate_cells(self.passes, self.cells, self.objective, self.args.per_device_eval_batch_size)
         times = {"epoch": self.state.epoch, "seconds": self._seconds()}
         for cell in self.cells:
+            cell.measured = self.state.global_step
             line = {"step": self.state.global_step, **cell.scores, "eval_num_tokens": cell.tokens}
             cell.log(line | times)
         return {"eval_loss": sum(m.scores["eval_loss"] for m in self.cells) / len(self.cells)}
@@ -289,6 +256,7 @@ class PackedTrainer(GuardedTrainer):
         """Write all cells' adapters of a checkpoint."""
         self._saved = time.monotonic()
         window = {name: values.tolist() for name, values in self._window.items() if name != "passes"}
+        window |= {"grad_norm": self._norms.tolist(), "rate": self._rates}
         unlogged = {"step": self._logged_step, "passes": self._window["passes"], "figures": window}
         checkpoint.save(Path(str(output_dir)), self.adapters, self.cells, unlogged)
 
@@ -305,7 +273,7 @@ class PackedTrainer(GuardedTrainer):
         self.drop(lost)
 
     def _manifest_facts(self) -> dict[str, Any]:
-        return {}  # the totals are the cells' own, in pack.json
+        return {"due": self.resumed.due()}  # the totals are the cells' own, in pack.json
 
     def _load_from_checkpoint(self, resume_from_checkpoint: str, model: Any = None) -> None:
         checkpoint.load(Path(resume_from_checkpoint), self.adapters, self.cells)
@@ -314,7 +282,11 @@ class PackedTrainer(GuardedTrainer):
         if checkpoint is not None:
             unlogged = load_states(Path(checkpoint), self.cells, self.optimizer, self.lr_scheduler)
             self._logged_step, self._window["passes"] = unlogged["step"], unlogged["passes"]
-            for name, values in unlogged["figures"].items():
+            figures, zeros = unlogged["figures"], [0.0] * len(self.cells)
+            norms = figures.pop("grad_norm", zeros)
+            self._norms = torch.tensor(norms, dtype=torch.float64, device=self.args.device)
+            self._rates = figures.pop("rate", zeros)
+            for name, values in figures.items():
                 self._window[name] += torch.tensor(values, dtype=torch.float64, device=self.args.device)
 
     def _empty_window(self) -> dict[str, Any]:

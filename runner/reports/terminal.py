@@ -92,6 +92,13 @@ def closing(record: dict[str, Any], folder: Path) -> None:
     out.print(table)
 
 
+def nothing_to_do(record: dict[str, Any], folder: Path) -> None:
+    """Say that the run in a folder has completed already, and where its files are."""
+    ended = f" ({record['ended']})" if record.get("ended") else ""
+    out.print(f"[bold green]completed already[/]{escape(ended)}, nothing is left to do")
+    out.print(f"[bold]run[/]  {escape(str(folder))}")
+
+
 def samples(rows: list[dict[str, Any]]) -> None:
     """Print held-out prompts with the answers before and after."""
     for row in rows:

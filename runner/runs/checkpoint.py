@@ -19,6 +19,7 @@ from runner.core.errors import RunnerError
 
 MANIFEST = "manifest.json"
 TEMPORARY = ".writing"
+_STATE = "trainer_state.json"  # the library's
 # The library keeps its arguments as a pickle, which nothing reads again and which holds the hub's token.
 _NOT_KEPT = ("training_args.bin",)
 
@@ -81,6 +82,15 @@ def verify(checkpoint: Path) -> str | None:
 def facts(checkpoint: Path) -> dict[str, Any]:
     """What the manifest of a verified checkpoint says besides its files."""
     return json.loads((checkpoint / MANIFEST).read_text(encoding="utf-8"))["facts"]
+
+
+def best_of(checkpoint: Path) -> Path | None:
+    """The checkpoint that was the best so far when this one was written; it lies beside it, also when the run
+    folder was moved since."""
+    file = checkpoint / _STATE
+    saved = json.loads(file.read_text(encoding="utf-8")) if file.is_file() else {}
+    best = saved.get("best_model_checkpoint")
+    return checkpoint.with_name(Path(best).name) if best else None
 
 
 def step_of(checkpoint: Path | None) -> int:

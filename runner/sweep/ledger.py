@@ -9,11 +9,9 @@ from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from filelock import FileLock, Timeout
-
 from runner.config.settings import SweepSettings
 from runner.core.atomic import json_text, write_atomically
-from runner.core.errors import ConfigError, ExitCode, Issue
+from runner.core.errors import ExitCode, Issue
 from runner.core.paths import SWEEP_FILE
 from runner.core.timestamp import utc_now
 from runner.sweep.cells import Cell, code_of
@@ -34,18 +32,6 @@ _CODES = {
     "running": ExitCode.PREEMPTED,
     "waiting": ExitCode.PREEMPTED,
 }
-
-
-def lock(folder: Path) -> FileLock:
-    """Hold a sweep folder for this process. Raises ``ConfigError`` when another one does."""
-    (folder / "jobs").mkdir(parents=True, exist_ok=True)
-    held = FileLock(folder / "jobs" / ".lock", timeout=0)
-    try:
-        held.acquire()
-    except Timeout:
-        message = "another process runs this sweep"
-        raise ConfigError(Issue(str(folder), message, "wait for it, or name another output_dir")) from None
-    return held
 
 
 class Ledger:

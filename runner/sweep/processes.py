@@ -14,6 +14,7 @@ from pathlib import Path
 
 from runner.core import console
 from runner.core.errors import ExitCode
+from runner.core.folder_lock import FolderLock
 from runner.core.paths import PACKAGE
 from runner.sweep import orphan
 
@@ -27,10 +28,13 @@ class Child:
     """A running job, ``python -m runner.sweep.worker JOB.json``.
 
     Everything that it prints goes to ``log``, and with ``echo`` to the terminal too. ``device`` becomes its
-    CUDA_VISIBLE_DEVICES. It is in a process group of its own, so that Ctrl-C reaches it once, from here.
+    CUDA_VISIBLE_DEVICES. It holds the ``lock`` of the sweep as long as it lives, which may be longer than its
+    parent, and is in a process group of its own, so that Ctrl-C reaches it once, from here.
     """
 
-    def __init__(self, file: Path, log: Path, device: str | None, echo: bool, ended: Ended) -> None:
+    def __init__(
+        self, file: Path, log: Path, device: str | None, echo: bool, ended: Ended, lock: FolderLock | None
+    ) -> None:
         self.name, self.device, self.log = file.stem, device, log
         reading, self._writing = os.pipe()
         self._process = subprocess.Popen(
@@ -39,7 +43,7 @@ class Child:
             stdout=subprocess.PIPE,
             stderr=subprocess.STDOUT,
             env=_environment(device, reading),
-            pass_fds=[reading],
+            pass_fds=[reading, *([lock.descriptor] if lock else [])],
             start_new_session=True,
         )
         os.close(reading)
@@ -84,9 +88,11 @@ class Children:
         self.running: list[Child] = []
         self._ended: queue.Queue[Child] = queue.Queue()
 
-    def start(self, file: Path, log: Path, device: str | None, echo: bool) -> Child:
+    def start(
+        self, file: Path, log: Path, device: str | None, echo: bool, lock: FolderLock | None = None
+    ) -> Child:
         """Start a job."""
-        child = Child(file, log, device, echo, self._ended.put)
+        child = Child(file, log, device, echo, self._ended.put, lock)
         self.running.append(child)
         return child
 

@@ -17,12 +17,13 @@ from runner.config.path_rules import check_sweep_folder
 from runner.config.settings import SweepSettings
 from runner.core import console
 from runner.core.errors import ConfigError, ExitCode
+from runner.core.folder_lock import FolderLock, hold
 from runner.core.hydra_quoting import hydra_value
 from runner.core.posix import KILL
 from runner.core.secrets import masked
 from runner.sweep.cells import Cell, check_cells
 from runner.sweep.jobs import Job, make_jobs, record_jobs, write_job
-from runner.sweep.ledger import DONE, INTERRUPTED, Ledger, lock
+from runner.sweep.ledger import DONE, INTERRUPTED, Ledger
 from runner.sweep.processes import Child, Children, devices
 
 _SHOWN = 10  # lines of a kind in the plan
@@ -37,7 +38,7 @@ class Sweep:
     def __init__(self, folder: Path, typed: Sequence[str], settings: SweepSettings) -> None:
         self.folder, self.settings = folder, settings
         self._typed = list(typed)
-        self._lock: Any = None
+        self._lock: FolderLock | None = None
         self._ledger: Ledger | None = None
         self._stopped = False
         self.ran = False  # whether a batch has passed its checks
@@ -107,7 +108,7 @@ class Sweep:
         if self._lock is None:
             if issue := check_sweep_folder(self.folder):
                 raise ConfigError(issue)
-            self._lock = lock(self.folder)
+            self._lock = hold(self.folder / "jobs", "runs this sweep")
         if self._ledger is None:
             self._ledger = Ledger(self.folder, self.command, self.settings)
 
@@ -155,7 +156,7 @@ class Sweep:
         log = file.with_suffix(".log")
         where = f" on device {device}, its output is in {log}" if several else ""
         console.heading(f"{job.name}: {_count(len(job.cells))}{where}")
-        children.start(file, log, device, echo=not several)
+        children.start(file, log, device, echo=not several, lock=self._lock)
 
     def _end(self, child: Child, job: Job, several: bool) -> None:
         preempted = self._stopped or child.code == ExitCode.PREEMPTED

@@ -19,7 +19,8 @@ OnLog = Callable[[dict[str, Any]], None]
 class TrainerContext:
     """The run around a trainer.
 
-    ``resume_facts`` go into the manifest of every checkpoint. ``on_shrink`` is called
+    ``resume_facts`` go into the manifest of every checkpoint, and so does what ``lines`` returns, the number
+    of lines of the log so far. ``on_shrink`` is called
     with a warning when memory runs out and batches shrink; without it, the error is raised.
     ``fresh_adapter`` says that the model without its adapter is the model as it was before training.
     """
@@ -28,6 +29,7 @@ class TrainerContext:
     resume_facts: dict[str, Any]
     on_shrink: Callable[[str], None] | None = None
     fresh_adapter: bool = True
+    lines: Callable[[], int] = lambda: 0
 
 
 def run_context(
@@ -48,4 +50,4 @@ def run_context(
         console.warn(folder.notes[-1])
 
     shrinks = config.on_oom is not None
-    return TrainerContext(on_log, resume_facts, on_shrink if shrinks else None, fresh_adapter)
+    return TrainerContext(on_log, resume_facts, on_shrink if shrinks else None, fresh_adapter, folder.lines)

@@ -6,7 +6,7 @@ from typing import Any
 
 from trl.trainer.dpo_trainer import DPOTrainer
 
-from runner.training.dpo_loss import use_chunked_loss
+from runner.training.dpo_loss import by_pair, pair_weights, use_chunked_loss
 from runner.training.preference import ReferenceTrainer
 
 
@@ -17,5 +17,12 @@ class GuardedDPOTrainer(ReferenceTrainer, DPOTrainer):
     kept = ("ref_chosen_logps", "ref_rejected_logps")
 
     def __init__(self, model: Any, args: Any, *rows: Any, **more: Any) -> None:
+        if not by_pair(args):
+            args.per_device_eval_batch_size = 1  # the loss of a pair in a batch depends on the others
         super().__init__(model, args, *rows, **more)
         use_chunked_loss(model, args)
+
+    def eval_weights(self, inputs: dict[str, Any]) -> dict[str, float]:
+        """The loss and the rewards are means over pairs, what is read off tokens one over these."""
+        chosen, rejected = inputs["completion_mask"][:, 1:].sum(1).chunk(2)
+        return pair_weights(len(chosen), int(chosen.sum()), int(rejected.sum()))

@@ -34,6 +34,18 @@ def by_pair(arguments: Any) -> bool:
     return not any(loss in _OF_BATCHES for loss in arguments.loss_type)
 
 
+def pair_weights(pairs: Any, chosen: Any, rejected: Any) -> dict[str, Any]:
+    """What ``METRICS`` are means over: ``pairs``, and labelled tokens of the ``chosen`` and ``rejected``
+    sequences. Numbers, or tensors with a value for each cell."""
+    return {
+        "": pairs,
+        "entropy": chosen + rejected,
+        "mean_token_accuracy": chosen,
+        "logits/chosen": chosen,
+        "logits/rejected": rejected,
+    }
+
+
 def as_output(scores: TokenLogprobs) -> FusedCausalLMOutput:
     """Scores under the names that TRL's losses read."""
     return FusedCausalLMOutput(

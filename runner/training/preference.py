@@ -52,7 +52,6 @@ class ReferenceTrainer(GuardedTrainer):
 
     groups: dict[str, tuple[str, ...]]
     kept: tuple[str, ...]
-    _metrics: dict[str, dict[str, list[float]]]
 
     def __init__(
         self, model: Any, args: Any, tokenizer: Any, datasets: tuple[Dataset, Any], context: TrainerContext
@@ -70,7 +69,6 @@ class ReferenceTrainer(GuardedTrainer):
         # TRL copies any adapter; a fresh one changes nothing, and without it the reference pass is cheaper
         if context.fresh_adapter and "ref" in getattr(model, "peft_config", {}):
             model.delete_adapter("ref")
-        self._eval_sizes: list[int] = []
 
     def _prepare_dataset(self, dataset: Dataset, *_: Any) -> Dataset:
         """Nothing but a format that is read fast: the rows are prepared."""
@@ -80,21 +78,6 @@ class ReferenceTrainer(GuardedTrainer):
         prefixes = [prefix for group in self.groups.values() for prefix in group]
         columns = [f"{prefix}{name}" for prefix in prefixes for name in ("input_ids", "labels")]
         self._signature_columns = [*columns, *self.kept]
-
-    def prediction_step(self, model: Any, inputs: Any, *args: Any, **kwargs: Any) -> Any:
-        """One evaluation batch, whose size is remembered."""
-        self._eval_sizes.append(len(inputs["input_ids"]))
-        return super().prediction_step(model, inputs, *args, **kwargs)
-
-    def log(self, logs: dict[str, float], *args: Any, **kwargs: Any) -> None:
-        """TRL averages over batches; a last batch that is smaller must count for less."""
-        sizes, self._eval_sizes = self._eval_sizes, []
-        if sizes and self.model is not None and not self.model.training:
-            for values in self._metrics["eval"].values():
-                if len(values) == len(sizes):
-                    pairs = zip(values, sizes, strict=True)
-                    values[:] = [sum(value * size for value, size in pairs) / sum(sizes)]
-        super().log(logs, *args, **kwargs)
 
 
 def _padded(rows: list[torch.Tensor]) -> torch.Tensor:

@@ -28,6 +28,7 @@ from runner.models.build import (
 from runner.models.check_loading import check_loading
 from runner.models.empty_model import module_names
 from runner.models.model import Base, Precision, choose_precision, device, find_base
+from runner.runs.parents import adapter_digest
 from runner.runs.resume import Start, find_start
 from runner.runs.run_folder import RunFolder
 from runner.training.argument_checks import check_optimizer
@@ -39,7 +40,7 @@ class TrainingSetup:
 
     ``identity`` are the digests of the base, ``max_length`` (tokens) is where sequences are cut,
     ``arguments`` the trainer's, ``data`` which rows. ``start`` is where training begins: at a checkpoint or
-    at step 0.
+    at step 0. ``parents`` are the digests of the adapters that it begins with.
     """
 
     base: Base
@@ -51,17 +52,16 @@ class TrainingSetup:
     arguments: Any
     start: Start
     data: DataSettings
+    parents: list[str | None]
     warnings: list[str]
 
     def resume_facts(self, data: Data) -> dict[str, Any]:
         """What the manifest of a checkpoint keeps of the run, and must find again when it is resumed."""
-        return {"data": data.train.fingerprint, "base": self.identity}
+        return {"data": data.train.fingerprint, "base": self.identity, "parents": self.parents}
 
-    def record_inputs(self, folder: RunFolder, data: Data) -> None:
-        """Record which model is trained on which examples, with every warning so far."""
-        foreign = foreign_rows(self.data)
-        folder.notes += [*self.base.notes, *self.warnings, *data.notes, *filter(None, [foreign])]
-        folder.record |= {
+    def inputs(self, data: Data) -> dict[str, Any]:
+        """What ``run.json`` says of the model and the examples that a run is trained with."""
+        return {
             "model": self.base.record() | {"identity": self.identity},
             "precision": {
                 "name": self.precision.name,
@@ -71,6 +71,16 @@ class TrainingSetup:
             "data": {split.name: split.record() for split in (data.train, data.eval) if split},
             "rows_from_cache": data.cached,
         }
+
+    def record_inputs(self, folder: RunFolder, data: Data) -> None:
+        """Record which model is trained on which examples, with every warning so far."""
+        foreign = foreign_rows(self.data)
+        folder.notes += [*self.base.notes, *self.warnings, *data.notes, *filter(None, [foreign])]
+        folder.record |= self.inputs(data)
+        for parent in folder.record.get("parents", ()):
+            if parent["kind"] == "model":
+                parent["digest"] = self.identity["weights"]
+        folder.warn_of_other_inputs()
         folder.write()
 
 
@@ -109,6 +119,7 @@ def check_training(config: RunConfig, objective: Objective, folder: Path) -> Tra
         arguments=arguments,
         start=start,
         data=config.data,
+        parents=[adapter_digest(adapter.folder) for adapter in adapters(config)],
         warnings=[*start.notes, *warnings, *stop_warnings, *check_loading(config, base, identity, classes)],
     )
 

@@ -9,6 +9,7 @@ from trl.trainer.sft_config import SFTConfig
 from trl.trainer.sft_trainer import SFTTrainer
 
 from runner.data.labels import IGNORE
+from runner.training.means import labelled
 from runner.training.token_loss import TokenLogprobs, supports_chunked_loss, token_logprobs
 from runner.training.trainer import GuardedTrainer
 
@@ -33,6 +34,10 @@ class GuardedSFTTrainer(GuardedTrainer, SFTTrainer):
             and not (args.packing or args.padding_free)
             and supports_chunked_loss(model)
         )
+
+    def eval_weights(self, inputs: dict[str, Any]) -> dict[str, float]:
+        """Loss, entropy and accuracy are means over the labelled tokens."""
+        return {"": labelled(inputs["labels"])}
 
     def compute_loss(
         self, model: Any, inputs: dict[str, Any], return_outputs: bool = False, num_items_in_batch: Any = None

@@ -26,12 +26,13 @@ from runner.core.signals import Preempted
 from runner.models.keyed_dropout import key_dropout
 from runner.runs import checkpoint
 from runner.training.context import OnLog, TrainerContext
-from runner.training.out_of_memory import free_memory, is_out_of_memory
+from runner.training.evaluating import EvaluatingTrainer
+from runner.training.resumed import Resumed
 
 _BATCH = ("per_device_train_batch_size", "gradient_accumulation_steps")
 
 
-class GuardedTrainer(Trainer):
+class GuardedTrainer(EvaluatingTrainer, Trainer):
     """What our trainers add to TRL's and transformers', before which this stands among the base classes.
 
     ``datasets`` are the tokenised training examples and the held-out ones, if there are any. Raises
@@ -59,12 +60,13 @@ class GuardedTrainer(Trainer):
             processing_class=tokenizer,
             train_dataset=datasets[0],
             eval_dataset=datasets[1],
-            callbacks=[_Report(context.on_log), _Begin(self)],
+            callbacks=[_Report(context.on_log), _Places(self)],
             **more,
         )
         self._context = context
-        self.resumed_totals: dict[str, Any] | None = None
+        self.resumed = Resumed(self)
         self.resumed_tokens = 0
+        self._saved_step = 0
         self.remove_callback(PrinterCallback)
         self._dropout = key_dropout(model, args.seed)
         self._passes = (-1, 0)  # the optimizer step, and forward passes in it so far
@@ -103,8 +105,7 @@ class GuardedTrainer(Trainer):
 
     def train(self, *args: Any, **kwargs: Any) -> Any:
         """Train; a signal is answered between two steps."""
-        start = kwargs.get("resume_from_checkpoint")
-        self.resumed_totals = checkpoint.facts(Path(start)).get("totals") if start else None
+        self.resumed.start = kwargs.get("resume_from_checkpoint")
         with signals.defer_signals():
             result = super().train(*args, **kwargs)
         return result._replace(training_loss=self._mean_loss())
@@ -127,16 +128,34 @@ class GuardedTrainer(Trainer):
             raise Diverged(f"the gradient norm of step {self.state.global_step + 1} is {float(norm)}")
         return norm
 
+    def _run_epoch(self, *args: Any, **kwargs: Any) -> None:
+        """As the library does it, which tests only after a step whether it was the last: a run that resumes
+        behind its last step would train one more."""
+        if self.resumed.ended():
+            self.control.should_training_stop = True
+            return
+        super()._run_epoch(*args, **kwargs)
+
     def _maybe_log_save_evaluate(self, *args: Any, **kwargs: Any) -> None:
-        """As the library does it; when a signal has come, with a checkpoint and without an evaluation."""
-        if signals.pending_signal():
-            self.control.should_save, self.control.should_evaluate = True, False
+        """As the library does it; when a signal has come, with a checkpoint and without an evaluation, which
+        the run that resumes from there makes up for."""
+        norm, rate = args[1], kwargs.get("learning_rate")
+        if norm is not None or rate is not None:
+            self.resumed.last = (norm, rate)
+        self.resumed.postpone_on_signal()
         super()._maybe_log_save_evaluate(*args, **kwargs)
         self._end_on_signal()
 
     def _end_on_signal(self) -> None:
         if name := signals.pending_signal():
+            if self._saved_step != self.state.global_step:
+                self.args.save_only_model = False  # it shall be resumed
+                self.save_checkpoint()
             raise Preempted(f"ended by {name} after step {self.state.global_step}, with a checkpoint")
+
+    def save_checkpoint(self) -> None:
+        """Write a checkpoint of the last step."""
+        self._save_checkpoint(self.model, None)
 
     def _save_checkpoint(self, model: Any, trial: Any) -> None:
         """Write a checkpoint through ``runner.runs.checkpoint``, and remove those over ``save_total_limit``.
@@ -154,6 +173,7 @@ class GuardedTrainer(Trainer):
                 if best and Path(best).parent == temporary:
                     self.state.best_model_checkpoint = str(final / name)
                     self.state.save_to_json(str(temporary / name / "trainer_state.json"))
+            self._saved_step = self.state.global_step
         finally:
             self.args.output_dir, self.args.save_total_limit = str(final), limit
         rotate_checkpoints(
@@ -166,31 +186,18 @@ class GuardedTrainer(Trainer):
         """Write a checkpoint of the last step, from within one that did not end; returns its folder."""
         self._total_train_tokens, self._tr_loss, metrics = self._before_step
         self._train_metrics().update(metrics)
-        self._save_checkpoint(self.model, None)
+        self.save_checkpoint()
         return Path(str(self.args.output_dir)) / f"checkpoint-{self.state.global_step}"
-
-    def evaluate(self, *args: Any, **kwargs: Any) -> dict[str, float]:
-        """As the library does it; with ``on_oom=shrink``, in smaller batches when memory runs out."""
-        on_shrink = self._context.on_shrink
-        while True:
-            try:
-                return super().evaluate(*args, **kwargs)
-            except Exception as error:
-                size = self.args.per_device_eval_batch_size // 2
-                if not (on_shrink and size and is_out_of_memory(error)):
-                    raise
-            free_memory()
-            self.args.per_device_eval_batch_size = size
-            on_shrink(f"out of memory in an evaluation: {size} rows at a time from here on")
 
     def _check_weights(self) -> None:
         if not all_finite(self.model):
             raise Diverged(f"a trained weight is not finite after step {self.state.global_step}")
 
     def _manifest_facts(self) -> dict[str, Any]:
-        """What the manifest of a checkpoint says: how it was trained, and the totals of the run so far."""
+        """What the manifest of a checkpoint says: how it was trained, and where the run stood."""
         batch = {name: getattr(self.args, name) for name in _BATCH}
-        return {**self._context.resume_facts, "batch": batch, "totals": self._totals()}
+        facts = {"batch": batch, "lines": self._context.lines(), "totals": self._totals()}
+        return {**self._context.resume_facts, **facts, "due": self.resumed.due()}
 
     def _totals(self) -> dict[str, Any]:
         """Sums that the library starts anew when it resumes from a checkpoint."""
@@ -199,21 +206,31 @@ class GuardedTrainer(Trainer):
             "loss": self._total_loss_scalar,
             "unlogged_loss": float(self._tr_loss),
             "logged_step": self._globalstep_last_logged,
+            "training": bool(
+                getattr(self.model, "training", True)
+            ),  # by which TRL knows what kind of line it logs
             "unlogged": {
                 key: [float(each) for each in found] for key, found in self._train_metrics().items()
             },
         }
 
     def begin(self) -> None:
-        """Called once before the first step: take up the sums of a checkpoint, which the library forgets."""
-        totals = self.resumed_totals
-        if totals is None:
-            return
-        self._total_train_tokens, self._total_loss_scalar = totals["tokens"], totals["loss"]
-        self._tr_loss = torch.full_like(self._tr_loss, totals["unlogged_loss"], dtype=torch.float64)
-        self._globalstep_last_logged = totals["logged_step"]
-        self._train_metrics().update(totals["unlogged"])
-        self.resumed_tokens = self.tokens_seen
+        """Called once before the first step: take up the sums of a checkpoint, which the library forgets, and
+        what was still to be done at its step."""
+        facts = self.resumed.facts()
+        if totals := facts.get("totals"):
+            self._total_train_tokens, self._total_loss_scalar = totals["tokens"], totals["loss"]
+            self._tr_loss = torch.full_like(self._tr_loss, totals["unlogged_loss"], dtype=torch.float64)
+            self._globalstep_last_logged = totals["logged_step"]
+            self._train_metrics().update(totals["unlogged"])
+            model: Any = self.model
+            model.train(totals.get("training", True))
+            self.resumed_tokens = self.tokens_seen
+        self.resumed.catch_up()
+
+    def _load_rng_state(self, checkpoint: str | None) -> None:
+        """The random state of a checkpoint, or of the one that was written when it had caught up."""
+        super()._load_rng_state(self.resumed.caught_up or checkpoint)
 
     def _train_metrics(self) -> dict[str, list[Any]]:
         """Metrics that TRL collects between two logged steps; a trainer without them has none."""
@@ -252,8 +269,8 @@ class _Report(TrainerCallback):
         )
 
 
-class _Begin(TrainerCallback):
-    """Tells the trainer when everything is ready for the first step."""
+class _Places(TrainerCallback):
+    """Tells the trainer when everything is ready for the first step, and whether it is inside an epoch."""
 
     def __init__(self, trainer: GuardedTrainer) -> None:
         self._trainer = trainer
@@ -262,6 +279,16 @@ class _Begin(TrainerCallback):
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
     ) -> None:
         self._trainer.begin()
+
+    def on_step_end(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
+    ) -> None:
+        self._trainer.resumed.in_epoch = True
+
+    def on_epoch_end(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
+    ) -> None:
+        self._trainer.resumed.in_epoch = False
 
 
 def all_finite(model: Any) -> bool:

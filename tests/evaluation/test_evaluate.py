@@ -57,7 +57,7 @@ def test_base_and_adapter_are_scored_side_by_side(cli, parent, capsys):
     assert gap["value"] == pytest.approx(tuned["loss"]["value"] - base["loss"]["value"])
     assert gap["low"] <= gap["value"] <= gap["high"] < 0
     assert run.record["metrics"]["loss"] == tuned["loss"]["value"]
-    assert [Path(path).name for path in run.record["parents"]] == ["start"]
+    assert [Path(parent["path"]).name for parent in run.record["parents"]] == ["start"]
     sample = run.lines("samples.jsonl")[0]
     assert None not in (sample["before"], sample["before_match"], sample["after_match"])
     printed = capsys.readouterr().out

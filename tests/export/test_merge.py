@@ -95,7 +95,7 @@ def test_a_merge_leaves_a_model_that_plain_transformers_loads(cli, trained):
     assert metrics["merge_max_logit_difference"] < 1e-3
     assert metrics["merge_greedy_agreement"] == 1
     assert run.record["merge"]["base"] == "original"
-    assert run.record["parents"] == [str(start)]
+    assert [parent["path"] for parent in run.record["parents"]] == [str(start)]
 
 
 def test_the_base_of_a_folder_keeps_its_type_and_is_written_in_shards(cli, local_base):
@@ -366,7 +366,7 @@ def test_weighted_adapters_add_up(cli, trained, kind, option):
     torch.testing.assert_close(
         logits(loaded(run.folder)), adapted(tiny_base(), run.folder / "adapter"), atol=1e-4, rtol=1e-3
     )
-    assert run.record["parents"] == [str(one), str(two)]
+    assert [parent["path"] for parent in run.record["parents"]] == [str(one), str(two)]
 
 
 @pytest.mark.slow

@@ -19,6 +19,7 @@ from recipes import OBJECTIVES
 from runner.cli import run_config
 from runner.packed.layers import PackedLinear
 from runner.packed.trainer import PackedTrainer
+from runner.runs.parents import adapter_digest
 from runner.sweep.cells import Cell
 from runner.sweep.packable import group
 from runner.training.dpo_loss import METRICS
@@ -76,7 +77,8 @@ def assert_equal(solo: Run, packed: Run, figures: float, worst: float, median: f
         assert ours[name] == pytest.approx(theirs[name], rel=figures, abs=figures), name
     for name in ("steps", "tokens", "trainable_parameters", "total_parameters"):
         assert ours[name] == theirs[name], name
-    assert packed.record["parents"] == solo.record["parents"]
+    parents = ([parent["digest"] for parent in run.record["parents"]] for run in (packed, solo))
+    assert next(parents) == next(parents)
     weights = [load_file(run.folder / "adapter" / "adapter_model.safetensors") for run in (packed, solo)]
     assert weights[0].keys() == weights[1].keys()
     distances = [
@@ -161,7 +163,9 @@ def test_a_start_from_an_adapter_in_float64(cli, parent, tmp_path, recipe):
         assert solo.code == 0
         check = assert_equal if recipe == "dpo" else assert_equal_answers
         check(solo, packed[number], 1e-8, 1e-8, 1e-8)
-        assert packed[number].record["parents"] == solo.record["parents"] == ["start"]
+        parents = [run.record["parents"][0] for run in (packed[number], solo)]
+        assert [parent["path"] for parent in parents] == ["start", "start"]
+        assert parents[0]["digest"] == parents[1]["digest"] == adapter_digest(Path("start/adapter"))
         before = [[line["before"] for line in run.lines("samples.jsonl")] for run in (solo, packed[number])]
         assert before[0] == before[1]
 
@@ -207,12 +211,11 @@ def test_an_interrupted_pack_goes_on_to_the_same_weights(tmp_path, monkeypatch):
 
 def test_held_out_pairs_are_told_where_each_has_a_loss_of_its_own(tmp_path):
     grid = [("trainer.beta=0.3",), ("trainer.loss_type=[sigmoid,sft]",)]
-    known, unknown = run_pack(tmp_path, (*BASE, "trainer.num_train_epochs=1"), grid)
-    rows = known.lines("held_out.jsonl")
-    assert [(row["index"], row["tokens"]) for row in rows] == [(0, 1), (1, 1), (2, 1)]
-    mean = sum(row["loss"] for row in rows) / 3
-    assert mean == pytest.approx(known.record["metrics"]["eval_loss"], rel=1e-6)
-    assert not (unknown.folder / "held_out.jsonl").exists()
+    for run in run_pack(tmp_path, (*BASE, "trainer.num_train_epochs=1"), grid):
+        rows = run.lines("held_out.jsonl")
+        assert [(row["index"], row["tokens"]) for row in rows] == [(0, 1), (1, 1), (2, 1)]
+        mean = sum(row["loss"] for row in rows) / 3
+        assert mean == pytest.approx(run.record["metrics"]["eval_loss"], rel=1e-6)
 
 
 def grouped(*cells: tuple[str, ...]) -> list[tuple[int, str | None]]:

@@ -6,6 +6,7 @@ from pathlib import Path
 import pytest
 
 from helpers.command import TINY
+from recipes.chain import _again
 
 STAGES = """
 stages:
@@ -34,9 +35,9 @@ def test_each_stage_is_a_run_that_names_the_one_before(cli):
         for name in ("sft", "dpo", "merged", "last")
     }
     assert {record["status"] for record in records.values()} == {"completed"}
-    assert [Path(path).name for path in records["dpo"]["parents"]] == ["sft"]
-    assert [Path(path).name for path in records["merged"]["parents"]] == ["dpo"]
-    assert [Path(path).name for path in records["last"]["parents"]] == ["merged"]
+    assert [Path(parent["path"]).name for parent in records["dpo"]["parents"]] == ["sft"]
+    assert [Path(parent["path"]).name for parent in records["merged"]["parents"]] == ["dpo"]
+    assert [Path(parent["path"]).name for parent in records["last"]["parents"]] == ["merged"]
     assert records["dpo"]["metrics"]["steps"] == 3
     assert list(run.record["stages"]) == ["sft", "dpo", "merged", "last"]
     assert {path.name for path in run.folder.iterdir()} == {
@@ -83,3 +84,14 @@ def test_every_stage_is_checked_before_the_first_runs(cli, capsys, text, said):
     assert not run.folder.exists()
     printed = capsys.readouterr().err
     assert [part for part in said if part not in printed] == []
+
+
+@pytest.mark.parametrize(("recipe", "words", "kept"), [("sft", ["resume=auto"], True), ("merge", [], False)])
+def test_a_stage_that_was_killed_is_no_obstacle(tmp_path, recipe, words, kept):
+    """One that trains resumes; what another has left is removed, as a run needs a folder of its own."""
+    stage = tmp_path / "stage"
+    assert _again(stage, recipe) == []
+    stage.mkdir()
+    (stage / "config.yaml").touch()
+    assert _again(stage, recipe) == words
+    assert (stage / "config.yaml").exists() is kept

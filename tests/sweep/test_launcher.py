@@ -4,6 +4,7 @@ import json
 import os
 import shutil
 import signal
+import socket
 import subprocess
 import sys
 import textwrap
@@ -14,6 +15,7 @@ from pathlib import Path
 import pytest
 import yaml
 
+from helpers.locks import holding
 from recipes import OBJECTIVES
 from runner.__main__ import main
 from runner.cli import command, run_config
@@ -22,7 +24,7 @@ from runner.core.errors import ConfigError, ExitCode
 from runner.core.folder_names import name_of
 from runner.core.paths import PACKAGE
 from runner.sweep import cells as cells_module
-from runner.sweep import ledger, processes, run_sweep
+from runner.sweep import processes, run_sweep
 from runner.sweep.cells import Cell, check_cells, code_of, expand, key_of
 from runner.sweep.jobs import make_jobs
 from runner.sweep.ledger import Ledger
@@ -427,7 +429,7 @@ def test_a_checkpoint_is_no_start_of_a_sweep(sweep, place):
 
 def test_the_basic_launcher_still_runs_cells_in_this_process(place, monkeypatch):
     seen = []
-    monkeypatch.setattr("recipes.run.run_recipe", lambda run, *rest: seen.append(run) or 0)
+    monkeypatch.setattr("recipes.run.run_recipe", lambda run, *rest, **more: seen.append(run) or 0)
     assert main(["-m", "lora.r=4,8", "hydra/launcher=basic", "output_dir=s"]) == 0
     assert [run.output_dir for run in seen] == ["s/lora.r=4,output_dir=s", "s/lora.r=8,output_dir=s"]
 
@@ -607,11 +609,10 @@ def test_a_folder_that_is_no_sweep_is_refused_and_left_alone(sweep, place):
 
 def test_two_processes_do_not_run_one_sweep(sweep, place):
     sweep("lora.r=4,8")
-    held = ledger.lock(place / "s")
-    ran = sweep("lora.r=4,8")
+    with holding(place / "s" / "jobs") as other:
+        ran = sweep("lora.r=4,8")
     assert ran.code == ExitCode.CONFIG_ERROR
-    assert "another process runs this sweep" in ran.said
-    held.release()
+    assert f"another process runs this sweep (host {socket.gethostname()}, pid {other})" in ran.said
     assert sweep("lora.r=4,8").code == 0
 
 
