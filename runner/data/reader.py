@@ -205,7 +205,7 @@ def _overlooked(name: str, found: Iterable[str]) -> list[str]:
     unread = [column for column in found if column not in COLUMNS]
     close = ((column, get_close_matches(column.lower(), absent, n=1, cutoff=0.75)) for column in unread)
     return [
-        f"{name}: the column {column!r} is not read; data.columns={{{column}: {match[0]}}} reads it"
+        f"{name}: the column {column!r} is not read; 'data.columns={{{column}: {match[0]}}}' reads it"
         for column, match in close
         if match
     ]
@@ -231,8 +231,8 @@ def _suggested(columns: Iterable[str], kind: Kind) -> str:
     close = {column: get_close_matches(column.lower(), _NAMES, n=1, cutoff=0.75) for column in columns}
     pairs = [f"{column}: {match[0]}" for column, match in close.items() if match and match[0] != column]
     if pairs:
-        return f"did you mean data.columns={{{', '.join(pairs)}}}? {expected(kind)}"
-    return f"map them, as in data.columns={{question: prompt, answer: completion}}; {expected(kind)}"
+        return f"did you mean 'data.columns={{{', '.join(pairs)}}}'? {expected(kind)}"
+    return f"map them, as in 'data.columns={{question: prompt, answer: completion}}'; {expected(kind)}"
 
 
 def _explain(row: Row, row_format: str, kind: Kind, error: BadRow) -> str:

@@ -129,5 +129,5 @@ def test_a_pattern_of_a_file_that_is_none_is_refused_with_its_line(tmp_path, key
     file.parent.mkdir()
     file.write_text(f'_target_: peft.LoraConfig\nr: 4\n{key}: {{"(q_proj": 8}}\n', encoding="utf-8")
     words = ["model=tiny", "--config-dir", str(tmp_path), "lora=theirs"]
-    with pytest.raises(ConfigError, match="theirs.yaml:3: lora.*is not a regular expression"):
+    with pytest.raises(ConfigError, match=r"theirs.yaml:3: lora.*is not a regular expression"):
         run_config.check(run_config.parse(words, OBJECTIVES))
