@@ -95,9 +95,8 @@ def test_an_advised_override_can_be_typed(place: str, text: str) -> None:
         OverridesParser.create().parse_override(word)
     section, _, name = key.partition(".")
     if section in OWN_SECTIONS or section in LIBRARY_SECTIONS:
-        kinds = {"lora": ["peft.LoraConfig"], "trainer": ["trl.SFTConfig", "trl.DPOConfig"]}.get(
-            section, [None]
-        )
+        targets = {"lora": ["peft.LoraConfig"], "trainer": ["trl.SFTConfig", "trl.DPOConfig"]}
+        kinds = targets.get(section, [None])
         fields = {field for kind in kinds for field in known_fields(section, kind)}
         assert name in (*fields, "", "X"), key
 
