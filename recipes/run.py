@@ -14,6 +14,7 @@ from recipes import OBJECTIVES
 from recipes.train import check_inputs, train
 from runner.cli import run_config
 from runner.config.objective import Objective
+from runner.config.recipe_rules import BELONGS
 from runner.config.settings import RunConfig
 from runner.core import console, environment, signals
 from runner.core.errors import ConfigError, ExitCode, Issue, RunnerError
@@ -115,7 +116,8 @@ def _end(run: RunConfig, folder: run_folder.RunFolder, raised: Exception) -> int
         console.failed(f"{message}; and run.json could not be written: {unwritten}", folder.path)
         return code
     if code == ExitCode.PREEMPTED:
-        console.preempted(message, folder.path)
+        resumable = run.recipe in OBJECTIVES or run.recipe in BELONGS["resume"]
+        console.preempted(message, folder.path, resumable)
     else:
         console.failed(message, folder.path, details=not isinstance(error, RunnerError))
     return code

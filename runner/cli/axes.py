@@ -114,7 +114,7 @@ def check_axes(axes: dict[str, Axis], settings: dict[str, Any], sweeper: str) ->
         typed = f"{axis.key}={','.join(axis.typed)}"
         if axis.key.partition(".")[0] == "sweep":
             message = f"{axis.key} is the same for all cells of a sweep, not an axis"
-            yield Issue(typed, message, "a list is written in brackets: sweep.zip=[lora.r,seed]")
+            yield Issue(typed, message, "a list is written in brackets: 'sweep.zip=[lora.r,seed]'")
         elif axis.key in _OF_THE_SWEEP:
             yield Issue(typed, f"{axis.key} is not an axis of a sweep", _OF_THE_SWEEP[axis.key])
     repeat = settings.get("repeat", 1)

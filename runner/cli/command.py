@@ -25,7 +25,7 @@ from runner.config.objective import Objectives
 from runner.config.origins import line_of
 from runner.config.settings import RunConfig
 from runner.core.errors import Issue, nearest
-from runner.core.hydra_quoting import hydra_value
+from runner.core.hydra_quoting import typed_override
 from runner.core.paths import CONFIG_DIR
 from runner.core.yaml_reader import read_yaml
 
@@ -283,8 +283,9 @@ def _quoting(text: str) -> str:
         return "if it belongs to the word before, quote the two together for the shell"
     if sum(map(value.count, "[{")) != sum(map(value.count, "]}")):
         return f"the shell has split it: quote the whole, '{key}=...'"
-    plain = value.strip("'\"").replace("\\'", "'")
-    return f'quote it for the shell and for Hydra: "{key}={hydra_value(plain)}"'
+    quoted = len(value) > 1 and value[0] == value[-1] and value[0] in "'\""
+    plain = (value[1:-1] if quoted else value).replace("\\'", "'")
+    return f"quote it for the shell and for Hydra: {typed_override(key, plain)}"
 
 
 def _is_saved(file: Path) -> bool:

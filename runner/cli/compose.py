@@ -135,6 +135,7 @@ def layers(node: DictConfig) -> list[Layer]:
     """The YAML files of the composed config in the order of merging, the strongest last."""
     if not GlobalHydra.instance().is_initialized():
         return []
+    bound_interpolations()  # what the config has spent is not this list's
     typed: Any = OmegaConf.to_container(node.overrides)
     overrides: list[str] = [*typed["hydra"], *typed["task"]]
     loader = GlobalHydra.instance().config_loader()

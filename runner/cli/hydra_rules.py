@@ -122,7 +122,9 @@ def _check_axes_of_file(params: Any, typed: list[str]) -> Iterator[Issue]:
     if not isinstance(params, dict) or "hydra.sweeper.params" in typed:
         return
     for key, values in params.items():
-        if f"hydra.sweeper.params.{key}" not in typed and runs_code(f"{key}={values}"):
+        if f"hydra.sweeper.params.{key}" not in typed and any(
+            runs_code(f"{key}={value}") for value in re.split(r"[\s,()'\"]+", str(values))
+        ):
             message = f"{key}={values} runs code from elsewhere"
             yield Issue(
                 "hydra.sweeper.params", message, "if you trust it, write the axis on the command line"

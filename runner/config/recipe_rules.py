@@ -126,7 +126,7 @@ def _check_losses(objective: Objective, trainer: Values, origins: Origins) -> It
 def _check_stages(stages: Any, origins: Origins) -> Iterator[Issue]:
     where = origins.where("stages")
     if not isinstance(stages, dict) or not stages:
-        hint = "stages={sft: [recipe=sft], merge: [recipe=merge, 'adapter={sft}']}"
+        hint = "\"stages={sft: ['recipe=sft'], merge: ['recipe=merge', 'adapter={sft}']}\""
         yield Issue(where, "recipe=chain needs stages", hint)
         return
     earlier: list[str] = []

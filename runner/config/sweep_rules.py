@@ -57,7 +57,7 @@ def _check_zip(value: Any, origins: Origins) -> Iterator[Issue]:
     lists = [value] if flat else value
     for names in lists:
         if not isinstance(names, list) or len(names) < 2 or not all(isinstance(name, str) for name in names):
-            hint = "sweep.zip=[lora.r,lora.lora_alpha], or [[lora.r,lora.lora_alpha],[seed,data.path]]"
+            hint = "'sweep.zip=[lora.r,lora.lora_alpha]', or [[lora.r,lora.lora_alpha],[seed,data.path]]"
             yield _issue(origins, "zip", value, f"two axes or more that are walked together: {hint}")
             return
 

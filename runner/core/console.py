@@ -42,9 +42,12 @@ def failed(message: str, folder: Path, details: bool = False) -> None:
     err.print(f"  {'the traceback is' if details else 'see'} in {escape(str(folder / 'run.json'))}")
 
 
-def preempted(message: str, folder: Path) -> None:
-    """Print that a run was ended by a signal, and the command that resumes it."""
+def preempted(message: str, folder: Path, resumable: bool = True) -> None:
+    """Print that a run was ended by a signal, and the command that resumes it, where there is one."""
     err.print(f"[bold yellow]preempted[/] {escape(message)}")
+    if not resumable:
+        err.print("  this recipe leaves nothing to resume from: start the same command again")
+        return
     err.print(f"  resume with the same command and output_dir={escape(shlex.quote(str(folder)))} resume=auto")
 
 

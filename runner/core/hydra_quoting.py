@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+import shlex
 
 _WORDS = ("true", "false", "null")  # read as something else than text, as are numbers
 
@@ -16,6 +17,13 @@ def hydra_value(text: str) -> str:
         return text
     escaped = re.sub(r"(\\*)('|$)", lambda found: found[1] * 2 + ("\\'" if found[2] else ""), text)
     return f"'{escaped}'"
+
+
+def typed_override(key: str, text: str) -> str:
+    """``KEY=TEXT`` as it is typed into a shell, where needed quoted for the shell too."""
+    whole = f"{key}={hydra_value(text)}"
+    # between double quotes a shell still reads these
+    return shlex.quote(whole) if re.search(r'["$`\\!]', whole) or "'" not in whole else f'"{whole}"'
 
 
 def _is_text(text: str) -> bool:

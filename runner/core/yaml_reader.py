@@ -26,7 +26,7 @@ MOST_DIGITS = 1_000  # Python converts no more than 4,300
 # as YAML 1.1 reads a text that is in no quotes
 _OCTAL = re.compile(r"[-+]?0[0-7_]+")
 _SEXAGESIMAL = re.compile(r"[-+]?([1-9][0-9_]*(:[0-5]?[0-9])+|[0-9][0-9_]*(:[0-5]?[0-9])+\.[0-9_]*)")
-_NUMBER = re.compile(r"[-+]?(0[xXbBoO])?[0-9a-fA-F_]+")
+_NUMBER = re.compile(r"[-+]?(0x[0-9a-fA-F_]+|[0-9_]+)")
 
 
 def read_text(file: Path) -> str:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 
 from runner.core.errors import ConfigError, Issue
+from runner.core.hydra_quoting import typed_override
 from runner.data.messages import BadRow
 from runner.data.template import Renderer
 from runner.models.model import Base
@@ -26,7 +27,8 @@ def check_turns(base: Base, renderer: Renderer, answers: bool) -> list[str]:
     if answers and not stops & set(ends):
         shown = ", ".join(map(repr, sorted(stops)))
         message = f"the template ends an answer with {ends[0]!r}, but generation stops at {shown} only"
-        hint = f"template.stop='{ends[0]}' makes it stop there; data.format=text is for plain text"
+        typed = typed_override("template.stop", ends[0])
+        hint = f"{typed} makes it stop there; data.format=text is for plain text"
         raise ConfigError(Issue("template.stop", message, hint))
     pieces = [
         delimiter for delimiter in dict.fromkeys(_DELIMITER.findall(text)) if delimiter not in vocabulary

@@ -113,10 +113,10 @@ def _setting_issues(merge: MergeSettings, count: int) -> Iterator[Issue]:
             message = f"{len(merge.weights)} weights for {count} adapter{'s' * (count != 1)}"
             yield Issue(where, message, "one weight for each adapter, in the same order")
         if not all(isinstance(weight, (int, float)) for weight in merge.weights):
-            yield Issue(where, "a weight is not a number", "merge.weights=[0.7,0.3]")
+            yield Issue(where, "a weight is not a number", "'merge.weights=[0.7,0.3]'")
     if count == 1 and kind != "linear":
         message = "one adapter alone cannot be combined"
-        yield Issue(f"merge.combination_type={kind}", message, "several: adapter=[A,B]")
+        yield Issue(f"merge.combination_type={kind}", message, "several: 'adapter=[A,B]'")
     if sparse and merge.density is None:
         message = f"merge.combination_type={kind} needs the share of values that is kept"
         yield Issue("merge.density", message, "merge.density=0.5")

@@ -54,7 +54,7 @@ def check_optimizer(config: RunConfig, arguments: Any, modules: Mapping[str, boo
         )
     except Exception as error:
         name = arguments.lr_scheduler_type.value
-        hint = "its options are set in trainer.lr_scheduler_kwargs={...}"
+        hint = "its options: 'trainer.lr_scheduler_kwargs={NAME: VALUE}'"
         yield Issue("trainer.lr_scheduler_kwargs", f"lr_scheduler_type={name}: {_first_line(error)}", hint)
 
 

@@ -5,6 +5,7 @@ Every attack would leave a marker file; that there is none is asserted after eac
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -205,3 +206,95 @@ def test_environment_is_not_read_by_a_config(cli, capsys, tmp_path: Path, monkey
         said = refusal(cli(*TINY[1:], *words), capsys)
         assert "oc.env:SOME_VARIABLE" in said
         assert "its-value" not in said
+
+
+TEMPLATE = "optuna.samplers._cmaes.optuna.storages._rdb.storage.alembic.util.pyfiles.Template"
+MAKO = {"_target_": TEMPLATE, "text": f'<%! import os; os.system("touch {MARKER}") %>'}
+SAMPLER = {"_target_": "optuna.samplers.TPESampler"}
+OPTUNA = {"defaults": [{"override /hydra/sweeper": "optuna"}]}
+
+
+@pytest.mark.parametrize(
+    ("sweeper", "named"),
+    [
+        ({"storage": MAKO}, "hydra.sweeper.storage"),
+        ({"storage": {"a": [MAKO]}}, "hydra.sweeper.storage"),
+        ({"sampler": MAKO}, "hydra.sweeper.sampler._target_"),
+        ({"sampler": {"_target_": "optuna.samplers._base.BaseSampler"}}, "hydra.sweeper.sampler._target_"),
+        ({"sampler": {"_target_": "optuna.samplers.intersection_search_space"}}, "allowed: optuna.samplers."),
+        ({"sampler": {**SAMPLER, "gamma": MAKO}}, "hydra.sweeper.sampler.gamma"),
+        ({"sampler": {**SAMPLER, "_args_": [MAKO]}}, "hydra.sweeper.sampler._args_"),
+        ({"sampler": {**SAMPLER, "seed": MAKO}}, "hydra.sweeper.sampler.seed"),
+        ({"sampler": "${template.kwargs}"}, "hydra.sweeper.sampler"),
+        ({"sampler": "${oc.select:hydra.help,${oc.create:{_target_:os.system}}}"}, "hydra.sweeper.sampler"),
+        ({"study_name": MAKO}, "hydra.sweeper.study_name"),
+        ({"params": {"lora.r": MAKO}}, "hydra.sweeper.params"),
+        ({"direction": [MAKO]}, "hydra.sweeper.direction"),
+        ({"direction": "${now:%f}"}, "hydra.sweeper.direction"),
+        ({"_args_": [MAKO]}, "hydra.sweeper._args_"),
+        ({"more": MAKO}, "hydra.sweeper.more"),
+        ({"storage": "redis://theirs/1"}, "counts on the command line only"),
+        ({"storage": "postgresql://theirs/x"}, "counts on the command line only"),
+        ({"custom_search_space": "os.system"}, "no function may be named here"),
+        ({"search_space": {"evaluate.function": {"type": "categorical"}}}, "counts on the command line only"),
+        ({"_target_": "hydra_plugins.hydra_optuna_sweeper.config.os.system"}, "hydra.sweeper._target_"),
+        ({"params": {"evaluate.function": "theirs.py:f,theirs.py:g"}}, "runs code from elsewhere"),
+        ({"params": {"model.trust_remote_code": "true", "lora.r": "4,8"}}, "runs code from elsewhere"),
+        ({"params": {"hydra.job.env_set.LD_PRELOAD": "x.so,y.so"}}, "runs code from elsewhere"),
+        ({"params": {"model": "choice(tiny, chatglm3-6b)"}}, "runs code from elsewhere"),
+    ],
+)
+@pytest.mark.parametrize("place", ["experiment", "option"])
+def test_sweeper_of_theirs_runs_no_code(
+    cli, capsys, tmp_path: Path, sweeper: dict, named: str, place: str
+) -> None:
+    """An experiment changes the plugin's section, which takes its own keys only; an option replaces it."""
+    config_module = pytest.importorskip("hydra_plugins.hydra_optuna_sweeper.config")
+    folder = tmp_path / "theirs"
+    if place == "experiment":
+        hydra = {"mode": "MULTIRUN", "sweeper": {"params": {"lora.r": "choice(2,4)"}, **sweeper}}
+        words = experiment(folder, **OPTUNA, hydra=hydra)
+    else:
+        own = dataclasses.asdict(config_module.OptunaSweeperConf())
+        own |= {"sampler": SAMPLER, "direction": "minimize", "params": {"lora.r": "choice(2,4)"}}
+        own = {key: value for key, value in own.items() if key != "defaults"} | sweeper
+        (folder / "hydra" / "sweeper").mkdir(parents=True)
+        (folder / "hydra" / "sweeper" / "theirs.yaml").write_text(yaml.safe_dump(own), encoding="utf-8")
+        words = ["--config-dir", str(folder), "hydra/sweeper=theirs", "-m"]
+    said = refusal(cli(*words), capsys)
+    assert named in said or (place == "experiment" and "raised while composing config" in said)
+
+
+@pytest.mark.parametrize(
+    ("hydra", "named"),
+    [
+        ({"callbacks": "${oc.create:{x: {_target_: os.system}}}"}, "hydra.callbacks"),
+        ({"job": {"env_set": "${oc.create:{LD_PRELOAD: x.so}}"}}, "hydra.job.env_set"),
+        ({"job_logging": "${template.kwargs}"}, "hydra.job_logging"),
+        ({"launcher": "${template.kwargs}"}, "hydra.launcher"),
+        ({"launcher": {"more": 1}}, "hydra.launcher"),
+    ],
+)
+def test_no_interpolation_stands_for_a_class(cli, capsys, tmp_path: Path, hydra: object, named: str) -> None:
+    """It could be another value when Hydra reads it: ``${now:...}`` is."""
+    assert named in refusal(cli(*config(tmp_path / "theirs", hydra=hydra), "model=tiny"), capsys)
+
+
+def test_launcher_of_theirs_is_a_plugin_that_is_installed(cli, capsys, tmp_path: Path) -> None:
+    folder = tmp_path / "theirs" / "hydra" / "launcher"
+    folder.mkdir(parents=True)
+    for target in (
+        "os.system",
+        "hydra_plugins.packed_launcher.os.system",
+        "hydra_plugins.packed_launcher.Path",
+    ):
+        (folder / "evil.yaml").write_text(f"_target_: {target}\ncommand: touch {MARKER}\n", encoding="utf-8")
+        words = ["--config-dir", str(tmp_path / "theirs"), "hydra/launcher=evil", "-m", "lora.r=2,4"]
+        assert "hydra.launcher._target_" in refusal(cli(*TINY, *words), capsys)
+
+
+@pytest.mark.parametrize("key", ["megatron_core", "auto_mapping", "megatron_config"])
+def test_adapter_config_names_no_module_to_import(cli, capsys, tmp_path: Path, key: str) -> None:
+    value = {"parent_library": "antigravity"} if key != "megatron_core" else "antigravity"
+    words = experiment(tmp_path / "theirs", lora={key: value})
+    assert f"lora.{key} is decided elsewhere" in refusal(cli(*TINY, *words), capsys)

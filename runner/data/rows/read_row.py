@@ -108,4 +108,4 @@ def _meant(columns: dict[str, int], readable: list[str]) -> str:
         known = _OTHER_NAMES.get(name.lower())
         close = [known] if known in readable else get_close_matches(name.lower(), readable, 1, 0.75)
         pairs += [f"{printable(name)}: {match}" for match in close]
-    return f"; data.columns={{{', '.join(pairs)}}} reads it" if pairs else ""
+    return f"; 'data.columns={{{', '.join(pairs)}}}' reads it" if pairs else ""

@@ -56,7 +56,7 @@ def format_issue(
     answers = [name for name in _ANSWERS if name in first]
     if row_format == "text" and not given and answers:
         message = f"has 'text' and {answers[0]!r}, which are of two formats; it has {listed(first)}"
-        hint = "data.format=text trains on 'text' alone; data.columns={text: prompt} makes it the question"
+        hint = "data.format=text trains on 'text' alone; 'data.columns={text: prompt}' makes it the question"
         return message, hint
     return None
 
@@ -69,8 +69,8 @@ def suggested(columns: Iterable[str], kind: Kind) -> str:
         f"{printable(column)}: {match[0]}" for column, match in close.items() if match and match[0] != column
     ]
     if pairs:
-        return f"did you mean data.columns={{{', '.join(pairs)}}}? {expected(kind)}"
-    return f"map them, as in data.columns={{question: prompt, answer: completion}}; {expected(kind)}"
+        return f"did you mean 'data.columns={{{', '.join(pairs)}}}'? {expected(kind)}"
+    return f"map them, as in 'data.columns={{question: prompt, answer: completion}}'; {expected(kind)}"
 
 
 def explain(row: Row, row_format: str, kind: Kind, error: BadRow) -> str:
