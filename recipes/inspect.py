@@ -6,6 +6,7 @@ from itertools import groupby
 from typing import Any
 
 from recipes import OBJECTIVES
+from runner.config.adapters import check_rows
 from runner.config.recipe_rules import trainer_class
 from runner.config.settings import RunConfig
 from runner.core import console
@@ -29,6 +30,7 @@ def run(config: RunConfig, folder: RunFolder) -> None:
     only. Raises ``ConfigError`` as the training would.
     """
     with folder.timed("check"):
+        check_rows(config)
         base = find_base(config.model)
         apply_template(base.tokenizer, config.template)
         renderer = Renderer(base.tokenizer, config.template, config.data.train_on)

@@ -14,6 +14,7 @@ from typing import Any
 
 import yaml
 
+from runner.config.path_rules import ROWS_HINT
 from runner.config.settings import RunConfig
 from runner.core.atomic import json_text, sha256_of, sha256_of_file
 from runner.core.errors import ConfigError, Issue
@@ -223,6 +224,13 @@ def adapter_digests(folder: Path) -> dict[str, str]:
         facts = {key: value for key, value in config.items() if key not in _NAMES_BASE}
         digests["adapter_config"] = sha256_of(json.dumps(facts, sort_keys=True))
     return digests
+
+
+def check_rows(config: RunConfig) -> None:
+    """Raises ``ConfigError`` for a recipe that reads rows where neither the user nor an adapter names any."""
+    if not config.data.path and config.recipe not in ("chat", "merge"):
+        message = f"must be given: adapter={config.adapter} brings no rows for recipe={config.recipe}"
+        raise ConfigError(Issue("data.path", f"data.path {message}", ROWS_HINT))
 
 
 def head_issues(config: RunConfig) -> list[Issue]:

@@ -13,6 +13,7 @@ from runner.core.folder_lock import unwritable
 from runner.core.paths import EXAMPLES, SWEEP_FILE
 
 _ROW_ENDINGS = (".json", ".jsonl", ".csv", ".tsv", ".parquet", ".arrow")
+ROWS_HINT = "add data=file data.path=...: a file, a folder, a hub name, or embedded:orders_train"
 
 
 def check_paths(values: dict[str, Any], origins: Origins) -> Iterator[Issue]:
@@ -30,10 +31,9 @@ def _check_data(data: dict[str, Any], recipe: Any, adapter: Any, origins: Origin
     said = [key for key in ("data.path", "data.eval_path") if origins.said_by_user(key)]
     if recipe == "chat" or (recipe == "merge" and not said):
         return
-    if not data.get("path") and recipe != "merge":
-        why = f": adapter={adapter} brings no rows for recipe={recipe}" if adapter else ""
-        hint = "add data=file data.path=...: a file, a folder, a hub name, or embedded:orders_train"
-        yield Issue(origins.where("data.path"), f"data.path must be given{why}", hint)
+    # where an adapter brings no rows, its recipe says so: adapters.check_rows
+    if not data.get("path") and recipe != "merge" and not (adapter and not origins.rank("data.path")):
+        yield Issue(origins.where("data.path"), "data.path must be given", ROWS_HINT)
     for key in ("data.path", "data.eval_path"):
         given = data.get(key.partition(".")[2])
         if key == "data.path" and (not given or (recipe == "evaluate" and held_out_alone(data))):

@@ -54,7 +54,8 @@ def _batch(rows: list[Encoded], model: Any, pad: int) -> list[tuple[float, float
     ids = padded([row.input_ids for row in rows], pad)
     mask = padded([[1] * len(row.input_ids) for row in rows], 0)
     labels = padded([row.labels for row in rows], IGNORE)[:, 1:]
-    logits = model(input_ids=ids, attention_mask=mask, use_cache=False).logits[:, :-1]
+    # an adapter of the prompt puts virtual tokens in front, whose logits come along
+    logits = model(input_ids=ids, attention_mask=mask, use_cache=False).logits[:, -longest:-1]
     sums = []
     for row, scores in zip(labels, logits, strict=True):
         trained = row != IGNORE

@@ -110,10 +110,14 @@ def check_adapters(base: Base, found: list[Adapter], classes: list[str] | None =
         raise ConfigError(issues)
     from runner.models.empty_model import empty_model
 
-    for adapter in found:
-        if _tried(adapter, base.settings.trust_remote_code):
-            add_saved(empty_model(base, classes), adapter)
+    for adapter in on_empty(base, found):
+        add_saved(empty_model(base, classes), adapter)
     return notes
+
+
+def on_empty(base: Base, found: list[Adapter]) -> list[Adapter]:
+    """The adapters that can be put on an empty model of this base."""
+    return [adapter for adapter in found if _tried(adapter, base.settings.trust_remote_code)]
 
 
 def read_config(adapter: Adapter) -> PeftConfig:

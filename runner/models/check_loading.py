@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from runner.config.adapters import adapters, check_base, head_issues
+from runner.config.adapters import adapters, check_base, check_rows, head_issues
 from runner.config.settings import RunConfig
 from runner.core.errors import ConfigError
 from runner.models.adapter_fit import check_adapters
@@ -20,6 +20,7 @@ def check_loading(
     ``identity`` are the base's digests, ``classes`` the outputs of a head that the base does not have.
     Returns warnings. Raises ``ConfigError``.
     """
+    check_rows(config)
     if classes is None and (issues := head_issues(config)):
         raise ConfigError(issues)
     notes = check_base(config, identity)

@@ -214,10 +214,10 @@ def _unusable(path: Path, best: bool) -> str | None:
 def _check_config(run: Path, config: RunConfig) -> None:
     """Raise ``ConfigError`` with every key that differs from the config beside the checkpoint."""
     file, saved, reason = run / "config.yaml", None, ""
-    try:
-        saved = read_yaml(file)
-    except FileNotFoundError:
+    if not file.exists():
         reason = "is missing: what the checkpoint was trained with is not known"
+    try:
+        saved = read_yaml(file) if not reason else None
     except (OSError, ValueError, yaml.YAMLError, RecursionError) as error:
         reason = f"is damaged: {' '.join(str(error).split())}"
     if not reason and not isinstance(saved, dict):

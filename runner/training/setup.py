@@ -17,6 +17,7 @@ from runner.data.splits import Data
 from runner.data.stop_tokens import check_turns
 from runner.data.template import Renderer, apply_template
 from runner.models.adapter import try_adapter
+from runner.models.adapter_fit import add_saved, on_empty
 from runner.models.base_digest import base_identity
 from runner.models.build import (
     check_adapter,
@@ -26,7 +27,7 @@ from runner.models.build import (
     training_arguments,
 )
 from runner.models.check_loading import check_loading
-from runner.models.empty_model import module_names
+from runner.models.empty_model import empty_model, module_names
 from runner.models.model import Base, Precision, choose_precision, device, find_base
 from runner.runs.parents import adapter_digest
 from runner.runs.resume import Start, find_start
@@ -107,8 +108,9 @@ def check_training(config: RunConfig, objective: Objective, folder: Path) -> Tra
     classes = ["score"] if objective.task_type == "SEQ_CLS" else None  # new, of any size
     if config.adapter:
         classes = adapters(config)[0].base.get("classes")
-    _check_adapter(config, objective, base, arguments, classes)
     identity = base_identity(base, config.seed, precision.dtype)
+    loading_warnings = check_loading(config, base, identity, classes)
+    _check_adapter(config, objective, base, arguments, classes)
     return TrainingSetup(
         base=base,
         identity=identity,
@@ -120,7 +122,7 @@ def check_training(config: RunConfig, objective: Objective, folder: Path) -> Tra
         start=start,
         data=config.data,
         parents=[adapter_digest(adapter.folder) for adapter in adapters(config)],
-        warnings=[*start.notes, *warnings, *stop_warnings, *check_loading(config, base, identity, classes)],
+        warnings=[*start.notes, *warnings, *stop_warnings, *loading_warnings],
     )
 
 
@@ -129,20 +131,29 @@ def _check_adapter(
 ) -> None:
     """Check ``lora`` and the optimizer's patterns against the model's modules. Raises ``ConfigError``."""
     from peft.tuners.tuners_utils import BaseTunerLayer
+    from peft.utils.other import TrainableTokensWrapper
 
     adapter = peft_config(config, objective.task_type)
     modules = module_names(base)
     if issues := list(check_optimizer(config, arguments, modules)):
         raise ConfigError(issues)
     check_adapter(config, objective.task_type, base, modules, device().type == "cuda")
-    if adapter is None or config.adapter or not modules or adapter.is_prompt_learning:
+    if not modules:
         return
-    head = try_adapter(base, adapter, classes).get_output_embeddings()
-    if isinstance(head, BaseTunerLayer):
-        # TRL's losses multiply with the head's own weight, past an adapter on it, which would learn nothing
-        message = "an adapter on the output head would not be trained"
-        hint = "lora.modules_to_save=[lm_head] trains the whole head"
-        raise ConfigError(Issue("lora.target_modules", message, hint))
+    if config.adapter:
+        tried = [add_saved(empty_model(base, classes), found) for found in on_empty(base, adapters(config))]
+    else:
+        fresh = adapter is not None and not adapter.is_prompt_learning
+        tried = [try_adapter(base, adapter, classes)] if fresh else []
+    for model in tried:
+        # TRL's losses multiply with the head's own weight, past what is on it, which would learn nothing
+        head = model.get_output_embeddings()
+        if isinstance(head, (BaseTunerLayer, TrainableTokensWrapper)):
+            message = "an adapter on the output head would not be trained"
+            if isinstance(head, TrainableTokensWrapper):
+                message += ", and the embedding is tied to the head"
+            hint = "lora.modules_to_save=[lm_head] trains the whole head"
+            raise ConfigError(Issue("lora.target_modules", message, hint))
 
 
 def total_steps(arguments: Any, rows: int) -> int:

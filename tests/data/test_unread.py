@@ -20,7 +20,7 @@ def test_all_columns_that_are_not_read_in_one_line_with_counts(tmp_path: Path) -
     rows = [{"prompt": "q", "completion": "a", "id": n, "source": "x", "note": None} for n in range(3)]
     assert notes(tmp_path, *rows, {**rows[0], "system_prompt": "Rhyme."}) == [
         "columns not read: id (4), source (4), system_prompt (1); "
-        "data.columns={system_prompt: system} reads it",
+        "'data.columns={system_prompt: system}' reads it",
         "train: 3 rows repeat earlier ones; data.deduplicate=true drops them",
     ]
     assert notes(tmp_path, {**chat(USER, answer()), "conversations": [{"from": "human", "value": "x"}]}) == [

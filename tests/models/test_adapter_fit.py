@@ -158,3 +158,25 @@ def test_an_adapter_of_a_run_that_has_not_completed_is_said(cli, parent, status)
     run = cli("recipe=chat", "prompt=hi", "adapter=start", "chat.max_new_tokens=2")
     assert run.code == 0
     assert any("may not be its result" in note for note in run.record["notes"])
+
+
+def test_an_adapter_on_the_head_is_used_and_not_trained_further(cli, tmp_path, capsys):
+    from peft import LoraConfig, get_peft_model
+
+    model = get_peft_model(tiny_base(), LoraConfig(target_modules=["lm_head"], task_type="CAUSAL_LM"))  # type: ignore[arg-type]
+    model.save_pretrained("theirs")
+    rows = ("data=orders", "data.max_rows=4", "data.eval_max_rows=4")
+    run = cli(*DRAWN, "recipe=evaluate", "adapter=theirs", "evaluate.metrics=[]", *rows)
+    assert run.code == 0
+    assert any("no record of the base" in note for note in run.record["notes"])
+    assert cli(*TINY, *QUIET, "adapter=theirs", "data=orders", folder="more").code == 2
+    assert "would not be trained" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("option", ["prompt", "ptuning"])
+def test_an_adapter_of_the_prompt_is_evaluated(cli, parent, option):
+    """The logits of its virtual tokens come in front of those of the row."""
+    parent(*TINY, *QUIET, f"lora={option}")
+    run = cli("recipe=evaluate", "adapter=start", "evaluate.metrics=[]")
+    assert run.code == 0
+    assert run.record["metrics"]["loss"] > 0

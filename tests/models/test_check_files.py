@@ -175,11 +175,12 @@ def test_a_run_on_a_base_with_a_gap_leaves_nothing(cli, tiny_model, tmp_path, ca
     [
         ("[lm_head]", "lora.modules_to_save=[lm_head]"),
         ("[lm_head,embed_tokens,q_proj]", "lora.modules_to_save=[lm_head]"),
+        ("[q_proj] lora.trainable_token_indices=[3,4]", "tied to the head"),
         ("'(*'", "PEFT cannot make this adapter"),
     ],
 )
 def test_an_adapter_that_could_not_be_trained_is_refused(cli, capsys, targets, said):
-    run = cli(*TINY, *QUIET, f"lora.target_modules={targets}")
+    run = cli(*TINY, *QUIET, *f"lora.target_modules={targets}".split())
     assert run.code == 2
     assert said in capsys.readouterr().err
 

@@ -361,7 +361,8 @@ def test_an_adapter_that_changed_is_refused_when_its_child_resumes(cli, parent, 
     words = (*(word for word in WORDS if "dropout" not in word), "adapter=start")
     killed_at("recipes.train:conclude", *words)
     cli(*TINY, "trainer.learning_rate=2e-2", folder="other")
-    shutil.copy("other/adapter/adapter_model.safetensors", start.folder / "adapter")
+    shutil.rmtree(start.folder)
+    shutil.copytree("other", start.folder)
     assert cli(*words, "resume=auto").code == 2
     assert "the adapter it starts from is not the one" in said(capsys)
 
