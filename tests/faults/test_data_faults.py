@@ -249,7 +249,7 @@ DOUBTFUL: dict[str, tuple[bytes, dict[str, int], str]] = {
     "10 misspelt optional column": (
         jsonl({"sytem": "Be kind.", **GOOD[0]}),
         {},
-        "a.jsonl: the column 'sytem' is not read; data.columns={sytem: system} reads it",
+        "a.jsonl: the column 'sytem' is not read; 'data.columns={sytem: system}' reads it",
     ),
     "12 empty system turn": (
         chat({"role": "system", "content": ""}, ASKED, answer()),
