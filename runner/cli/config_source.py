@@ -35,6 +35,10 @@ class CheckedFileSource(FileConfigSource):
         )
 
 
+# When Hydra looks for plugins again it asks by this name whether a scheme is taken by the same source.
+CheckedFileSource.__name__ = FileConfigSource.__name__
+
+
 def load_text(text: str, file: Path) -> DictConfig:
     """The config of a file's text. Raises ``yaml.YAMLError``."""
     check_yaml(text, str(file))

@@ -15,7 +15,8 @@ from runner.config.library_fields import Field, class_fields
 from runner.config.objective import Objectives
 from runner.config.origins import Origins
 from runner.config.recipe_rules import check_recipe
-from runner.config.rules import EXCLUSIVE, RANGES, RESERVED, Values, cross_check, get
+from runner.config.reserved_keys import RESERVED
+from runner.config.rules import EXCLUSIVE, RANGES, Values, cross_check, get
 from runner.config.sweep_rules import check_sweep
 from runner.config.targets import UnknownTarget, target_fields
 from runner.core.errors import Issue, nearest
@@ -144,10 +145,11 @@ def _check_section(section: str, values: Values, origins: Origins) -> Iterator[I
 
 def _check_value(key: str, value: Any, field: Field, origins: Origins) -> Iterator[Issue]:
     reason = field.issue(value) if value != "???" else None
-    if reason:
+    inside = list(_check_inside(key, value, origins))
+    if reason and not inside:
         allowed = f"allowed: {RANGES[key]}" if key in RANGES else ""
         yield Issue(origins.where(key), f"{key}: {reason}", allowed)
-    yield from _check_inside(key, value, origins)
+    yield from inside
 
 
 def _check_inside(key: str, value: Any, origins: Origins) -> Iterator[Issue]:

@@ -66,9 +66,7 @@ class Field:
         return f"expected {expected}, got {'null' if value is None else f'{kind} {value!r}'}"
 
     def _inner_issue(self, values: dict[str, object]) -> str | None:
-        """Say what is wrong with the fields of the config class that this field takes."""
-        assert self.nested is not None
-        module, name = self.nested
+        module, name = self.nested or ("", "")
         fields = class_fields(_module_path(module), name)
         for key, value in values.items():
             if key not in fields:
@@ -124,8 +122,7 @@ def _default(default: ast.expr | None) -> ast.expr | None:
 
 def _default_type(default: ast.expr | None) -> str | None:
     """Type of a constant default."""
-    value = _default(default)
-    if not isinstance(value, ast.Constant):
+    if not isinstance(value := _default(default), ast.Constant):
         return None
     return "none" if value.value is None else type(value.value).__name__
 
@@ -148,8 +145,7 @@ def _metadata_choices(default: ast.expr | None) -> tuple[str, ...]:
 def _accepted(
     file: Path, annotation: ast.expr | None
 ) -> tuple[frozenset[str], tuple[str, ...], frozenset[str], tuple[str, str] | None]:
-    """Types, strings, list entries and config class that an annotation accepts; empty when not all of it is
-    understood."""
+    """Types, strings, list entries and config class that an annotation accepts; empty if not understood."""
     unknown = frozenset(), (), frozenset(), None
     nested = None
     types: set[str] = set()
@@ -267,7 +263,6 @@ def _module_file(file: Path, node: ast.ImportFrom) -> Path | None:
 
 
 def _dotted(file: Path) -> str:
-    """The module that a file of an installed package is."""
     package = next(name for name in _PACKAGES if file.is_relative_to(package_dir(name)))
     return ".".join((package, *file.relative_to(package_dir(package)).with_suffix("").parts))
 

@@ -7,7 +7,8 @@ import pytest
 
 from runner.config.checks import known_fields
 from runner.config.library_fields import Field
-from runner.config.rules import CHOICES, RANGES, RESERVED
+from runner.config.reserved_keys import RESERVED
+from runner.config.rules import CHOICES, RANGES
 from runner.config.settings import OWN_SECTIONS
 from runner.config.targets import ALLOWED_TARGETS, UnknownTarget, target_fields
 

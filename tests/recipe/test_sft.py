@@ -297,9 +297,9 @@ def test_padding_free_rows_have_the_loss_of_padded_rows(cli):
 
 
 def test_a_reporter_that_is_not_installed_is_refused(cli, capsys, monkeypatch):
-    from runner.models import build
+    from runner.config import late_checks
 
-    monkeypatch.setattr(build, "find_spec", lambda name: None)
+    monkeypatch.setattr(late_checks, "find_spec", lambda name: None)
     assert cli(*TINY, "trainer.report_to=wandb").code == 2
     assert "pip install wandb" in capsys.readouterr().err
 
