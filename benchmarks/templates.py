@@ -147,7 +147,8 @@ def shows(text: str, words: str) -> bool:
     """Whether a text holds some words, as they are or as JSON writes them."""
     plain = {words, json.dumps(words)[1:-1], json.dumps(words, ensure_ascii=False)[1:-1]}
     double = {json.dumps(form, ensure_ascii=False)[1:-1] for form in plain}  # JSON text within JSON
-    return any(form in text for form in plain | double) or (words == "null" and "None" in text)
+    python = {"null": "None", "true": "True"}.get(words, repr(words)[1:-1])
+    return any(form in text for form in plain | double | {python})
 
 
 def check_cell(renderer: Any, messages: list[Any], tools: list[Any]) -> tuple[str, str]:
@@ -193,7 +194,7 @@ def _best_form(oracle: Oracle) -> Oracle:
 
     Arguments as mappings or as JSON text, content as text or as parts, an empty content beside calls or none.
     """
-    best, most = oracle, -1.0
+    best, most = oracle, -99.0
     for parts, text, null in product((False, True), repeat=3):
         messages = [_in_form(message, parts, text, null) for message in oracle.messages]
         other = Oracle(oracle.tokenizer, messages, oracle.tools, oracle.kwargs)
@@ -202,7 +203,8 @@ def _best_form(oracle: Oracle) -> Oracle:
         count = max([0, *other.answers()]) + 1
         shown = other.text(count)
         found = sum(shows(shown, text) for message in oracle.messages for _, text in words_of(message))
-        found -= 0.5 * ("'city'" in shown or '\\"city' in shown or "{'type': 'text'" in shown)
+        found -= 5 * ("'type': 'text'" in shown or '"type": "text"' in shown)
+        found -= 0.5 * ("'city'" in shown or '\\"city' in shown)
         if found > most:
             best, most = other, found
     return best
@@ -281,7 +283,7 @@ def _of_prompt(oracle: Oracle, index: int, spans: list[Any]) -> tuple[list[str],
     if opened:
         closed = span.find(_OPENERS[opened])
         words = [text for kind, text in words_of(message) if kind == "words"]
-        if closed < 0 or (words and span.rfind(words[0]) < closed):
+        if closed < 0 or (words and 0 <= span.rfind(words[0]) < closed):
             wrong.append(f"answer {index}: the reasoning that the prompt opens is not closed: {span[:60]!r}")
     elif full.startswith(prompt) and generates:
         rest = full[len(prompt) :]

@@ -73,6 +73,12 @@ class ChatTemplate:
         return self._tried(lambda: self.apply(asked, generate=True)) != self._tried(lambda: self.apply(asked))
 
     @cached_property
+    def header(self) -> str:
+        """What the template writes between a question and its answer, as it is served."""
+        served = self._tried(lambda: self.apply(_exchange()[:1], generate=True)) if self.prompts else ""
+        return served.rpartition(PROBE_USER)[2]
+
+    @cached_property
     def answer(self) -> tuple[str, str]:
         """What the template writes between the prompt and an answer's words, and what after these."""
         text = self._tried(lambda: self.apply(_exchange()))
@@ -157,6 +163,8 @@ class ChatTemplate:
             if before.startswith(served) and len(served) < len(before):
                 same = min(same, len(served))
             opening, closing = before[same:], after.partition(PROBE)[0]
+            if not opening.strip() and served.startswith(before):  # it stands in the generation prompt alone
+                opening = served[len(before) :]
             if not opening.strip():
                 opening = next((mark for mark, _ in KNOWN if before.rstrip().endswith(mark)), "")
             return key, (opening, closing) if opening.strip() and closing.strip() else None

@@ -9,7 +9,7 @@ in white space.
 from __future__ import annotations
 
 import re
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -17,6 +17,9 @@ from runner.data.messages import BadRow, Message
 from runner.data.rendering.chat_template import PROBE, PROBE_USER, ChatTemplate, Tools
 from runner.data.rendering.contents import Contents, contents_of
 from runner.data.rendering.reasoning import split_reasoning
+
+
+_HEADER = 8  # characters at the end of a generation prompt by which it is known
 
 
 @dataclass(frozen=True)
@@ -66,7 +69,7 @@ class TurnWriter:
         served = template.apply(messages, tools, generate=True)
         if template.prompts and messages[-1]["role"] == "user":
             return served
-        if served != template.apply(messages, tools):
+        if served != template.apply(messages, tools) and served.endswith(template.header[-_HEADER:]):
             return served
         opening = self._opening(messages, tools)
         return opening if opening.startswith(served) else served
@@ -132,24 +135,28 @@ class TurnWriter:
             said = answer[: len(answer) - len(usual)].rstrip()
             if said.endswith(contents.words):
                 return usual
-        stand_in: Message = {**message, "content": PROBE}
-        if contents.calls:
-            *others, last = message["tool_calls"]
-            inner = last.get("function", last)
-            probe = {**inner, "arguments": {PROBE: PROBE}}
-            stand_in = {**message, "tool_calls": [*others, {**last, "function": probe} if "function" in last else probe]}
-        try:
-            text = self._template.apply([*messages[:-1], stand_in], tools)
-        except BadRow:
-            text = ""
-        if PROBE in text:
+        for stand_in in self._stand_ins(message):
+            try:
+                text = self._template.apply([*messages[:-1], stand_in], tools)
+            except BadRow:
+                continue
+            if PROBE not in text:
+                continue
             suffix = text.rpartition(PROBE)[2]
-            if contents.calls:  # the quotes and brackets of the call are its own
+            if stand_in.get("tool_calls"):  # the quotes and brackets of the call are its own
                 control = self._stop.search(suffix)
                 suffix = suffix[control.start() :] if control else ""
             if answer.endswith(suffix):
                 return suffix
         return self._trailing(answer)
+
+    def _stand_ins(self, message: Message) -> Iterator[Message]:
+        """The message with a probe in the place of what it says last: the arguments of a call, or its words."""
+        if calls := message.get("tool_calls"):
+            *others, last = calls
+            probe = {**last.get("function", last), "arguments": {PROBE: PROBE}}
+            yield {**message, "tool_calls": [*others, {**last, "function": probe} if "function" in last else probe]}
+        yield {**message, "content": PROBE, "tool_calls": []}
 
     def _trailing(self, answer: str) -> str:
         """Control tokens and white space at the end of a text."""
