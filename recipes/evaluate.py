@@ -205,7 +205,9 @@ def _compare(config: RunConfig, measured: dict[str, Any], tasks: dict[str, Any])
     }
     for column, measures in measured.items():
         result["models"][column] = {
-            item.name: vars(interval(item, *drawn)) | {"rows": len(item.statistics), "higher": item.higher}
+            item.name: vars(interval(item, *drawn))
+            | {"rows": len(item.statistics), "higher": item.higher}
+            | ({"signature": item.signature} if item.signature else {})
             for item in measures
         }
         if column != first:

@@ -6,7 +6,6 @@ That one form serves a share, a corpus BLEU and a held-out loss, and is what res
 from __future__ import annotations
 
 import json
-import re
 import sys
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -17,17 +16,22 @@ from typing import Any
 import numpy as np
 
 from runner.core.metric_names import find_metric
+from runner.evaluation.scripts import bleu_tokenizer, has_spaces, words
 
 Statistics = np.ndarray  # (rows, statistics of a row)
 
 
 @dataclass(frozen=True)
 class Measure:
-    """One score of one model: ``score`` turns the summed ``statistics`` into a number."""
+    """One score of one model: ``score`` turns the summed ``statistics`` into a number.
+
+    ``signature`` is sacrebleu's: all that a number must say to be compared with another (Post 2018).
+    """
 
     name: str
     statistics: Statistics
     score: Callable[[np.ndarray], float]
+    signature: str | None = None
 
     @property
     def value(self) -> float:
@@ -66,17 +70,15 @@ def is_json(text: str) -> bool:
 def rouge_l(answer: str, expected: str) -> float:
     """ROUGE-L, 0 to 1: the F-measure of the longest common subsequence of words (Lin 2004, equal weights).
 
-    Words are runs of letters and digits, lower-cased, and single characters where a script writes no spaces;
-    the package ``rouge-score`` keeps ASCII letters only, so that other scripts always score 0.
+    Words are those of ``runner.evaluation.scripts``; the package ``rouge-score`` keeps ASCII letters only, so
+    that other scripts always score 0.
     """
-    found, wanted = _words(answer), _words(expected)
+    found, wanted = words(answer), words(expected)
     if not found or not wanted:
         return float(found == wanted)
     common = _common_subsequence(found, wanted)
     return 2 * common / (len(found) + len(wanted))
 
-
-_SPACELESS = r"\u0e00-\u0e7f\u3040-\u30ff\u3400-\u9fff"  # letters of Thai, Japanese and Chinese
 
 # Scores of single rows whose mean is the score of all: name, and a function of answer and expected.
 ROW_SCORES: dict[str, Callable[[str, str], float]] = {
@@ -89,24 +91,33 @@ METRICS = (*ROW_SCORES, *CORPUS_SCORES)
 
 
 def applicable_metrics(expected: Sequence[str]) -> list[str]:
-    """The metrics that say something about such answers: JSON validity only where all of them are JSON."""
-    return [name for name in METRICS if name != "json_valid" or all(map(is_json, expected))]
+    """The metrics that say something about such answers, the most telling ones first.
+
+    JSON validity only where all of them are JSON; chrF, which needs no words, comes first where a script
+    separates none.
+    """
+    order = METRICS if has_spaces(expected) else ("chrf", *(name for name in METRICS if name != "chrf"))
+    return [name for name in order if name != "json_valid" or all(map(is_json, expected))]
 
 
 def measure(name: str, answers: Sequence[str], expected: Sequence[str]) -> Measure:
     """Score answers by one of ``METRICS``.
 
-    BLEU and chrF are sacrebleu's, at corpus level, from 0 to 100; the others are means from 0 to 1.
+    BLEU and chrF are sacrebleu's, at corpus level, from 0 to 100; the others are means from 0 to 1. BLEU's
+    tokenizer follows the script of what is expected, and it counts only the n-gram orders that the answers
+    are long enough for: the default gives 0 to identical Chinese and to identical answers of one word.
     """
     if name in ROW_SCORES:
         return mean_of(name, ROW_SCORES[name], answers, expected)
     from sacrebleu.metrics.bleu import BLEU
     from sacrebleu.metrics.chrf import CHRF
 
-    scorer: Any = BLEU() if name == "bleu" else CHRF()
+    bleu = name == "bleu"
+    scorer: Any = BLEU(tokenize=bleu_tokenizer(expected), effective_order=True) if bleu else CHRF()
     # the statistics that sacrebleu itself resamples; its public functions give only the score of them all
-    rows = scorer._extract_corpus_statistics(list(answers), [list(expected)])
-    return Measure(name, np.array(rows), lambda sums: scorer._compute_score_from_stats(sums.tolist()).score)
+    rows = np.array(scorer._extract_corpus_statistics(list(answers), [list(expected)]))
+    signature = str(scorer.get_signature())
+    return Measure(name, rows, lambda sums: scorer._compute_score_from_stats(sums.tolist()).score, signature)
 
 
 def mean_of(
@@ -132,10 +143,6 @@ def load_function(place: str) -> Callable[[str, str], float]:
     sys.modules[spec.name] = module
     spec.loader.exec_module(module)
     return getattr(module, name)
-
-
-def _words(text: str) -> list[str]:
-    return re.findall(rf"[{_SPACELESS}]|[^\W_{_SPACELESS}]+", text.lower())
 
 
 def _common_subsequence(first: list[str], second: list[str]) -> int:

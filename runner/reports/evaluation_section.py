@@ -27,7 +27,8 @@ def evaluation_context(found: Mapping[str, Any]) -> dict[str, Any]:
         for other in others:
             theirs = models[other][name]
             cells += [_value(theirs, name), _difference(differences[other][name], name, theirs["higher"])]
-        rows.append((find_metric(name).title, "" if score["higher"] else "lower is better", cells))
+        signature = str(score.get("signature", "")).replace("|", " | ")  # so that a narrow column can wrap it
+        rows.append((find_metric(name).title, signature if score["higher"] else "lower is better", cells))
     rows += [
         (task, "lm-eval", _task_cells([found["tasks"].get(model, {}).get(task) for model in models]))
         for task in dict.fromkeys(task for scores in found["tasks"].values() for task in scores)

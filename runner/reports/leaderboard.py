@@ -16,7 +16,7 @@ from typing import Any
 from runner.core.atomic import write_atomically
 from runner.core.metric_names import find_metric
 from runner.reports.results import STATUSES, CellResult, Sweep, read_sweep
-from runner.reports.significance import CONFIDENCE, Verdict, by_repeats, by_rows, pool, row_losses
+from runner.reports.significance import CONFIDENCE, Verdict, by_rows, by_seeds, row_losses
 
 _LOSSES = ("eval_loss", "loss")  # of which held_out.jsonl has every row
 # What the mark "other code" of a row means.
@@ -39,7 +39,8 @@ class Spread:
 class Row:
     """One group of repeats. ``scores`` are over its completed cells, the deciding metric among them.
 
-    ``rank`` counts from 1 and is None for a group that has no result; ``best`` is its best completed cell.
+    ``rank`` counts from 1 and is None for a group that has no result; ``best`` is its median completed cell,
+    of two the worse one: the best repeat would be the choice of a lucky seed.
     ``noise`` compares it with the best row and is None for that row and for those without a rank.
     """
 
@@ -85,7 +86,7 @@ class Leaderboard:
 
     @property
     def best(self) -> str | None:
-        """The folder name of the best completed cell: the best repeat of the group with the best mean."""
+        """The folder name of the best cell: the median repeat of the group with the best mean."""
         return self.rows[0].best if self.rows and self.rows[0].rank else None
 
     @property
@@ -195,7 +196,8 @@ def _row(group: str, cells: list[CellResult], sweep: Sweep, metric: str, higher:
             scores[name] = spread(values)
     best = None
     if scored:
-        best = (max if higher else min)(scored, key=lambda cell: cell.metric(metric)).name
+        scored.sort(key=lambda cell: cell.metric(metric), reverse=higher)
+        best = scored[len(scored) // 2].name
     status = "completed" if completed else min((cell.status for cell in cells), key=STATUSES.index)
     return Row(
         group=group,
@@ -231,12 +233,12 @@ def _noise(ranked: list[Row], metric: str) -> tuple[list[Verdict | None], str]:
     """Each row compared with the best, and by which method."""
     if len(ranked) < 2:
         return [None] * len(ranked), ""
-    groups = [_finite(cell.metric(metric) for cell in row.completed) for row in ranked]
-    if pooled := pool(groups):
-        verdicts = [by_repeats(groups[0], group, pooled) for group in groups[1:]]
+    repeats = [_repeats(row, metric) for row in ranked]
+    if paired := by_seeds(repeats):
+        verdicts = paired
         method = (
-            f"two-sided t test on the difference of means at {CONFIDENCE:.0%}, spread pooled over "
-            f"{pooled.cells} of {len(ranked)} rows with repeats"
+            f"two-sided t test at {CONFIDENCE:.0%} on the difference to the best at equal seeds, noise "
+            f"estimated from {sum(map(len, repeats))} cells of {len(ranked)} rows"
         )
     elif metric in _LOSSES:
         folders = [next(cell.folder for cell in row.cells if cell.name == row.best) for row in ranked]
@@ -248,6 +250,12 @@ def _noise(ranked: list[Row], metric: str) -> tuple[list[Verdict | None], str]:
     else:
         verdicts, method = [Verdict(None, _UNKNOWN)] * (len(ranked) - 1), f"unknown: {_UNKNOWN}"
     return [None, *verdicts], method
+
+
+def _repeats(row: Row, metric: str) -> list[tuple[Any, float]]:
+    """Seed and score of a row's completed cells."""
+    scores = ((cell.record.get("seed"), cell.metric(metric)) for cell in row.completed)
+    return [(seed, score) for seed, score in scores if math.isfinite(score)]
 
 
 def _seconds(cell: CellResult) -> float:

@@ -3,9 +3,11 @@
 Two tests, for two kinds of noise; both ask about one cell against the best, at 95 %, without a correction for
 the number of cells, so that of 20 equal cells one is expected to be called worse by chance.
 
-* With repeats: Fisher's least significant difference (Fisher 1935), a two-sided t test on the difference of
-  two means whose variance is pooled over every cell that has repeats. It is about the noise of training: the
-  seed of the adapter, the order of the rows. It takes that noise to be equal in all cells.
+* With repeats: a two-sided t test on the difference of two cells, where every seed is a block (a randomized
+  block design; Fisher 1935): the metric is fitted as an effect of the cell plus one of the seed, and what
+  remains, pooled over all cells, is the noise. Repeats share their seeds, so that what a seed does to all
+  cells alike (its held-out rows are the same anyway, its order of the rows, its draw of the adapter) is no
+  noise. With two cells this is the paired t test. It takes the noise to be equal in all cells.
 * Without repeats: a paired percentile bootstrap (Efron 1979) over the held-out rows of the difference of the
   token-weighted losses. It is about the choice of the held-out rows alone; another seed may differ by more.
 
@@ -18,6 +20,9 @@ import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
+
+import numpy as np
 
 from runner.evaluation.bootstrap import enough, interval
 from runner.evaluation.metrics import ratio
@@ -37,37 +42,39 @@ class Verdict:
     why: str
 
 
-@dataclass(frozen=True)
-class Pooled:
-    """Variance within cells, pooled over ``cells`` of them, with its degrees of freedom."""
+def by_seeds(groups: Sequence[Sequence[tuple[Any, float]]]) -> list[Verdict] | None:
+    """Compare the first group of repeats with each other one; a repeat is its seed and its score.
 
-    variance: float
-    freedom: int
-    cells: int
-
-
-def pool(groups: Sequence[Sequence[float]]) -> Pooled | None:
-    """The pooled variance of groups of repeats; None when no group has two."""
-    repeated = [group for group in groups if len(group) > 1]
-    if not repeated:
-        return None
-    squares = sum(sum((value - math.fsum(group) / len(group)) ** 2 for value in group) for group in repeated)
-    freedom = sum(len(group) - 1 for group in repeated)
-    return Pooled(squares / freedom, freedom, len(repeated))
-
-
-def by_repeats(best: Sequence[float], other: Sequence[float], pooled: Pooled) -> Verdict:
-    """Compare two means by the pooled spread; either group may have a single value."""
+    None where repeats do not tell what noise is: no two groups have two seeds in common.
+    """
     from scipy.stats import t  # half a second, and only where there are repeats
 
-    means = math.fsum(best) / len(best), math.fsum(other) / len(other)
-    gap = abs(means[0] - means[1])
-    least = t.ppf((1 + CONFIDENCE) / 2, pooled.freedom) * math.sqrt(
-        pooled.variance * (1 / len(best) + 1 / len(other))
-    )
-    rounding = 1e-12 * max(map(abs, means))
-    why = f"differs by {gap:.3g}; with these repeats a difference of {least:.3g} is noise"
-    return Verdict(bool(gap <= least + rounding), why)
+    cells = [(number, seed) for number, group in enumerate(groups) for seed, _ in group]
+    scores = np.array([score for group in groups for _, score in group])
+    columns = {seed: len(groups) + n for n, seed in enumerate(dict.fromkeys(seed for _, seed in cells))}
+    design = np.zeros((len(cells), len(groups) + len(columns)))
+    for row, (number, seed) in enumerate(cells):
+        design[row, [number, columns[seed]]] = 1
+    moments = design.T @ design
+    inverse = np.linalg.pinv(moments, hermitian=True)
+    effects = inverse @ design.T @ scores
+    freedom = len(cells) - int(np.linalg.matrix_rank(moments, hermitian=True))
+    if not freedom:
+        return None
+    variance = float(((scores - design @ effects) ** 2).sum()) / freedom
+    rounding = 1e-12 * float(np.abs(scores).max())
+    verdicts = []
+    for number in range(1, len(groups)):
+        contrast = np.zeros(len(effects))
+        contrast[[0, number]] = -1, 1
+        if np.abs(moments @ inverse @ contrast - contrast).max() > 1e-6:
+            verdicts.append(Verdict(None, "has no seed in common with the best"))
+            continue
+        gap = abs(float(contrast @ effects))
+        least = t.ppf((1 + CONFIDENCE) / 2, freedom) * math.sqrt(variance * (contrast @ inverse @ contrast))
+        why = f"differs by {gap:.3g} at equal seeds; with these repeats a difference of {least:.3g} is noise"
+        verdicts.append(Verdict(bool(gap <= least + rounding), why))
+    return verdicts
 
 
 def by_rows(best: Rows | None, other: Rows | None) -> Verdict:

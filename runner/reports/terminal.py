@@ -142,6 +142,9 @@ def evaluation(found: dict[str, Any]) -> None:
             table.add_row(escape(name), *("-" if score is None else f"{score:.4g}" for score in scores))
         out.print()
         out.print(table)
+    for name, score in found["models"][first].items():
+        if "signature" in score:
+            out.print(f"[dim]{escape(name)} {escape(score['signature'])}[/]")
 
 
 def _verdict(gap: dict[str, Any], higher: bool) -> str:

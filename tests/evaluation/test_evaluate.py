@@ -124,6 +124,8 @@ def test_answers_are_scored_by_the_chosen_metrics(cli, answers):
     assert scores["exact_match"]["rows"] == 5
     chrf = sacrebleu.corpus_chrf(said, [[row["completion"] for row in ROWS]]).score
     assert scores["chrf"]["value"] == pytest.approx(chrf)
+    assert scores["chrf"]["signature"].startswith("nrefs:1|case:mixed|eff:yes|nc:6|nw:0")
+    assert "signature" not in scores["exact_match"]
 
 
 def test_answers_that_became_right_are_more_than_noise_and_those_of_few_rows_are_not(cli, parent, answers):

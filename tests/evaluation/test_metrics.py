@@ -57,6 +57,10 @@ def test_brackets_without_end_are_not_json():
         ("私は寿司", "寿司は", 2 * 2 / 7),
         ("uses GPT4模型 now", "uses gpt4 模型", 2 * 4 / 9),
         ("größe", "grosse", 0),
+        ("สวัสดีครับ", "สวัสดีค่ะ", 2 * 4 / (7 + 6)),  # a letter with its marks is one
+        ("नमस्ते दुनिया", "नमस्ते जग", 1 / 2),  # marks do not split a word
+        ("ສະບາຍດີ", "ສະບາຍ", 2 * 5 / 11),
+        ("\U00020000\U00020001", "\U00020000", 2 / 3),  # Han beyond the first plane
         ("", "", 1),
         ("", "a", 0),
         ("a", "", 0),
@@ -65,6 +69,35 @@ def test_brackets_without_end_are_not_json():
 )
 def test_rouge_l_by_hand(answer, expected, value):
     assert rouge_l(answer, expected) == pytest.approx(value)
+
+
+@pytest.mark.parametrize(
+    ("texts", "tokenizer"),
+    [
+        (["今天天气很好，我们去公园。", "他在学校学习中文。"], "zh"),
+        (["今日は天気がいいです。", "東京に行きました。"], "ja-mecab|char"),
+        (["오늘은 날씨가 좋습니다.", "서울에 갑니다."], "ko-mecab|char"),
+        (["วันนี้อากาศดี", "ไปโรงเรียน"], "char"),
+        (["ມື້ນີ້ອາກາດດີ"], "char"),
+        (["yes", "no"], "13a"),
+        (["да", "нет"], "13a"),
+        (["the word 好 in a long sentence of English words"], "13a"),
+    ],
+)
+def test_bleu_follows_the_script_and_gives_identical_texts_100(texts, tokenizer):
+    found = measure("bleu", texts, texts)
+    assert found.value == pytest.approx(100)
+    assert any(f"|tok:{name}|" in (found.signature or "") for name in tokenizer.split("|"))
+    assert "eff:yes" in (found.signature or "")
+    first = applicable_metrics(texts)[0]
+    assert first == ("exact_match" if tokenizer in ("13a", "ko-mecab|char") else "chrf")
+    assert measure("chrf", texts, texts).value == pytest.approx(100)
+
+
+def test_bleu_of_answers_of_other_words_is_low():
+    """The orders that are left out for short answers do not make wrong answers right."""
+    assert measure("bleu", ["no", "maybe"], ["yes", "perhaps"]).value == 0
+    assert measure("bleu", ["今天很冷"], ["明日太热"]).value < 1
 
 
 def test_rouge_l_finds_the_longest_common_subsequence_of_long_texts():

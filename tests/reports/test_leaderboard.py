@@ -87,21 +87,35 @@ def test_repeats_share_a_row_with_mean_and_spread(tmp_path: Path) -> None:
     score = board.rows[1].scores["eval_loss"]
     assert (score.mean, score.n) == (pytest.approx(0.52), 3)
     assert score.deviation == pytest.approx(0.02)
-    assert board.best == "lora.r=16,seed=0", "the best repeat of the group with the best mean"
+    assert board.best == "lora.r=16,seed=1", "of two repeats of the group with the best mean the worse one"
 
 
-def test_with_two_rows_noise_is_the_two_sample_t_test(tmp_path: Path) -> None:
-    from scipy.stats import ttest_ind
+@pytest.mark.parametrize(
+    ("metric", "values", "best"),
+    [("eval_loss", (0.5, 0.1, 0.3), 2), ("exact_match_after", (0.5, 0.9, 0.1, 0.7), 0)],
+)
+def test_the_best_cell_is_the_median_repeat(tmp_path: Path, metric: str, values: tuple, best: int) -> None:
+    cells = [
+        cell(f"a=1,seed={n}", 0.0, group="a=1", seed=n, metrics={metric: x}) for n, x in enumerate(values)
+    ]
+    board = leaderboard(make_sweep(tmp_path, cells, settings={"repeat": len(values), "metric": metric}))
+    assert board.best == f"a=1,seed={best}"
+
+
+def test_with_two_rows_noise_is_the_paired_t_test(tmp_path: Path) -> None:
+    """Seeds that do the same to both cells are no noise; a seed that one of them lacks tells nothing."""
+    from scipy.stats import ttest_rel
 
     draw = random.Random(3)
     verdicts = set()
     for n in range(12):
-        first = [draw.gauss(0.5, 0.01) for _ in range(3)]
-        second = [draw.gauss(0.5 + 0.004 * n, 0.01) for _ in range(4)]
+        seeds = [draw.gauss(0, 0.1) for _ in range(4)]
+        first = [seed + draw.gauss(0.5, 0.01) for seed in seeds[:3]]
+        second = [seed + draw.gauss(0.5 + 0.004 * n, 0.01) for seed in seeds]
         cells = [*repeats("lora.r=8", *first), *repeats("lora.r=16", *second)]
         noise = leaderboard(make_sweep(tmp_path / str(n), cells)).rows[1].noise
         assert noise
-        assert noise.within == (ttest_ind(first, second).pvalue > 0.05)
+        assert noise.within == (ttest_rel(first, second[:3]).pvalue > 0.05)
         verdicts.add(noise.within)
     assert verdicts == {True, False}
 
@@ -111,13 +125,18 @@ def test_the_spread_is_pooled_and_serves_rows_without_repeats(tmp_path: Path) ->
         *repeats("lora.r=4", 0.500, 0.502),
         *repeats("lora.r=8", 0.503, 0.501),
         *repeats("lora.r=16", 0.560, 0.562),
-        cell("lora.r=32", 0.5025),
-        cell("lora.r=64", 0.54),
+        cell("lora.r=32", 0.5025, seed=1),
+        cell("lora.r=64", 0.54, seed=0),
+        cell("lora.r=128", 0.55, seed=7),
     ]
     board = leaderboard(make_sweep(tmp_path, cells))
     within = {row.group: row.noise.within for row in board.rows if row.noise}
-    assert within == {"lora.r=8": True, "lora.r=32": True, "lora.r=64": False, "lora.r=16": False}
-    assert "pooled over 3 of 5 rows" in board.method
+    known = {"lora.r=8": True, "lora.r=32": True, "lora.r=64": False, "lora.r=16": False}
+    assert within == known | {"lora.r=128": None}
+    assert "at equal seeds, noise estimated from 9 cells of 6 rows" in board.method
+    alone = next(row.noise for row in board.rows if row.group == "lora.r=128")
+    assert alone
+    assert alone.why == "has no seed in common with the best"
 
 
 def test_equal_repeats_are_within_noise_of_each_other(tmp_path: Path) -> None:
@@ -240,7 +259,7 @@ def test_the_csv_has_a_line_a_group_with_plain_numbers(tmp_path: Path) -> None:
     assert float(first["eval_loss"]) == pytest.approx(0.55)
     assert float(first["eval_loss_sd"]) == pytest.approx(0.1 / math.sqrt(2))
     assert (first["eval_loss_n"], first["trainable_parameters"], first["seconds"]) == ("2", "4884480", "10")
-    assert (first["within_noise"], first["best_cell"]) == ("best", "lora.r=8,x='a b',seed=0")
+    assert (first["within_noise"], first["best_cell"]) == ("best", "lora.r=8,x='a b',seed=1")
     assert (second["rank"], second["status"], second["eval_loss"]) == ("", "failed", "")
     assert second["reason"] == "before the first step: one,"
     assert sorted(path.name for path in tmp_path.iterdir() if path.is_file()) == [
