@@ -1,7 +1,7 @@
 """Conversation shapes for ``templates.py``: rows whose every part is a word of its own, easy to find again.
 
-``USR..`` are words of users, ``SYS..`` of system prompts, ``TOL..`` of tool results, ``DESC..`` of tool schemas;
-``ANS..`` are an answer's words, ``THK..`` its reasoning, ``CALL..`` the arguments of its calls.
+``USR..`` are words of users, ``SYS..`` of system prompts, ``TOL..`` of tool results, ``DESC..`` of tool
+schemas; ``ANS..`` are an answer's words, ``THK..`` its reasoning, ``CALL..`` the arguments of its calls.
 """
 
 from __future__ import annotations
@@ -73,7 +73,10 @@ SHAPES: dict[str, tuple[list[Turn], list[Any]]] = {
     "system": ([system(), user(), answer()], []),
     "system multi": ([system(), user(), answer(), user("USRB and?"), answer("ANSB more.")], []),
     "system setting": ([user(), answer()], []),
-    "parts": ([user([{"type": "text", "text": "USRA what?"}]), answer([{"type": "text", "text": "ANSA."}])], []),
+    "parts": (
+        [user([{"type": "text", "text": "USRA what?"}]), answer([{"type": "text", "text": "ANSA."}])],
+        [],
+    ),
     "empty user": ([user(""), answer()], []),
     "reasoning": ([user(), answer(reasoning_content="THKA hmm.")], []),
     "reasoning multi": (

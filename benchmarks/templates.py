@@ -2,12 +2,13 @@
 
     python benchmarks/templates.py FOLDER [--details] [--only WORD] [--json FILE]
 
-``FOLDER`` holds ``*.jinja`` files. Each is put on the tokenizer of SmolLM2 with the template's own control tokens
-added, and renders every shape of ``template_shapes.py``. A cell is one template with one shape:
+``FOLDER`` holds ``*.jinja`` files. Each is put on the tokenizer of SmolLM2 with the template's own control
+tokens added, and renders every shape of ``template_shapes.py``. A cell is one template with one shape:
 
-right          the text up to an answer is the served prompt (``apply_chat_template`` with the generation prompt),
-               token by token; what is labelled is what follows it, up to and including the stop token; every word,
-               call, argument and reasoning of a trained answer is in its labelled part; nothing else is labelled
+right          the text up to an answer is the served prompt (``apply_chat_template`` with the generation
+               prompt), token by token; what is labelled is what follows it, up to and including the stop
+               token; every word, call, argument and reasoning of a trained answer is in its labelled part;
+               nothing else is labelled
 warned         something of that is lost, and the runner says so
 refused with   the runner refuses the row or drops it, and transformers does too
 refused alone  the runner refuses or drops a row that transformers renders
@@ -29,10 +30,25 @@ from template_shapes import EVERYDAY, SHAPES
 
 VERDICTS = ("right", "warned", "refused with", "refused alone", "wrong")
 _PROBE = "ZQPROBE"
-_CONTROL = re.compile(r"<[|｜][^<>{}\s'\"]+?[|｜]>|</?s>|<(?:start|end)_of_\w+>|<\|\w+>|<\w+\|>|\[/?[A-Z_]{3,}\]|<eos>|<_end>")
-_ADDED = ("<think>", "</think>", "<tool_call>", "</tool_call>")  # tokens, but not special, as in Qwen's tokenizers
+_CONTROL = re.compile(
+    r"<[|｜][^<>{}\s'\"]+?[|｜]>|</?s>|<(?:start|end)_of_\w+>|<\|\w+>|<\w+\|>|\[/?[A-Z_]{3,}\]|<eos>|<_end>"
+)
+_ADDED = (
+    "<think>",
+    "</think>",
+    "<tool_call>",
+    "</tool_call>",
+)  # tokens, but not special, as in Qwen's tokenizers
 _ENDS = (  # what stops generation in the families, the surest first
-    *("<|END_OF_TURN_TOKEN|>", "<|im_end|>", "<|eot_id|>", "<end_of_turn>", "<turn|>", "<|return|>", "<|eot|>"),
+    *(
+        "<|END_OF_TURN_TOKEN|>",
+        "<|im_end|>",
+        "<|eot_id|>",
+        "<end_of_turn>",
+        "<turn|>",
+        "<|return|>",
+        "<|eot|>",
+    ),
     *("<|end|>", "<｜end▁of▁sentence｜>", "<end_of_utterance>", "<|end_of_turn|>", "<|end_of_text|>"),
     *("<|endoftext|>", "<|assistant_end|>", "<seed:eos>", "[EOS]", "</s>"),
 )
@@ -172,11 +188,15 @@ def check_cell(renderer: Any, messages: list[Any], tools: list[Any]) -> tuple[st
     if not rows:  # dropped and counted
         return ("warned" if renders else "refused with"), "the template writes nothing of its answers"
     oracle = _best_form(oracle)
-    warnings += ["tokenised apart"] * any(c.apart and len(r.spans) > 1 for r, c in zip(rows, encoded, strict=True))
+    warnings += ["tokenised apart"] * any(
+        c.apart and len(r.spans) > 1 for r, c in zip(rows, encoded, strict=True)
+    )
     spans = [
         (row, coded, start, end) for row, coded in zip(rows, encoded, strict=True) for start, end in row.spans
     ]
-    wrong = [f"span {number}: {text}" for number, span in enumerate(spans) for text in _of_span(tokenizer, span)]
+    wrong = [
+        f"span {number}: {text}" for number, span in enumerate(spans) for text in _of_span(tokenizer, span)
+    ]
     lost = _lost(spans, said)
     for index in oracle.answers() if renders or oracle.renders() else ():
         near, found = _of_prompt(oracle, index, spans)
@@ -233,7 +253,13 @@ def _of_span(tokenizer: Any, span: Any) -> list[str]:
     found = [f"labels {mark}" for mark in re.findall(r"USR[AB]|SYS[AB]|TOL[A-C]|DESCA|MSKA", text)]
     if not text.endswith(tokenizer.eos_token) and not _CONTROL.search(text):
         found.append(f"ends without a stop token: {text[-30:]!r}")
-    for header in ("<|im_start|>", "<|START_OF_TURN_TOKEN|>", "<|start_header_id|>", "<start_of_turn>", "[INST]"):
+    for header in (
+        "<|im_start|>",
+        "<|START_OF_TURN_TOKEN|>",
+        "<|start_header_id|>",
+        "<start_of_turn>",
+        "[INST]",
+    ):
         if header in text:
             found.append(f"labels the header {header}")
     if row.text[end:].strip() and (start, end) == row.spans[-1]:
@@ -271,7 +297,9 @@ def _of_prompt(oracle: Oracle, index: int, spans: list[Any]) -> tuple[list[str],
         fits = fits or [span for span in spans if span[0].text[: span[2]].startswith(prompt)]
     if not fits:
         at = [span[0].text[: span[2]][-60:] for span in spans]
-        kept = any(shows(row.text[start:end], text) for row, _, start, end in spans for _, text in words_of(message))
+        kept = any(
+            shows(row.text[start:end], text) for row, _, start, end in spans for _, text in words_of(message)
+        )
         return ([f"answer {index}: served {prompt[-60:]!r}, trained after {at}"], []) if kept else ([], [])
     row, coded, start, end = fits[0]
     span, wrong, lost = row.text[start:end], [], []
@@ -287,14 +315,18 @@ def _of_prompt(oracle: Oracle, index: int, spans: list[Any]) -> tuple[list[str],
             wrong.append(f"answer {index}: the reasoning that the prompt opens is not closed: {span[:60]!r}")
     elif full.startswith(prompt) and generates:
         rest = full[len(prompt) :]
-        if not rest.startswith(span) and not rest.rstrip().startswith(span.removesuffix(tokenizer.eos_token).rstrip()):
+        if not rest.startswith(span) and not rest.rstrip().startswith(
+            span.removesuffix(tokenizer.eos_token).rstrip()
+        ):
             wrong.append(f"answer {index}: labelled {span!r}, transformers writes {rest!r}")
     return wrong, lost
 
 
 def main() -> None:
     """Print the table of a folder."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("folder", type=Path)
     parser.add_argument("--details", action="store_true", help="say why, of each cell that is not right")
     parser.add_argument("--only", default="", help="only templates with this in their name")

@@ -69,8 +69,9 @@ class Encoded:
 def encode(tokenizer: Any, rows: list[Rendered], boundary: Boundary) -> list[Encoded]:
     """Tokenise rows and label the tokens inside their spans.
 
-    What comes before a span has the tokens that it has alone, as it is served: where a token would reach across
-    the start of a span, or the words of the answer change the tokens before them, the two are tokenised apart.
+    What comes before a span has the tokens that it has alone, as it is served: where a token would reach
+    across the start of a span, or the words of the answer change the tokens before them, the two are
+    tokenised apart.
     """
     if not rows:
         return []

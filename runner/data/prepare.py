@@ -166,7 +166,7 @@ def _remedy(counts: Counter[str]) -> str:
         "all labels masked": "raise trainer.max_length",
         "cut to equal answers": "raise trainer.max_length",
         "chosen equals rejected": "give pairs of two different answers",
-        "alike once rendered": "the template leaves out what the answers differ in; another one: template=chatml",
+        "alike once rendered": "the template leaves out what they differ in; another one: template=chatml",
         "answer not written by the template": "choose a template that writes tool calls",
         "rejected by the template": "another template: template=chatml",
         "longer than max_length": "raise trainer.max_length, or data.overlong=truncate",
@@ -208,7 +208,7 @@ def _notes(split: Split, max_length: int | None) -> list[str]:
             ("all labels masked", f"rows dropped: their prompt alone fills max_length={max_length}"),
             (
                 "unrolled into turns",
-                "rows added, one for each answer: later turns change how earlier ones are rendered or tokenised",
+                "rows added, one for each answer: later turns change the text or tokens of earlier ones",
             ),
         )
         if counts[reason]

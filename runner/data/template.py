@@ -48,15 +48,17 @@ class Renderer:
 
         Usually one row. Where a turn stands differently once later turns follow (Qwen3 drops its reasoning,
         or the template never ends it), or has another first token, every assistant turn is a row of its own,
-        trained on that turn only, since that is what the model sees when it is served. An answer of which the template writes
-        nothing is not trained on; a row without any other is none. Raises ``BadRow``.
+        trained on that turn only, since that is what the model sees when it is served. An answer of which the
+        template writes nothing is not trained on; a row without any other is none. Raises ``BadRow``.
         """
         if example.text is not None:
             begin, end = _beginning(self.tokenizer), self.tokenizer.eos_token or ""
             text = begin + example.text.removeprefix(begin).removesuffix(end) + end
             return [Rendered(example.source, text, ((0, len(text)),))]
         messages = self._with_system(example.messages)
-        turns = {index: self._writer.turn(messages, index, example.tools) for index in self._trained(messages)}
+        turns = {
+            index: self._writer.turn(messages, index, example.tools) for index in self._trained(messages)
+        }
         turns = {index: turn for index, turn in turns.items() if turn.written}
         if not turns:
             return []

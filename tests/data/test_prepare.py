@@ -245,7 +245,8 @@ def test_a_template_that_rejects_most_rows_is_refused(tmp_path: Path) -> None:
     path = written(tmp_path, pairs(*[(f"{number}", "y") for number in range(3)]))
     strict = byte_tokenizer()
     strict.chat_template = (
-        "{% if messages[0].content != '1' %}{{ raise_exception('only one') }}{% endif %}" + strict.chat_template
+        "{% if messages[0].content != '1' %}{{ raise_exception('only one') }}{% endif %}"
+        + strict.chat_template
     )
     with pytest.raises(ConfigError) as caught:
         prepare(DataSettings(path=path), Renderer(strict, TemplateSettings()), None, 0)

@@ -1,1 +1,1 @@
-"""What a chat template makes of messages: the form it wants them in, reasoning blocks, what is left of an answer."""
+"""What a chat template makes of messages: their form, reasoning blocks, what is left of an answer."""

@@ -10,7 +10,7 @@ _NEAR = 16  # tokens before an answer among which a place is looked for where to
 
 
 class Boundary:
-    """Compares the tokens before answers with those of the prompts alone, most of which end in equal words."""
+    """Compares the tokens before answers with those of the prompts alone; most end in equal words."""
 
     def __init__(self, tokenizer: Any) -> None:
         self._tokenizer = tokenizer

@@ -54,7 +54,9 @@ class ChatTemplate:
         """
         text, vocabulary = str(self.tokenizer.chat_template), self.tokenizer.get_added_vocab()
         named = [
-            pair for pair in KNOWN if pair == KNOWN[0] or any(mark in text or mark in vocabulary for mark in pair)
+            pair
+            for pair in KNOWN
+            if pair == KNOWN[0] or any(mark in text or mark in vocabulary for mark in pair)
         ]
         if self.own_delimiters:
             opening, closing = self.own_delimiters
@@ -122,7 +124,9 @@ class ChatTemplate:
     @cached_property
     def _wants_parts(self) -> bool:
         """Whether words are shown only as parts of a content list, as multimodal templates want them."""
-        parts = [message | {"content": [{"type": "text", "text": message["content"]}]} for message in _exchange()]
+        parts = [
+            message | {"content": [{"type": "text", "text": message["content"]}]} for message in _exchange()
+        ]
         texts = [self._tried(lambda given=given: self._apply(given)) for given in (_exchange(), parts)]
         plain, in_parts = (PROBE in text and PROBE_USER in text for text in texts)
         return in_parts and not plain
@@ -134,8 +138,12 @@ class ChatTemplate:
         return max(ways, key=lambda way: self._shown_call(*way))  # the first of the best
 
     def _shown_call(self, as_text: bool, keeps_empty: bool) -> int:
-        """How well a call is rendered: 2 as a call has to be, 1 in quotes of Python or of JSON in JSON, 0 not."""
-        call = {"type": "function", "id": "abcdefghi", "function": {"name": _NAME, "arguments": {_KEY: _VALUE}}}
+        """How well a call is rendered: 2 as it has to be, 1 in quotes of Python or as JSON in JSON, 0 not."""
+        call = {
+            "type": "function",
+            "id": "abcdefghi",
+            "function": {"name": _NAME, "arguments": {_KEY: _VALUE}},
+        }
         content: Any = "" if keeps_empty else None
         if self._wants_parts and keeps_empty:
             content = [{"type": "text", "text": ""}]

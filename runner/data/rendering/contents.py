@@ -36,14 +36,18 @@ class Contents:
 
     def anything_in(self, text: str) -> bool:
         """Whether words or a call stand in a text: reasoning alone is no answer."""
-        return bool(self.words and shows(text, self.words)) or any(shows(text, name) for name, _ in self.calls)
+        return bool(self.words and shows(text, self.words)) or any(
+            shows(text, name) for name, _ in self.calls
+        )
 
 
 def contents_of(message: Message, delimiters: Sequence[Delimiters]) -> Contents:
     """What an answer says; reasoning may stand in a key of its own, or in a block before the words."""
     parts = split_reasoning(message["content"], delimiters)
     words, reasoning = parts.answer, reasoning_of(message) or (parts.reasoning or "")
-    calls = tuple((call_name(call), tuple(_leaves(arguments_of(call)))) for call in message.get("tool_calls", ()))
+    calls = tuple(
+        (call_name(call), tuple(_leaves(arguments_of(call)))) for call in message.get("tool_calls", ())
+    )
     return Contents(words.strip(), reasoning.strip(), calls)
 
 
@@ -92,7 +96,12 @@ def _forms(words: str) -> Iterator[str]:
         escaped = json.dumps(words, ensure_ascii=ascii_only)[1:-1]
         yield escaped
         # as jinja's tojson writes it into HTML, and as JSON text within JSON
-        yield escaped.replace("<", "\\u003c").replace(">", "\\u003e").replace("&", "\\u0026").replace("'", "\\u0027")
+        yield (
+            escaped.replace("<", "\\u003c")
+            .replace(">", "\\u003e")
+            .replace("&", "\\u0026")
+            .replace("'", "\\u0027")
+        )
         yield json.dumps(escaped, ensure_ascii=ascii_only)[1:-1]
     yield repr(words)[1:-1]
     if words in _PYTHON:

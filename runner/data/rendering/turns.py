@@ -11,20 +11,18 @@ from __future__ import annotations
 import re
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from typing import Any
 
 from runner.data.messages import BadRow, Message
 from runner.data.rendering.chat_template import PROBE, PROBE_USER, ChatTemplate, Tools
 from runner.data.rendering.contents import Contents, contents_of
 from runner.data.rendering.reasoning import split_reasoning
 
-
 _HEADER = 8  # characters at the end of a generation prompt by which it is known
 
 
 @dataclass(frozen=True)
 class Turn:
-    """An answer after its prompt: what it says, where it starts, and after which control tokens it may end."""
+    """An answer after its prompt: what it says, where it starts, after which control tokens it may end."""
 
     text: str
     start: int
@@ -79,15 +77,15 @@ class TurnWriter:
         text = self._template.apply([*messages, {"role": "assistant", "content": PROBE}], tools)
         return text[: text.rfind(PROBE)].rstrip(" ") if PROBE in text else ""
 
-    def _after_prompt(
-        self, messages: list[Message], index: int, tools: Tools, prompt: str, text: str
-    ) -> str:
+    def _after_prompt(self, messages: list[Message], index: int, tools: Tools, prompt: str, text: str) -> str:
         """The answer of message ``index`` as it follows its prompt, where ``text`` does not extend that."""
         refused = BadRow(_mismatch(index, prompt, text, str(self._template.tokenizer.chat_template)))
         if not index:
             raise refused
         before = messages[index - 1]
-        stand_in = {"content": PROBE_USER} | ({"instruction": PROBE_USER, "input": ""} if "instruction" in before else {})
+        stand_in = {"content": PROBE_USER} | (
+            {"instruction": PROBE_USER, "input": ""} if "instruction" in before else {}
+        )
         marked = [*messages[: index - 1], {**before, **stand_in}]
         served = self.prompt(marked, tools)
         whole = self._template.apply([*marked, messages[index]], tools)
@@ -151,11 +149,14 @@ class TurnWriter:
         return self._trailing(answer)
 
     def _stand_ins(self, message: Message) -> Iterator[Message]:
-        """The message with a probe in the place of what it says last: the arguments of a call, or its words."""
+        """The message with a probe in the place of what it says last: a call's arguments, or its words."""
         if calls := message.get("tool_calls"):
             *others, last = calls
             probe = {**last.get("function", last), "arguments": {PROBE: PROBE}}
-            yield {**message, "tool_calls": [*others, {**last, "function": probe} if "function" in last else probe]}
+            yield {
+                **message,
+                "tool_calls": [*others, {**last, "function": probe} if "function" in last else probe],
+            }
         yield {**message, "content": PROBE, "tool_calls": []}
 
     def _trailing(self, answer: str) -> str:
