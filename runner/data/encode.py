@@ -20,12 +20,12 @@ import pyarrow as pa
 import pyarrow.compute
 
 from runner.config.settings import DataSettings
-from runner.core.errors import Issue, RunnerError
+from runner.core.errors import RunnerError
 from runner.core.forks import guarded_forks
 from runner.core.limits import armed
 from runner.data.example_store import Examples, decode_examples, open_dataset, open_writer, tables
 from runner.data.formats import Example, Kind
-from runner.data.issue_list import IssueList
+from runner.data.issue_list import Rejected
 from runner.data.labels import Encoded, Rendered
 from runner.data.messages import BadRow
 from runner.data.sequences import Sequences, Totals, sequence_schema
@@ -42,6 +42,8 @@ _BATCH_CHARS = 4 * 2**20  # rendered text that is tokenised at once
 _WORKER_BYTES, _MOST_WORKERS = 2 * 2**20, 8
 
 _SEVERAL = "the template renders one of its answers as several rows, which cannot be compared"
+_NOT_WRITTEN = "answer not written by the template"
+_APART = "an earlier answer that would share its first token with its prompt (tokenised apart)"
 _REPORT = [("kept", pa.bool_()), ("report", pa.string())]
 
 
@@ -110,7 +112,7 @@ class Encoder:
             answers = [self.renderer.render(example)]
             if example.rejected:
                 answers.append(self.renderer.render(replace(example, messages=example.rejected)))
-                if any(len(rendered) != 1 for rendered in answers):
+                if any(len(rendered) > 1 for rendered in answers):
                     raise BadRow(_SEVERAL)
         except BadRow as error:
             item.issue = str(error)
@@ -118,21 +120,19 @@ class Encoder:
         examples = (example, replace(example, messages=example.rejected))
         found = (self.renderer.warnings(*pair) for pair in zip(examples, answers, strict=False))
         item.warnings = sorted({warning for warnings in found for warning in warnings})
-        unrolled = ["unrolled into turns"] * (len(answers[0]) - 1)
-        item.counts = unrolled if answers[0] else ["all labels masked"]
-        item.rows = list(zip(*answers, strict=True))
+        item.counts = ["unrolled into turns"] * (len(answers[0]) - 1) if all(answers) else [_NOT_WRITTEN]
+        item.rows = list(zip(*answers, strict=True)) if all(answers) else []
         return item
 
     def _encoded(self, items: list[_Item]) -> pa.Table:
         schema = self.mapped_schema
         columns: dict[str, list[Any]] = {name: [] for name in schema.names}
-        failed = any(item.issue for item in items)  # nothing will be trained on: only the issues are wanted
-        parts = [] if failed else [part for item in items for row in item.rows for part in row]
+        parts = [part for item in items for row in item.rows for part in row]
         encoded = iter(self.renderer.encode(parts))
         for item in items:
             facts = {"counts": item.counts, "warnings": item.warnings, "issue": item.issue}
             report = facts | {"where": item.example.where} if any(facts.values()) else {}
-            if failed or not item.rows:
+            if not item.rows:
                 _append(columns, Encoded(item.example.source, [], []), False, report)
                 continue
             for row in item.rows:
@@ -140,6 +140,9 @@ class Encoder:
                 sequence, kept, counts = self._fitted(sequences)
                 if counts:
                     report = report | {"counts": [*report.get("counts", ()), *counts]}
+                if len(row[0].spans) > 1 and any(sequence.apart for sequence in sequences):
+                    where = {"where": item.example.where}
+                    report = report | where | {"warnings": [*report.get("warnings", ()), _APART]}
                 _append(columns, sequence, kept, report)
                 report = {}  # what holds for the example stands with its first row
         return pa.table(columns, schema=schema)
@@ -163,7 +166,7 @@ class Encoder:
             return sequences[0], True, counts
         chosen, rejected = sequences
         if chosen.input_ids == rejected.input_ids:
-            return first, False, ["cut to equal answers" if overlong else "chosen equals rejected"]
+            return first, False, ["cut to equal answers" if overlong else "alike once rendered"]
         return replace(chosen, rejected=rejected), True, counts
 
 
@@ -199,7 +202,7 @@ def encode_split(examples: Examples, encoder: Encoder, file: Path) -> EncodedSpl
     rows = _batch_rows(dataset)
     try:
         mapped = _map(dataset, encoder, rows, temporary) if len(dataset) else None
-        return _collect(mapped, rows, encoder.kind, file)
+        return _collect(mapped, rows, encoder.kind, file, len(dataset))
     finally:
         shutil.rmtree(temporary, ignore_errors=True)
 
@@ -257,10 +260,13 @@ def _first_of_ours(error: Exception) -> BaseException:
     return behind or error
 
 
-def _collect(mapped: Dataset | None, rows: int, kind: Kind, file: Path) -> EncodedSplit:
-    """Write the rows that are kept, and add up the reports of all."""
+def _collect(mapped: Dataset | None, rows: int, kind: Kind, file: Path, examples: int) -> EncodedSplit:
+    """Write the rows that are kept, and add up the reports of all.
+
+    Examples that the template rejects are dropped and counted; if they are most, it is the wrong template.
+    """
     totals, counts, first_seen = Totals(), Counter[str](), dict[str, str]()
-    issues, seen = IssueList(), set[int]()  # an example that its source's weight repeats is one issue
+    rejected = Rejected()
     with open_writer(file, sequence_schema(kind)) as writer:
         for table in tables(mapped, rows) if mapped is not None else ():
             for text in table["report"].drop_null().to_pylist():
@@ -269,13 +275,12 @@ def _collect(mapped: Dataset | None, rows: int, kind: Kind, file: Path) -> Encod
                 for warning in report.get("warnings", ()):
                     counts[warning] += 1
                     first_seen.setdefault(warning, report["where"])
-                if report.get("issue") and (issue := hash((report["where"], report["issue"]))) not in seen:
-                    seen.add(issue)
-                    issues.add(Issue(report["where"], report["issue"]))
+                if report.get("issue"):
+                    rejected.add(report["where"], report["issue"])
             kept = table.filter(table["kept"]).drop_columns([name for name, _ in _REPORT])
             writer.write_table(kept)
             totals.add(kept)
         writer.finalize()
-    if issues:
-        raise issues.error(f"data ({file.stem})")
+    rejected.check(file.stem, examples)
+    rejected.count_in(counts, first_seen)
     return EncodedSplit(Sequences(open_dataset(file), totals), counts, first_seen)

@@ -4,25 +4,33 @@ from __future__ import annotations
 
 from bisect import bisect_right
 from dataclasses import dataclass, replace
+from itertools import pairwise
 from typing import Any
+
+from runner.data.rendering.boundary import Boundary, token_ids
 
 IGNORE = -100  # the label that the loss skips (PyTorch's cross_entropy)
 
 
 @dataclass(frozen=True)
 class Rendered:
-    """One row as text, with the character spans of it that are trained on, and the row it came from."""
+    """One row as text, with the character spans of it that are trained on, and the row it came from.
+
+    ``answers`` are the indices of the messages that the spans are, the system prompt of the run counted.
+    """
 
     source: int
     text: str
     spans: tuple[tuple[int, int], ...]
+    answers: tuple[int, ...] = ()
 
 
 @dataclass(frozen=True)
 class Encoded:
     """One row as ``input_ids`` and ``labels`` of equal length; ``IGNORE`` labels what is not trained on.
 
-    ``rejected`` is the same row with the worse answer, ``label`` its class or whether it was liked.
+    ``rejected`` is the same row with the worse answer, ``label`` its class or whether it was liked. ``apart``
+    counts the answers that are tokenised apart from their prompts.
     """
 
     source: int
@@ -30,6 +38,7 @@ class Encoded:
     labels: list[int]
     rejected: Encoded | None = None
     label: str | bool | int | None = None
+    apart: int = 0
 
     @property
     def sequences(self) -> tuple[Encoded, ...]:
@@ -57,17 +66,24 @@ class Encoded:
         return replace(self, input_ids=self.input_ids[:length], labels=self.labels[:length])
 
 
-def encode(tokenizer: Any, rows: list[Rendered]) -> list[Encoded]:
+def encode(tokenizer: Any, rows: list[Rendered], boundary: Boundary) -> list[Encoded]:
     """Tokenise rows and label the tokens inside their spans.
 
-    A token that straddles the start of a span is labelled, as it carries the first characters of the answer.
+    What comes before a span has the tokens that it has alone, as it is served: where a token would reach
+    across the start of a span, or the words of the answer change the tokens before them, the two are
+    tokenised apart.
     """
     if not rows:
         return []
     if not tokenizer.is_fast:
-        return [_encode_slowly(tokenizer, row) for row in rows]
-    texts = [row.text for row in rows]
-    batch = tokenizer(
+        return [_encode_slowly(tokenizer, row, boundary) for row in rows]
+    batch = _with_offsets(tokenizer, [row.text for row in rows])
+    pieces = zip(rows, batch["input_ids"], batch["offset_mapping"], strict=True)
+    return [_encode_fast(tokenizer, row, ids, offsets, boundary) for row, ids, offsets in pieces]
+
+
+def _with_offsets(tokenizer: Any, texts: list[str]) -> Any:
+    return tokenizer(
         texts,
         add_special_tokens=False,
         return_attention_mask=False,
@@ -75,10 +91,21 @@ def encode(tokenizer: Any, rows: list[Rendered]) -> list[Encoded]:
         return_offsets_mapping=True,
         verbose=False,
     )
-    return [
-        Encoded(row.source, ids, _label(ids, offsets, row.spans))
-        for row, ids, offsets in zip(rows, batch["input_ids"], batch["offset_mapping"], strict=True)
-    ]
+
+
+def _encode_fast(
+    tokenizer: Any, row: Rendered, ids: list[int], offsets: list[tuple[int, int]], boundary: Boundary
+) -> Encoded:
+    starts = [start for start, _ in row.spans if start and not boundary.clean(row.text, start, ids, offsets)]
+    if starts:
+        ids, offsets = [], []
+        for first, last in pairwise([0, *starts, len(row.text)]):
+            piece, begin = boundary.continued(row.text[first:last], first > 0)
+            found = _with_offsets(tokenizer, [piece])
+            ids += found["input_ids"][0][begin:]
+            moved = first - (len(piece) - (last - first))
+            offsets += [(a + moved, b + moved) for a, b in found["offset_mapping"][0][begin:]]
+    return Encoded(row.source, ids, _label(ids, offsets, row.spans), apart=len(starts))
 
 
 def _label(ids: list[int], offsets: list[tuple[int, int]], spans: tuple[tuple[int, int], ...]) -> list[int]:
@@ -89,14 +116,25 @@ def _label(ids: list[int], offsets: list[tuple[int, int]], spans: tuple[tuple[in
     return labels
 
 
-def _encode_slowly(tokenizer: Any, row: Rendered) -> Encoded:
+def _encode_slowly(tokenizer: Any, row: Rendered, boundary: Boundary) -> Encoded:
     """For tokenizers that give no offsets."""
-    ids = _ids(tokenizer, row.text)
-    labels = [IGNORE] * len(ids)
-    for start, end in row.spans:
-        first, last = (_count(tokenizer, ids, row.text, at) for at in (start, end))
-        labels[first:last] = ids[first:last]
-    return Encoded(row.source, ids, labels)
+    whole = token_ids(tokenizer, row.text)
+    prompts = ((start, token_ids(tokenizer, row.text[:start])) for start, _ in row.spans if start)
+    starts = [start for start, ids in prompts if whole[: len(ids)] != ids]
+    ids: list[int] = []
+    labels: list[int] = []
+    for first, last in pairwise([0, *starts, len(row.text)]):
+        text, begin = boundary.continued(row.text[first:last], first > 0)
+        more = len(text) - (last - first)
+        found = token_ids(tokenizer, text)
+        own = [IGNORE] * len(found)
+        for start, end in row.spans:
+            if first <= start < last:
+                places = (_count(tokenizer, found, text, at - first + more) for at in (start, end))
+                low, high = (max(place, begin) for place in places)
+                own[low:high] = found[low:high]
+        ids, labels = ids + found[begin:], labels + own[begin:]
+    return Encoded(row.source, ids, labels, apart=len(starts))
 
 
 def _count(tokenizer: Any, ids: list[int], text: str, at: int) -> int:
@@ -108,10 +146,6 @@ def _count(tokenizer: Any, ids: list[int], text: str, at: int) -> int:
 
     if decoded(len(ids)) == text:
         return bisect_right(range(len(ids) + 1), at, key=lambda count: len(decoded(count))) - 1
-    alone = _ids(tokenizer, text[:at])
+    alone = token_ids(tokenizer, text[:at])
     differing = (index for index, (a, b) in enumerate(zip(ids, alone, strict=False)) if a != b)
     return next(differing, min(len(ids), len(alone)))
-
-
-def _ids(tokenizer: Any, text: str) -> list[int]:
-    return tokenizer(text, add_special_tokens=False, verbose=False)["input_ids"]

@@ -186,6 +186,9 @@ def _remedy(counts: Counter[str]) -> str:
         "all labels masked": "raise trainer.max_length",
         "cut to equal answers": "raise trainer.max_length",
         "chosen equals rejected": "give pairs of two different answers",
+        "alike once rendered": "the template leaves out what they differ in; another one: template=chatml",
+        "answer not written by the template": "choose a template that writes tool calls",
+        "rejected by the template": "another template: template=chatml",
         "longer than max_length": "raise trainer.max_length, or data.overlong=truncate",
         "more than max_tokens": "raise data.max_tokens",
         "answer too short": "lower data.min_chars",
@@ -199,6 +202,8 @@ def _remedy(counts: Counter[str]) -> str:
 _DROPPED = (
     "empty answer",
     "chosen equals rejected",
+    "alike once rendered",
+    "answer not written by the template",
     "duplicate",
     "duplicate prompt",
     "near duplicate",
@@ -227,7 +232,7 @@ def _notes(split: Split, max_length: int | None) -> list[str]:
             ("all labels masked", f"rows dropped: their prompt alone fills max_length={max_length}"),
             (
                 "unrolled into turns",
-                "rows added, one for each answer: later turns change how earlier ones are rendered",
+                "rows added, one for each answer: later turns change the text or tokens of earlier ones",
             ),
         )
         if counts[reason]

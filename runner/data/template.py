@@ -7,15 +7,14 @@ what the model is asked for when it is served with the same template, so the tem
 
 from __future__ import annotations
 
-import json
 import re
 from collections.abc import Iterable, Iterator
-from dataclasses import dataclass
 from difflib import get_close_matches
+from functools import cached_property
 from typing import Any
 
 from jinja2 import Environment
-from jinja2.exceptions import SecurityError, TemplateError, TemplateSyntaxError
+from jinja2.exceptions import SecurityError, TemplateSyntaxError
 
 from runner.config.settings import TemplateSettings
 from runner.core.errors import ConfigError, Issue, nearest
@@ -23,22 +22,14 @@ from runner.core.limits import TooMuch, limited
 from runner.data.formats import Example
 from runner.data.labels import IGNORE, Encoded, Rendered, encode
 from runner.data.messages import BadRow, Message, has_content, is_trained
+from runner.data.rendering.boundary import Boundary
+from runner.data.rendering.chat_template import REJECTS, ChatTemplate, template_key, too_much
+from runner.data.rendering.contents import contents_of
+from runner.data.rendering.left_out import left_out
+from runner.data.rendering.turns import Turn, TurnWriter
 
 _SWITCHES = ("enable_thinking", "thinking")  # by which chat templates turn reasoning on and off
 _PROBE = "answer-0b9f"  # stands for an answer where only what comes before it is wanted
-# What a template raises on messages that it was not written for.
-_REJECTS = (TemplateError, TypeError, ValueError, LookupError, AttributeError, OverflowError, RecursionError)
-
-Tools = tuple[dict[str, Any], ...]
-
-
-@dataclass(frozen=True)
-class _Turn:
-    """An answer after its prompt: where it starts, and after which control tokens it may end."""
-
-    text: str
-    start: int
-    ends: list[int]
 
 
 class Renderer:
@@ -48,141 +39,111 @@ class Renderer:
         self.tokenizer, self.settings, self.train_on = tokenizer, settings, train_on
         stops = "|".join(map(re.escape, sorted(_stops(tokenizer), key=len, reverse=True))) or r"(?!)"
         self._stop = re.compile(stops)
+        self.template = ChatTemplate(tokenizer, settings)
+        self._writer = TurnWriter(self.template, self._stop)
+        self._boundary = Boundary(tokenizer)
 
     def render(self, example: Example) -> list[Rendered]:
         """Text and trained spans of one example.
 
         Usually one row. Where a turn stands differently once later turns follow (Qwen3 drops its reasoning,
-        or the template never ends it), every assistant turn is a row of its own, trained on that turn only,
-        since that is the text the model sees when it is served. Raises ``BadRow``.
+        or the template never ends it), or has another first token, every assistant turn is a row of its own,
+        trained on that turn only, since that is what the model sees when it is served. An answer of which the
+        template writes nothing is not trained on; a row without any other is none. Raises ``BadRow``.
         """
         if example.text is not None:
-            begin, end = _beginning(self.tokenizer), self._end()
+            begin, end = _beginning(self.tokenizer), self.tokenizer.eos_token or ""
             text = begin + example.text.removeprefix(begin).removesuffix(end) + end
             return [Rendered(example.source, text, ((0, len(text)),))]
         messages = self._with_system(example.messages)
-        turns = [index for index, message in enumerate(messages) if is_trained(message)]
-        if self.train_on in ("completion", "all"):
-            turns = turns[-1:]
+        turns = {
+            index: self._writer.turn(messages, index, example.tools) for index in self._trained(messages)
+        }
+        turns = {index: turn for index, turn in turns.items() if turn.written}
         if not turns:
             return []
-        rendered = [self._turn(messages, index, example.tools) for index in turns]
+        rendered, answers = list(turns.values()), tuple(turns)
         full = rendered[-1].text
         if self.train_on == "all":
-            return [Rendered(example.source, full, ((0, len(full)),))]
+            return [Rendered(example.source, full, ((0, len(full)),), answers)]
         nested = [[end for end in turn.ends if full.startswith(turn.text[:end])] for turn in rendered]
-        if all(nested):
+        if all(nested) and (len(turns) == 1 or not self._shares_tokens):
             # what follows the last answer cannot change the loss and is left out
             spans = tuple((turn.start, ends[-1]) for turn, ends in zip(rendered, nested, strict=True))
-            return [Rendered(example.source, full[: spans[-1][1]], spans)]
-        last = [(turn, turn.ends[-1]) for turn in rendered]
-        return [Rendered(example.source, turn.text[:end], ((turn.start, end),)) for turn, end in last]
+            return [Rendered(example.source, full[: spans[-1][1]], spans, answers)]
+        return [self._alone(example, index, turn) for index, turn in turns.items()]
 
     def encode(self, rows: list[Rendered]) -> list[Encoded]:
         """Tokenise rows and label the tokens inside their spans."""
-        return encode(self.tokenizer, rows)
+        return encode(self.tokenizer, rows, self._boundary)
 
     def prompt(self, example: Example) -> str:
         """The text after which the model has to write the last answer."""
         messages = self._with_system(example.messages)
-        return self._prompt(messages[:-1], example.tools)
+        return self._writer.prompt(messages[:-1], example.tools)
 
     def sample_turn(self) -> tuple[str, list[str]]:
         """A question and its answer as a row has them, and the control tokens that end the answer.
 
         Raises ``BadRow``.
         """
+        turn = self._sample()
+        return turn.text, self._stop.findall(turn.text[: turn.ends[-1]], turn.start)
+
+    def _sample(self) -> Turn:
         roles = ("user", "assistant")
-        turn = self._turn([{"role": role, "content": _PROBE} for role in roles], 1, ())
-        return turn.text, self._stop.findall(turn.text, turn.start)
+        return self._writer.turn([{"role": role, "content": _PROBE} for role in roles], 1, ())
 
     def warnings(self, example: Example, rows: list[Rendered]) -> list[str]:
         """What may be wrong with a rendered example, as reasons to count: nothing here stops a run."""
-        found, text = [], rows[-1].text if rows else ""
-        for message in example.messages if rows else ():
-            content, role = message["content"], message["role"]
-            if self._stop.search(content):
-                found.append("control tokens in its words")
-            if not has_content(message):
-                found.append(f"an empty {role} message")
-            if role in ("system", "tool") and not _shows(text, content.strip()):
-                found.append(f"{role} message left out by the template")
-            if any(not _shows(text, _tool_name(call)) for call in message.get("tool_calls", ())):
-                found.append("tool calls left out by the template")
-        if text and any(not _shows(text, _tool_name(tool)) for tool in example.tools):
-            found.append("tools left out by the template")
-        return sorted(set(found))
+        if not rows or example.text is not None:
+            return []
+        messages = self._with_system(example.messages)
+        found = {f"an empty {message['role']} message" for message in messages if not has_content(message)}
+        if any(self._stop.search(message["content"]) for message in messages):
+            found.add("control tokens in its words")
+        found.update(left_out(self.template, messages, example.tools, rows[-1].text))
+        spans = {
+            index: row.text[start:end]
+            for row in rows
+            for index, (start, end) in zip(row.answers, row.spans, strict=True)
+        }
+        for index in self._trained(messages):
+            if index in spans:
+                found.update(contents_of(messages[index], self.template.delimiters).lost(spans[index]))
+            else:
+                found.add("an answer of which the template writes nothing: not trained on")
+        return sorted(found)
 
     def trained_text(self, row: Encoded) -> str:
         """The loss tokens, decoded."""
         return self.tokenizer.decode([label for label in row.labels if label != IGNORE])
 
-    def _turn(self, messages: list[Message], index: int, tools: Tools) -> _Turn:
-        before = messages[:index]
-        prompt = self._prompt(before, tools)
-        text = self._apply(messages[: index + 1], tools)
-        if not text.startswith(prompt):
-            # some templates write the system prompt or the tools into the last user turn, and only while it
-            # is last: the model is then served the prompt, so the answer is put after that
-            opening = self._opening(before, tools)
-            last = prompt.rfind(before[-1]["content"].strip()) if before else -1
-            if last < 0 or not opening.endswith(prompt[last:]) or not text.startswith(opening):
-                raise BadRow(_mismatch(index, prompt, text))
-            text = prompt + text[len(opening) :]
-        ends = self._ends(text, len(prompt))
-        if not ends:  # the template never ends the turn: without this the model would not stop
-            text = prompt + text[len(prompt) :].rstrip("\n") + self._end()
-            ends = [len(text)]
-        return _Turn(text, len(prompt), ends)
+    def _trained(self, messages: list[Message]) -> list[int]:
+        """Indices of the messages that are trained on."""
+        turns = [index for index, message in enumerate(messages) if is_trained(message)]
+        return turns[-1:] if self.train_on in ("completion", "all") else turns
 
-    def _ends(self, text: str, start: int) -> list[int]:
-        """Where the control tokens end that nothing but white space and control tokens follows."""
-        ends, edge = [], len(text)
-        for match in reversed(list(self._stop.finditer(text, start))):
-            if text[match.end() : edge].strip():
-                break
-            ends, edge = [match.end(), *ends], match.start()
-        return ends
+    @cached_property
+    def _shares_tokens(self) -> bool:
+        """Whether a token reaches from a prompt into any answer: of later turns it would be served whole."""
+        try:
+            turn = self._sample()
+        except BadRow:
+            return False
+        end = turn.ends[-1]
+        return bool(self.encode([Rendered(0, turn.text[:end], ((turn.start, end),))])[0].apart)
 
-    def _prompt(self, messages: list[Message], tools: Tools) -> str:
-        """What the model is served before it answers.
-
-        Where the template has no generation prompt, all it writes before the answer's own words.
-        """
-        served = self._apply(messages, tools, generate=True) if messages else ""
-        if messages and served != self._apply(messages, tools):
-            return served
-        opening = self._opening(messages, tools)
-        return opening if opening.startswith(served) else served
-
-    def _opening(self, messages: list[Message], tools: Tools) -> str:
-        """What the template writes before an answer, without trailing spaces: tokens begin with theirs."""
-        text = self._apply([*messages, {"role": "assistant", "content": _PROBE}], tools)
-        return text[: text.rfind(_PROBE)].rstrip(" ") if _PROBE in text else ""
+    def _alone(self, example: Example, index: int, turn: Turn) -> Rendered:
+        """An answer as a row of its own."""
+        end = turn.ends[-1]
+        return Rendered(example.source, turn.text[:end], ((turn.start, end),), (index,))
 
     def _with_system(self, messages: Iterable[Message]) -> list[Message]:
         messages = list(messages)
         if self.settings.system and messages[0]["role"] != "system":
             return [{"role": "system", "content": self.settings.system}, *messages]
         return messages
-
-    def _apply(self, messages: list[Message], tools: Tools, generate: bool = False) -> str:
-        try:
-            with limited():
-                return self.tokenizer.apply_chat_template(
-                    messages,
-                    tools=list(tools) or None,
-                    tokenize=False,
-                    add_generation_prompt=generate,
-                    **self.settings.kwargs,
-                )
-        except TooMuch as error:
-            raise ConfigError(_too_much(self.settings, error)) from error
-        except _REJECTS as error:
-            raise BadRow(f"the template rejects it: {error}") from error
-
-    def _end(self) -> str:
-        return self.tokenizer.eos_token or ""
 
 
 def apply_template(tokenizer: Any, settings: TemplateSettings) -> None:
@@ -234,7 +195,7 @@ def _template_issues(tokenizer: Any, settings: TemplateSettings) -> Iterator[Iss
     if used and settings.chat_template:
         message = f"the template uses {', '.join(used)}, which this tokenizer has no token for"
         yield Issue("template", message, "template=chat keeps the tokenizer's own template")
-    where = _where(settings)
+    where = template_key(settings)
     try:
         if power := _power(template):
             message = f"line {power} uses **, with which a template can compute for ever"
@@ -245,20 +206,11 @@ def _template_issues(tokenizer: Any, settings: TemplateSettings) -> Iterator[Iss
     except TemplateSyntaxError as error:
         yield Issue(where, f"line {error.lineno} is not Jinja: {error.message}")
     except TooMuch as error:
-        yield _too_much(settings, error)
+        yield too_much(settings, error)
     except SecurityError as error:
         yield Issue(where, f"the template reaches for what it may not have: {error}")
-    except _REJECTS:
+    except REJECTS:
         return  # it may well want other messages than these; the rows will tell
-
-
-def _where(settings: TemplateSettings) -> str:
-    """Whose template it is: the config's, or that of the tokenizer in the model's folder."""
-    return "template.chat_template" if settings.chat_template else "model.path, its chat template"
-
-
-def _too_much(settings: TemplateSettings, error: TooMuch) -> Issue:
-    return Issue(_where(settings), f"{error} to render a conversation", "another one: template=chatml")
 
 
 def _power(template: str) -> int | None:
@@ -275,19 +227,3 @@ def _stops(tokenizer: Any) -> set[str]:
     """Strings of the control tokens, any of which can end a turn."""
     added = tokenizer.added_tokens_decoder.values()
     return {str(token) for token in added if token.special} | set(map(str, tokenizer.all_special_tokens))
-
-
-def _shows(text: str, words: str) -> bool:
-    return words in text or json.dumps(words, ensure_ascii=False)[1:-1] in text
-
-
-def _tool_name(tool: Any) -> str:
-    """The name in a tool's schema or call, which may stand under ``function``."""
-    inner = tool.get("function", tool) if isinstance(tool, dict) else None
-    return str(inner.get("name", "")) if isinstance(inner, dict) else ""
-
-
-def _mismatch(index: int, prompt: str, text: str) -> str:
-    at = next((i for i, (a, b) in enumerate(zip(prompt, text, strict=False)) if a != b), len(text))
-    shown = f"...{prompt[max(0, at - 30) : at + 20]!r} against ...{text[max(0, at - 30) : at + 20]!r}"
-    return f"the template renders the answer of message {index} over its own prompt: {shown}"

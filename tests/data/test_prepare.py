@@ -233,15 +233,26 @@ def test_a_row_that_the_template_refuses_is_named(tmp_path: Path) -> None:
         + strict.chat_template
     )
     good = written(tmp_path, NUMBERED[:1], "good.json")
+    renderer = Renderer(strict, TemplateSettings())
+    data = prepare(DataSettings(path=[good, {"path": path, "weight": 2}]), renderer, None, 0)
+    assert data.train.counts["rejected by the template"] == 4
+    assert len(data.train.rows) == 5
+    reason = "the template rejects it: no system role (dropped)"
+    assert data.notes[-1] == f"train: 4 rows with {reason}, {path}, row 2 first"
+
+
+def test_a_template_that_rejects_most_rows_is_refused(tmp_path: Path) -> None:
+    path = written(tmp_path, pairs(*[(f"{number}", "y") for number in range(3)]))
+    strict = byte_tokenizer()
+    strict.chat_template = (
+        "{% if messages[0].content != '1' %}{{ raise_exception('only one') }}{% endif %}"
+        + strict.chat_template
+    )
     with pytest.raises(ConfigError) as caught:
-        prepare(
-            DataSettings(path=[good, {"path": path, "weight": 2}]),
-            Renderer(strict, TemplateSettings()),
-            None,
-            0,
-        )
-    assert [str(issue) for issue in caught.value.issues] == [
-        f"{path}, row {row}: the template rejects it: no system role" for row in (2, 4)
+        prepare(DataSettings(path=path), Renderer(strict, TemplateSettings()), None, 0)
+    assert [str(issue).partition(" (")[0] for issue in caught.value.issues] == [
+        "data (train): the chat template rejects 2 of 3 examples",
+        *(f"{path}, row {row}: the template rejects it: only one" for row in (1, 3)),
     ]
 
 

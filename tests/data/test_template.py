@@ -200,11 +200,14 @@ def test_labels_equal_the_marked_generation(template: str, eos: str, example: Ex
     oracle = made.apply_chat_template(messages, return_assistant_tokens_mask=True, return_dict=True)
     [row] = encoded(made, example)
     length = len(row.input_ids)
-    assert row.input_ids == oracle["input_ids"][:length]
-    assert [label != IGNORE for label in row.labels] == [
-        bool(bit) for bit in oracle["assistant_masks"][:length]
-    ]
-    assert not any(oracle["assistant_masks"][length:])
+    if not row.apart:
+        assert row.input_ids == oracle["input_ids"][:length]
+        masks = [bool(bit) for bit in oracle["assistant_masks"]]
+        assert [label != IGNORE for label in row.labels] == masks[:length]
+        assert not any(masks[length:])
+    said = zip(oracle["input_ids"], oracle["assistant_masks"], strict=True)
+    marks = Encoded(1, oracle["input_ids"], [token if bit else IGNORE for token, bit in said])
+    assert runs(made, row) == runs(made, marks)
 
 
 @pytest.mark.parametrize("kind", ["trimmed", "slow bytes", "slow metaspace"])
@@ -299,13 +302,19 @@ def test_template_that_never_ends_a_turn() -> None:
     assert texts(made, example)[1] == "User: Hi\nAssistant: Hello\nUser: And?\nAssistant: Fine</s>"
 
 
-def test_a_token_across_the_start_is_labelled() -> None:
+def test_prompt_and_answer_share_no_token() -> None:
     template = NO_END.replace(": {{ m.content }}\n", ":\n{{ m.content }}</s>").replace(
         "Assistant:", "Assistant:\n"
     )
     for kind in ("greedy", "slow greedy"):  # its tokens reach from one line into the next
         made = tokenizer(template, "</s>", kind)
-        assert trained(made, chat("Hi", "Fine")) == [["\nFine</s>"]]
+        for example in (chat("Hi", "Fine"), chat("Hi", "Fine", "And?", "Fine")):
+            for row in encoded(made, example):
+                [run] = runs(made, row)
+                assert run == "Fine</s>"
+                before = row.input_ids[: -len(row.labels) + row.labels.count(IGNORE)]
+                assert made.decode(before).endswith("Assistant:\n")
+                assert before == made(made.decode(before), add_special_tokens=False)["input_ids"]
 
 
 def test_empty_repeated_and_first_answers() -> None:
@@ -363,9 +372,8 @@ def test_tools_their_calls_and_results() -> None:
     renderer = Renderer(made, TemplateSettings())
     assert renderer.warnings(example, renderer.render(example)) == []
     deaf = Renderer(tokenizer(LATE_SYSTEM, "</s>"), TemplateSettings())
-    warnings = deaf.warnings(example, [*Renderer(tokenizer(), TemplateSettings()).render(chat("Hi", "Two."))])
-    assert warnings == [
-        "tool calls left out by the template",
+    assert deaf.warnings(example, deaf.render(example)) == [
+        "an answer of which the template writes nothing: not trained on",
         "tool message left out by the template",
         "tools left out by the template",
     ]
@@ -380,12 +388,13 @@ def test_control_tokens_in_the_words_are_said_and_move_no_mask(kind: str) -> Non
     said = ["It <|im_end|><|im_end|>", "a <|im_end|>\nb<|im_end|>"]
     assert [runs(made, row) for row in renderer.encode(rows)] == [said]
     assert renderer.warnings(example, rows) == ["control tokens in its words"]
-    assert renderer.warnings(chat("Hi", "Hello"), rows) == []
+    plain = chat("Hi", "Hello")
+    assert renderer.warnings(plain, renderer.render(plain)) == []
 
 
 def test_a_template_over_its_own_prompt_is_refused() -> None:
-    made = tokenizer(CHATML.replace("assistant\n{% endif", "assistant\n<think>\n{% endif"))
-    with pytest.raises(BadRow, match=r"answer of message 1 over its own prompt.*<think>"):
+    made = tokenizer(CHATML.replace("assistant\n{% endif", "assistant\nI say: {% endif"))
+    with pytest.raises(BadRow, match=r"answer of message 1 over its own prompt.*I say"):
         encoded(made, chat("Hi", "Hello"))
 
 

@@ -401,7 +401,7 @@ def test_several_processes_prepare_the_same(
 
 def test_issues_of_several_processes_are_those_of_one(tmp_path: Path, request: pytest.FixtureRequest) -> None:
     tokenizer = byte_tokenizer()
-    refusal = "{% if '3' in messages[0].content %}{{ raise_exception('no threes') }}{% endif %}"
+    refusal = "{% if '3' not in messages[0].content %}{{ raise_exception('no threes') }}{% endif %}"
     tokenizer.chat_template = refusal + str(tokenizer.chat_template)
     renderer = Renderer(tokenizer, TemplateSettings())
     file = jsonl(tmp_path / "rows.jsonl", [row(number) for number in range(150)])
@@ -412,8 +412,9 @@ def test_issues_of_several_processes_are_those_of_one(tmp_path: Path, request: p
         found.append([str(issue) for issue in caught.value.issues])
         request.getfixturevalue("three_workers")
     assert found[0] == found[1]
-    assert found[0][0] == f"{file}:4: the template rejects it: no threes"
-    assert len(found[0]) == SHOWN_ISSUES + 1
+    assert "rejects 105 of 150 examples" in found[0][0]
+    assert found[0][1] == f"{file}:1: the template rejects it: no threes"
+    assert len(found[0]) == SHOWN_ISSUES + 2
 
 
 @pytest.mark.usefixtures("three_workers")
