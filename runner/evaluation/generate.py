@@ -160,9 +160,7 @@ def generate(
             chosen = order[start : start + batch_size]
             with torch.inference_mode(), cast(model.device, autocast):
                 batch = [prompts[index] for index in chosen] * cells
-                made = _generate(
-                    model, batch, tokenizer.pad_token_id, max_new_tokens, stops, drawing or GREEDY
-                )
+                made = _generate(model, batch, pad, max_new_tokens, stops, drawing or GREEDY)
             texts = [parser.decode(ids, stops) for ids in made]
             places = [cell * len(prompts) + index for cell in range(cells) for index in chosen]
             answers_by_index |= dict(zip(places, texts, strict=True))
