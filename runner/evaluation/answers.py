@@ -68,11 +68,15 @@ class AnswerParser:
         opened = opened or self._closes_first(text)
         while closed:
             parts = split_reasoning(rest, self._delimiters, opened)
-            if parts.reasoning is None:
+            if parts.reasoning is not None:
+                reasoning.append(parts.reasoning)
+                # gpt-oss begins its message anew after each block
+                rest = parts.answer.removeprefix(self._turn_header)
+            elif self._before and rest.lstrip().startswith(self._before):
+                rest = rest.lstrip().removeprefix(self._before)
+            else:
                 break
-            reasoning.append(parts.reasoning)
-            rest, closed, opened = parts.answer, parts.closed, False
-            rest = rest.removeprefix(self._turn_header)
+            closed, opened = parts.closed, False
         rest = self._bare(rest)
         return Answer(text, rest, "".join(reasoning) if reasoning else None, closed)
 
@@ -87,7 +91,8 @@ class AnswerParser:
             except BadRow:
                 return example.answer
             ids = self.tokenizer(span, add_special_tokens=False)["input_ids"]
-            return self.parse(self.decode(ids, [self.tokenizer.eos_token_id]), self.opened(prompt)).answer
+            text = self.decode(ids, [self.tokenizer.eos_token_id])
+            return self.parse(text, self.opened(prompt) and self.closes(text)).answer
         found = self.parse(example.answer)
         return found.answer if found.closed else example.answer
 
@@ -127,10 +132,10 @@ class AnswerParser:
         reasoning."""
         template, tokens = self._renderer.template, self.tokenizer.get_added_vocab()
         text = str(self.tokenizer.chat_template)
-        for number, pair in enumerate(template.delimiters):
-            opening = pair[0]
-            if number == 0 or pair == KNOWN[0] or opening in text or any(map(opening.startswith, tokens)):
-                yield pair
+        for opening, closing in template.delimiters:
+            known = (opening, closing) not in KNOWN[1:] or opening in text
+            if opening != closing and (known or any(map(opening.startswith, tokens))):
+                yield opening, closing
 
     def _begins_turn(self) -> str:
         """What begins an answer's message: gpt-oss writes it once more after the reasoning."""
@@ -148,10 +153,9 @@ class AnswerParser:
         return False
 
     def _bare(self, text: str) -> str:
-        """A text without what the template writes before and after the words of an answer."""
+        """A text without what the template writes after the words of an answer, and without its marks."""
         words = text.strip()
-        bare = words.removeprefix(self._before) if self._before else words
-        bare = bare.removesuffix(self._after) if self._after else bare
+        bare = words.removesuffix(self._after) if self._after else words
         for mark in self._marks:
             bare = bare.replace(mark, "")
         return bare.strip() if bare != words else text
@@ -220,15 +224,16 @@ def answer_fields(name: str, text: str | None, answer: str | None) -> dict[str, 
 def answerable(rows: Split, renderer: Renderer) -> Iterator[Example]:
     """The examples that can be answered: those that ask, but not with an undesirable answer (KTO).
 
-    What the template rejects was dropped and counted when the rows were prepared.
+    What the template rejects, or writes nothing of, was counted when the rows were prepared.
     """
     for example in rows.examples:
         if example.messages and example.label is not False:
             try:
-                renderer.last_turn(example)
+                turn = renderer.last_turn(example)
             except BadRow:
                 continue
-            yield example
+            if turn.written:
+                yield example
 
 
 def question(example: Example) -> str:
