@@ -128,13 +128,14 @@ class AnswerParser:
         return message | ({"reasoning_content": reasoning} if reasoning else {})
 
     def _known(self) -> Iterator[Delimiters]:
-        """The delimiters whose opening the template or the vocabulary has: Phi ends turns as gpt-oss ends
-        reasoning."""
+        """The delimiters whose opening the template or the vocabulary has: Phi ends turns with the token by
+        which gpt-oss ends reasoning."""
         template, tokens = self._renderer.template, self.tokenizer.get_added_vocab()
         text = str(self.tokenizer.chat_template)
         for opening, closing in template.delimiters:
             known = (opening, closing) not in KNOWN[1:] or opening in text
-            if opening != closing and (known or any(map(opening.startswith, tokens))):
+            # a template that writes a bare "</think>" gives only a part of the opening
+            if opening not in closing and (known or any(map(opening.startswith, tokens))):
                 yield opening, closing
 
     def _begins_turn(self) -> str:
