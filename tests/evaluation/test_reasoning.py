@@ -3,12 +3,14 @@
 import json
 from pathlib import Path
 from types import SimpleNamespace
+from typing import Any
 
 import pytest
 import torch
 import yaml
 
 from helpers.command import TINY
+from helpers.packs import run_pack
 from helpers.tiny_model import tiny_base
 from runner.config.settings import ChatSettings, TemplateSettings
 from runner.data.formats import Example
@@ -185,7 +187,7 @@ def test_rows_that_the_template_rejects_or_does_not_write_are_not_asked():
     raises = "{% if m.content == 'no' %}{{ raise_exception('no') }}{% endif %}"
     silent = "{% if m.content != 'nothing' %}{{ m.content }}{% endif %}"
     rows = [example("no"), example("nothing"), example("4")]
-    split = SimpleNamespace(examples=rows)
+    split: Any = SimpleNamespace(examples=rows)
     assert list(answerable(split, renderer(_template(raises + silent)))) == [rows[2]]
 
 
@@ -216,34 +218,38 @@ def said(monkeypatch):
     return say
 
 
+DATA = ("data=file", "data.path=train.jsonl", "data.eval_path=rows.jsonl", "data.eval_max_rows=null")
+
+
 @pytest.fixture
-def words(tmp_path):
-    """The words that choose a template and rows with reasoning in both places."""
+def rows(tmp_path, monkeypatch):
+    """Write the files of ``DATA``; one of the held-out answers has its reasoning among its words."""
+    monkeypatch.chdir(tmp_path)
+    held_out = [
+        {"prompt": "Say one.", "completion": "one"},
+        {"prompt": "Say two.", "completion": "<think>\nLess than three.\n</think>\n\ntwo"},
+        {"prompt": "Say three.", "completion": "three"},
+    ]
+    Path("rows.jsonl").write_text("".join(json.dumps(row) + "\n" for row in held_out))
+    Path("train.jsonl").write_text(json.dumps({"prompt": "Say ten.", "completion": "ten"}) + "\n")
 
-    def choose(template: str) -> tuple[str, ...]:
-        folder = tmp_path / "own" / "template"
-        folder.mkdir(parents=True)
-        (folder / "reasons.yaml").write_text(yaml.safe_dump({"chat_template": template}))
-        rows = [
-            {"prompt": "Say one.", "completion": "one"},
-            {"prompt": "Say two.", "completion": "<think>\nLess than three.\n</think>\n\ntwo"},
-            {"prompt": "Say three.", "completion": "three"},
-        ]
-        Path("rows.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
-        Path("train.jsonl").write_text(json.dumps({"prompt": "Say ten.", "completion": "ten"}) + "\n")
-        data = ("data=file", "data.path=train.jsonl", "data.eval_path=rows.jsonl", "data.eval_max_rows=null")
-        return ("--config-dir", str(folder.parent), "template=reasons", *data)
 
-    return choose
+@pytest.fixture
+def qwen(tmp_path) -> tuple[str, ...]:
+    """The words that choose ``QWEN``."""
+    folder = tmp_path / "own" / "template"
+    folder.mkdir(parents=True)
+    (folder / "reasons.yaml").write_text(yaml.safe_dump({"chat_template": QWEN}))
+    return ("--config-dir", str(folder.parent), "template=reasons")
 
 
 RIGHT = [f"<think>\n\n</think>\n\n{word}" for word in ("one", "two", "three")]
 CUT = ["<think>\nSo", "<think>\n\n</think>\n\nfour", "three"]
 
 
-def test_a_run_scores_the_answers_and_keeps_what_was_written(cli, said, words, capsys):
+def test_a_run_scores_the_answers_and_keeps_what_was_written(cli, said, rows, qwen, capsys):
     said(CUT, RIGHT)
-    run = cli(*TINY, *words(QWEN), "data.metric=exact_match", "trainer.max_steps=1")
+    run = cli(*TINY, *qwen, *DATA, "data.metric=exact_match", "trainer.max_steps=1")
     assert run.code == 0
     metrics = run.record["metrics"]
     assert (metrics["exact_match_before"], metrics["exact_match_after"]) == (pytest.approx(1 / 3), 1)
@@ -263,11 +269,11 @@ def test_a_run_scores_the_answers_and_keeps_what_was_written(cli, said, words, c
     assert all(f"warning {note}" in printed for note in notes)
 
 
-def test_evaluate_gives_the_answer_alone_to_all_metrics_and_the_users_function(cli, said, words):
+def test_evaluate_gives_the_answer_alone_to_all_metrics_and_the_users_function(cli, said, rows, qwen):
     said(RIGHT)
     Path("own.py").write_text("def short(answer, expected):\n    return len(answer) <= len(expected) <= 5\n")
     chosen = ("evaluate.function=own.py:short", "evaluate.metrics=[exact_match,rouge_l,chrf,bleu]")
-    run = cli("recipe=evaluate", *TINY[:2], *words(QWEN), *chosen)
+    run = cli("recipe=evaluate", *TINY[:2], *qwen, *DATA, *chosen)
     assert run.code == 0
     evaluation = json.loads((run.folder / "evaluation.json").read_text())
     scores = {name: score["value"] for name, score in evaluation["models"]["model"].items()}
@@ -284,10 +290,21 @@ def test_evaluate_gives_the_answer_alone_to_all_metrics_and_the_users_function(c
     assert (sample["after"], sample["after_answer"], sample["after_match"]) == (RIGHT[0], "one", True)
 
 
-def test_answers_to_a_file_of_prompts_stand_apart_from_their_reasoning(cli, said, words):
+def test_each_cell_of_a_pack_is_scored_by_its_own_answers(said, rows, tmp_path):
+    said(CUT, RIGHT + CUT)
+    base = (*TINY, *DATA, "data.metric=exact_match", "trainer.max_steps=1")
+    runs = run_pack(tmp_path / "cells", base, [("lora.r=4",), ("lora.r=8",)])
+    scores = [run.record["metrics"]["exact_match_after"] for run in runs]
+    assert scores == [1, pytest.approx(1 / 3)]
+    assert [run.lines("samples.jsonl")[0]["after_answer"] for run in runs] == ["one", ""]
+    counted = [[note for note in run.record["notes"] if "3 of 3 answers after" in note] for run in runs]
+    assert [len(notes) for notes in counted] == [1, 0]
+
+
+def test_answers_to_a_file_of_prompts_stand_apart_from_their_reasoning(cli, said, rows, qwen):
     said(["<think>\n2 + 2.\n</think>\n\n4", "<think>\nSo", "5"])
     Path("asks.txt").write_text("one\ntwo\nthree\n")
-    run = cli("recipe=chat", "model=tiny", *words(QWEN)[:3], "prompts=asks.txt")
+    run = cli("recipe=chat", "model=tiny", *qwen, "prompts=asks.txt")
     assert run.code == 0
     lines = [(line["answer"], line.get("reasoning_content")) for line in run.lines("answers.jsonl")]
     assert lines == [("4", "2 + 2."), ("", "So"), ("5", None)]
