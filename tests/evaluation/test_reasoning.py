@@ -104,6 +104,7 @@ def written(found: Renderer, row: Example) -> str:
         (CHANNELS, ANALYSIS + FINAL, "4", "2 + 2."),
         (CHANNELS, ANALYSIS + ANALYSIS + FINAL, "4", "2 + 2.2 + 2."),
         (CHANNELS, FINAL, "4", None),
+        (CHANNELS, f"{FINAL}<|end|>", "4", None),
     ],
 )
 def test_the_answer_is_what_stands_after_the_reasoning(template, text, answer, reasoning):
