@@ -14,6 +14,7 @@ from runner.data.files import file_rows
 from runner.data.formats import Example
 from runner.data.messages import BadRow
 from runner.data.template import Renderer, apply_template
+from runner.evaluation.answers import AnswerParser, question, reasoning_notes
 from runner.models.adapter import attach, using
 from runner.models.base_digest import base_identity
 from runner.models.build import quantization_config
@@ -59,8 +60,11 @@ def run(config: RunConfig, folder: RunFolder) -> None:
     with folder.timed("answer"):
         if prompts:
             with using(model, conversation.active):
-                answers = _answer_all(config, model, renderer, prompts, precision.autocast)
+                answers, notes = _answer_all(config, model, renderer, prompts, precision.autocast)
             folder.write_lines("answers.jsonl", answers)
+            folder.notes += notes
+            for note in notes:
+                console.warn(note)
         elif config.prompt is not None:
             print("".join(conversation.ask(config.prompt)).strip())
         else:
@@ -118,17 +122,22 @@ def _example(number: int, messages: list[dict[str, Any]]) -> Example:
 
 def _answer_all(
     config: RunConfig, model: Any, renderer: Renderer, prompts: list[Example], autocast: Any
-) -> list[dict[str, Any]]:
-    """The lines of ``answers.jsonl``, in the order of the file."""
+) -> tuple[list[dict[str, Any]], list[str]]:
+    """The lines of ``answers.jsonl``, in the order of the file, and what is to be said of them."""
     from runner.evaluation.chat import drawing
     from runner.evaluation.generate import generate
 
     size, drawn = config.generation.batch_size, drawing(config.chat)
     with Progress("answering", len(prompts)) as progress:
-        answers = generate(
+        texts = generate(
             model, renderer, prompts, size, config.chat.max_new_tokens, autocast, progress.advance, drawn
         )
-    return [
-        {"index": index, "prompt": str(prompt.messages[-2]["content"]), "answer": answer}
-        for index, (prompt, answer) in enumerate(zip(prompts, answers, strict=True))
+    parser = AnswerParser(renderer)
+    opened = [parser.opened(renderer.prompt(prompt)) for prompt in prompts]
+    answers = [parser.parse(text, inside) for text, inside in zip(texts, opened, strict=True)]
+    lines = [
+        {"index": index, "prompt": question(prompt), "answer": found.answer}
+        | ({"reasoning_content": found.reasoning.strip()} if found.reasoning is not None else {})
+        for index, (prompt, found) in enumerate(zip(prompts, answers, strict=True))
     ]
+    return lines, reasoning_notes({"": answers}, "chat.max_new_tokens", scored=False)

@@ -20,10 +20,19 @@ from runner.core.atomic import json_text, write_atomically
 from runner.core.errors import ConfigError, Issue, nearest
 from runner.core.progress import Progress
 from runner.data.foreign import foreign_rows
+from runner.data.formats import Example
 from runner.data.max_length import row_limit
 from runner.data.prepare import prepare
 from runner.data.splits import Split
 from runner.data.template import Renderer, apply_template
+from runner.evaluation.answers import (
+    Answer,
+    AnswerReader,
+    answer_fields,
+    answerable,
+    question,
+    reasoning_notes,
+)
 from runner.evaluation.lm_eval_tasks import run_tasks, task_issues
 from runner.models.adapter import attach, using
 from runner.models.base_digest import base_identity
@@ -60,25 +69,32 @@ def run(config: RunConfig, folder: RunFolder) -> None:
         model = attach(model, adapters(config))
     named = [adapter.name for adapter in adapters(config)]
     columns: dict[str, str | None] = {"base" if named else "model": None, **{name: name for name in named}}
-    prompted = (example for example in rows.examples if example.messages)
-    answered = list(islice(prompted, config.generation.rows))
+    answered = list(islice(answerable(rows, renderer), config.generation.rows))
+    reader = AnswerReader(renderer, answered)
     measured: dict[str, Any] = {}
-    answers: dict[str, list[str]] = {}
+    answers: dict[str, list[Answer]] = {}
     tasks: dict[str, dict[str, float]] = {}
     for column, active in columns.items():
         with using(model, active), folder.timed(f"score {column}"):
-            answers[column] = _answers(model, config, renderer, answered, precision, column)
+            answers[column] = reader.read(_answers(model, config, renderer, answered, precision, column))
             losses = _losses(config, model, rows, base.tokenizer.pad_token_id, precision)
-            measured[column] = losses + _scores(answered, answers[column], names, function)
+            measured[column] = losses + _scores(reader.expected, answers[column], names, function)
             if config.evaluate.tasks:
                 batch = config.generation.batch_size
                 tasks[column] = run_tasks(model, base.tokenizer, config.evaluate.tasks, batch, config.seed)
     evaluation = _compare(config, measured, tasks)
+    if notes := reasoning_notes(
+        {f"of {column}": own for column, own in answers.items()}, "generation.max_new_tokens"
+    ):
+        evaluation["notes"] = notes
+        folder.notes += notes
     write_atomically(folder.path / "evaluation.json", json_text(evaluation))
-    folder.write_lines("samples.jsonl", _samples(config, answered, answers))
+    folder.write_lines("samples.jsonl", _samples(config, answered, reader.expected, answers))
     last = evaluation["models"][list(columns)[-1]]
     folder.metrics |= {name: score["value"] for name, score in last.items()}
     terminal.evaluation(evaluation)
+    for note in notes:
+        console.warn(note)
 
 
 def _chosen(config: RunConfig) -> tuple[list[str] | None, dict[str, Callable[[str, str], float]]]:
@@ -187,20 +203,20 @@ def _losses(config: RunConfig, model: Any, rows: Split, pad: int, precision: Pre
 
 
 def _scores(
-    examples: list[Any],
-    answers: list[str],
+    expected: list[str],
+    answers: list[Answer],
     names: list[str] | None,
     function: dict[str, Callable[[str, str], float]],
 ) -> list[Any]:
     """The scores of a model's answers, by the chosen metrics and the user's own function."""
     from runner.evaluation.metrics import applicable_metrics, mean_of, measure
 
-    if not examples:
+    if not expected:
         return []
-    expected = [example.answer for example in examples]
+    texts = [found.answer for found in answers]
     chosen = applicable_metrics(expected) if names is None else names
-    found = [measure(name, answers, expected) for name in chosen]
-    return found + [mean_of(name, score, answers, expected) for name, score in function.items()]
+    found = [measure(name, texts, expected) for name in chosen]
+    return found + [mean_of(name, score, texts, expected) for name, score in function.items()]
 
 
 def _compare(config: RunConfig, measured: dict[str, Any], tasks: dict[str, Any]) -> dict[str, Any]:
@@ -235,21 +251,23 @@ def _compare(config: RunConfig, measured: dict[str, Any], tasks: dict[str, Any])
     return result
 
 
-def _samples(config: RunConfig, examples: list[Any], answers: dict[str, list[str]]) -> list[dict[str, Any]]:
+def _samples(
+    config: RunConfig, examples: list[Example], expected: list[str], answers: dict[str, list[Answer]]
+) -> list[dict[str, Any]]:
     """The lines of ``samples.jsonl``, as the training recipes write them: before is the first model."""
     from runner.evaluation.metrics import exact_match
 
     last = list(answers.values())[-1]
     first = next(iter(answers.values())) if len(answers) > 1 else None
-    return [
-        {
-            "index": index,
-            "prompt": str(example.messages[-2]["content"]) if len(example.messages) > 1 else "",
-            "expected": example.answer,
-            "before": first[index] if first else None,
-            "after": last[index],
-            "before_match": exact_match(first[index], example.answer) if first else None,
-            "after_match": exact_match(last[index], example.answer),
-        }
-        for index, example in enumerate(examples[: config.generation.samples])
-    ]
+    lines = []
+    for index, example in enumerate(examples[: config.generation.samples]):
+        right, after, before = expected[index], last[index], first[index] if first else None
+        lines.append(
+            {"index": index, "prompt": question(example)}
+            | answer_fields("expected", example.answer, right)
+            | (answer_fields("before", before.text, before.answer) if before else {"before": None})
+            | answer_fields("after", after.text, after.answer)
+            | {"before_match": exact_match(before.answer, right) if before else None}
+            | {"after_match": exact_match(after.answer, right)}
+        )
+    return lines

@@ -37,7 +37,8 @@ class Renderer:
 
     def __init__(self, tokenizer: Any, settings: TemplateSettings, train_on: str = "assistant") -> None:
         self.tokenizer, self.settings, self.train_on = tokenizer, settings, train_on
-        stops = "|".join(map(re.escape, sorted(_stops(tokenizer), key=len, reverse=True))) or r"(?!)"
+        self.all_control_tokens = _stops(tokenizer)
+        stops = "|".join(map(re.escape, sorted(self.all_control_tokens, key=len, reverse=True))) or r"(?!)"
         self._stop = re.compile(stops)
         self.template = ChatTemplate(tokenizer, settings)
         self._writer = TurnWriter(self.template, self._stop)
@@ -81,6 +82,15 @@ class Renderer:
         """The text after which the model has to write the last answer."""
         messages = self._with_system(example.messages)
         return self._writer.prompt(messages[:-1], example.tools)
+
+    def last_turn(self, example: Example) -> Turn:
+        """The last answer of a conversation behind its prompt, as it is served. Raises ``BadRow``."""
+        messages = self._with_system(example.messages)
+        return self._writer.turn(messages, len(messages) - 1, example.tools)
+
+    def control_tokens(self, text: str) -> list[str]:
+        """The control tokens in a text, in their order."""
+        return self._stop.findall(text)
 
     def sample_turn(self) -> tuple[str, list[str]]:
         """A question and its answer as a row has them, and the control tokens that end the answer.

@@ -13,6 +13,7 @@ from runner.config.settings import ChatSettings
 from runner.data.formats import Example
 from runner.data.messages import Message
 from runner.data.template import Renderer
+from runner.evaluation.answers import AnswerParser
 from runner.evaluation.generate import GREEDY, stop_ids
 from runner.evaluation.row_loss import cast
 from runner.models.adapter import using
@@ -34,6 +35,7 @@ class Conversation:
         autocast: torch.dtype | None,
     ) -> None:
         self._model, self._renderer, self._settings, self._autocast = model, renderer, settings, autocast
+        self._parser = AnswerParser(renderer)
         self.adapters = adapters
         self.active: str | None = adapters[0] if adapters else None
         self.system: str | None = None
@@ -53,20 +55,28 @@ class Conversation:
         self.turns = []
 
     def ask(self, text: str) -> Generator[str, None, None]:
-        """Answer one more turn, piece by piece. A consumer that stops early keeps the pieces so far."""
+        """Answer one more turn, piece by piece. A consumer that stops early keeps the pieces so far.
+
+        Reasoning is among the pieces; for the next turns it is kept as the template expects it.
+        """
         self.turns.append({"role": "user", "content": text})
-        pieces: list[str] = []
+        prompt, pieces = self._prompt(), list[str]()
         try:
-            for piece in self._stream(self.prompt_ids()):
+            for piece in self._stream(self._ids(prompt)):
                 pieces.append(piece)
                 yield piece
         finally:
-            self.turns.append({"role": "assistant", "content": "".join(pieces).strip()})
+            self.turns.append(self._parser.message("".join(pieces), prompt))
 
     def prompt_ids(self) -> list[int]:
         """Token ids that the model is given for the next answer."""
+        return self._ids(self._prompt())
+
+    def _prompt(self) -> str:
         pending = ({"role": "assistant", "content": ""},)
-        text = self._renderer.prompt(Example(0, messages=(*self.messages, *pending)))
+        return self._renderer.prompt(Example(0, messages=(*self.messages, *pending)))
+
+    def _ids(self, text: str) -> list[int]:
         return self._renderer.tokenizer(text, add_special_tokens=False)["input_ids"]
 
     def forget(self) -> int:
@@ -80,7 +90,7 @@ class Conversation:
 
     def _stream(self, prompt: list[int]) -> Iterator[str]:
         tokenizer, settings = self._renderer.tokenizer, self._settings
-        streamer: Any = TextIteratorStreamer(tokenizer, skip_prompt=True, skip_special_tokens=True)
+        streamer: Any = _Streamer(tokenizer, self._parser.dropped_ids)
         stop, failures = _Stop(), []
         ids = torch.tensor([prompt], device=self._model.device)
 
@@ -118,6 +128,25 @@ def drawing(settings: ChatSettings) -> dict[str, Any]:
     names = ("do_sample", "temperature", "top_p", "top_k")
     chosen = {name: getattr(settings, name) for name in names} if settings.do_sample else GREEDY
     return chosen | {"repetition_penalty": settings.repetition_penalty}
+
+
+class _Streamer(TextIteratorStreamer):
+    """Text as it is generated, without special tokens but for those that delimit reasoning.
+
+    ``skip_special_tokens`` would leave out those too, and show gpt-oss's reasoning as part of its answer.
+    """
+
+    def __init__(self, tokenizer: Any, dropped: set[int]) -> None:
+        super().__init__(tokenizer, skip_prompt=True)
+        self._dropped = torch.tensor(sorted(dropped))
+
+    def put(self, value: torch.Tensor) -> None:
+        """Take the prompt, which is skipped, or the next tokens of the only sequence."""
+        if not self.next_tokens_are_prompt:
+            value = value[~torch.isin(value, self._dropped.to(value.device))]
+            if not len(value):
+                return
+        super().put(value)
 
 
 class _Stop(StoppingCriteria):

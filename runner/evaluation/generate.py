@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from contextlib import nullcontext
 from itertools import islice
 from typing import Any
@@ -13,8 +13,17 @@ from runner.config.settings import RunConfig
 from runner.core.metric_names import find_metric
 from runner.core.progress import Progress
 from runner.data.formats import Example
+from runner.data.messages import BadRow
 from runner.data.prepare import Split
 from runner.data.template import Renderer
+from runner.evaluation.answers import (
+    AnswerParser,
+    AnswerReader,
+    answer_fields,
+    answerable,
+    question,
+    reasoning_notes,
+)
 from runner.evaluation.metrics import ROW_SCORES, measure
 from runner.evaluation.row_loss import cast
 from runner.models.model import Precision
@@ -38,7 +47,8 @@ class HeldOutGenerator:
         self._config, self._renderer = config, renderer
         self._autocast = precision.autocast
         limit = config.generation.rows if config.data.metric else config.generation.samples
-        self._examples = list(islice(answerable(held_out), limit)) if held_out else []
+        self._examples = list(islice(answerable(held_out, renderer), limit)) if held_out else []
+        self._reader = AnswerReader(renderer, self._examples)
 
     def answer(self, model: Any, label: str, base_only: bool = False) -> list[str]:
         """Greedy answers to the held-out prompts, from the base alone where ``base_only``."""
@@ -72,38 +82,45 @@ class HeldOutGenerator:
         name = self._config.data.metric
         if not name or not self._examples:
             return {}
-        expected = [example.answer for example in self._examples]
         pairs = (("before", before), ("after", after))
-        return {f"{name}_{when}": measure(name, texts, expected).value for when, texts in pairs}
+        return {
+            f"{name}_{when}": measure(name, self._answers(texts), self._reader.expected).value
+            for when, texts in pairs
+        }
+
+    def notes(self, before: list[str], after: list[str]) -> list[str]:
+        """What is to be said of answers with reasoning."""
+        if not self._examples:
+            return []
+        read = {"before": self._reader.read(before), "after": self._reader.read(after)}
+        return reasoning_notes(read, "generation.max_new_tokens", scored=bool(self._config.data.metric))
 
     def samples(self, before: list[str], after: list[str]) -> list[dict[str, Any]]:
         """The lines of ``samples.jsonl``."""
-        right_before, right_after = self._right(before), self._right(after)
+        if not self._examples:
+            return []
+        texts = {"before": before, "after": after}
+        answers = {when: self._answers(own) for when, own in texts.items()}
+        right = {when: self._right(own) for when, own in answers.items()}
         return [
-            {
-                "index": index,
-                "prompt": str(example.messages[-2]["content"]) if len(example.messages) > 1 else "",
-                "expected": example.answer,
-                "before": before[index],
-                "after": after[index],
-                "before_match": right_before[index],
-                "after_match": right_after[index],
-            }
+            {"index": index, "prompt": question(example)}
+            | answer_fields("expected", example.answer, self._reader.expected[index])
+            | answer_fields("before", before[index], answers["before"][index])
+            | answer_fields("after", after[index], answers["after"][index])
+            | {f"{when}_match": right[when][index] for when in texts}
             for index, example in enumerate(self._examples[: self._config.generation.samples])
         ]
+
+    def _answers(self, texts: list[str]) -> list[str]:
+        return [found.answer for found in self._reader.read(texts)]
 
     def _right(self, answers: list[str]) -> list[bool | None]:
         """Whether each answer is right; None where the metric does not say so of single rows."""
         name = self._config.data.metric
         if name not in ROW_SCORES or not find_metric(name).share:
             return [None] * len(answers)
-        pairs = zip(answers, self._examples, strict=True)
-        return [bool(ROW_SCORES[name](text, example.answer)) for text, example in pairs]
-
-
-def answerable(rows: Split) -> Iterator[Example]:
-    """The examples that can be answered: those that ask, but not with an undesirable answer (KTO)."""
-    return (example for example in rows.examples if example.messages and example.label is not False)
+        pairs = zip(answers, self._reader.expected, strict=True)
+        return [bool(ROW_SCORES[name](text, expected)) for text, expected in pairs]
 
 
 def generate(
@@ -119,18 +136,20 @@ def generate(
 ) -> list[str]:
     """Answer the last turn of every example, in batches of similar length; the order is kept.
 
+    The texts are all that the model writes up to its stop token, reasoning with its delimiters included.
+
     ``drawing`` says how tokens are chosen, as keywords of transformers' ``generate``; greedily by default.
     ``max_new_tokens`` of None allows as many as the longest expected answer has, and a few more.
     ``on_batch`` is called with the number of answers of each finished batch. With a pack of ``cells``
     all examples are answered by each, and the answers of the first come first.
     """
-    tokenizer = renderer.tokenizer
+    tokenizer, parser, stops = renderer.tokenizer, AnswerParser(renderer), stop_ids(model, renderer.tokenizer)
     prompts = [
         tokenizer(renderer.prompt(example), add_special_tokens=False)["input_ids"] for example in examples
     ]
     if max_new_tokens is None:
-        answers = tokenizer([example.answer for example in examples], add_special_tokens=False)["input_ids"]
-        max_new_tokens = max(map(len, answers)) + _MARGIN
+        max_new_tokens = max(_length(parser, example, stops) for example in examples) + _MARGIN
+    pad = tokenizer.pad_token_id
     order = sorted(range(len(prompts)), key=lambda index: len(prompts[index]))
     answers_by_index: dict[int, str] = {}
     training = model.training
@@ -141,7 +160,8 @@ def generate(
             chosen = order[start : start + batch_size]
             with torch.inference_mode(), cast(model.device, autocast):
                 batch = [prompts[index] for index in chosen] * cells
-                texts = _answer(model, tokenizer, batch, max_new_tokens, drawing or GREEDY)
+                made = _generate(model, batch, pad, max_new_tokens, stops, drawing or GREEDY)
+            texts = [parser.decode(ids, stops) for ids in made]
             places = [cell * len(prompts) + index for cell in range(cells) for index in chosen]
             answers_by_index |= dict(zip(places, texts, strict=True))
             if on_batch:
@@ -152,11 +172,26 @@ def generate(
     return [answers_by_index[index] for index in range(cells * len(prompts))]
 
 
-def _answer(
-    model: Any, tokenizer: Any, prompts: list[list[int]], max_new_tokens: int, drawing: dict[str, Any]
-) -> list[str]:
+def _length(parser: AnswerParser, example: Example, stops: list[int]) -> int:
+    """Tokens of the expected answer as the template writes it, with its reasoning."""
+    try:
+        text, _ = parser.rendered(example)
+    except BadRow:
+        text = example.answer
+    ids = parser.tokenizer(text, add_special_tokens=False)["input_ids"]
+    return next((index for index, token in enumerate(ids) if token in stops), len(ids))
+
+
+def _generate(
+    model: Any,
+    prompts: list[list[int]],
+    pad: int,
+    max_new_tokens: int,
+    stops: list[int],
+    drawing: dict[str, Any],
+) -> list[list[int]]:
+    """What the model writes after each prompt, as token ids with the padding of the batch."""
     longest = max(map(len, prompts))
-    pad = tokenizer.pad_token_id
     ids = torch.tensor([[pad] * (longest - len(prompt)) + prompt for prompt in prompts], device=model.device)
     mask = torch.tensor([[0] * (longest - len(p)) + [1] * len(p) for p in prompts], device=model.device)
     made = model.generate(
@@ -164,22 +199,17 @@ def _answer(
         attention_mask=mask,
         max_new_tokens=max_new_tokens,
         pad_token_id=pad,
-        eos_token_id=stop_ids(model, tokenizer),
+        eos_token_id=stops,
         use_cache=True,
         **drawing,
     )
-    return [_decode(tokenizer, row[longest:].tolist(), stop_ids(model, tokenizer)) for row in made]
+    return made[:, longest:].tolist()
 
 
 def _contiguous(head: torch.nn.Module, inputs: tuple[torch.Tensor, ...]) -> tuple[torch.Tensor, ...]:
     """What a CPU wants: of a slice, such as the last position of each row, torch 2.13 multiplies with a copy
     of the head's weights for every row (300 rows of SmolLM2: 16 GiB and 31 s, else nothing and 0.03 s)."""
     return (inputs[0].contiguous(), *inputs[1:])
-
-
-def _decode(tokenizer: Any, ids: list[int], stops: list[int]) -> str:
-    end = next((index for index, token in enumerate(ids) if token in stops), len(ids))
-    return tokenizer.decode(ids[:end], skip_special_tokens=True)
 
 
 def stop_ids(model: Any, tokenizer: Any) -> list[int]:

@@ -104,8 +104,8 @@ def samples(rows: list[dict[str, Any]]) -> None:
     for row in rows:
         mark = {True: "[green]right[/]", False: "[red]wrong[/]"}.get(row["after_match"], "")
         out.print(f"\n[bold]{escape(row['prompt'])}[/]")
-        out.print(f"  [dim]before[/] {escape(_short(row['before']))}")
-        out.print(f"  [dim]after [/] {escape(_short(row['after']))} {mark}")
+        out.print(f"  [dim]before[/] {escape(_short(row.get('before_answer', row['before'])))}")
+        out.print(f"  [dim]after [/] {escape(_short(row.get('after_answer', row['after'])))} {mark}")
 
 
 def _short(text: str) -> str:

@@ -76,6 +76,9 @@ def conclude(
     """
     _warn_of_rising_loss(folder)
     folder.metrics |= generator.scores(*answers)
+    for note in generator.notes(*answers):
+        folder.notes.append(note)
+        console.warn(note)
     samples = generator.samples(*answers)
     folder.write_lines("samples.jsonl", samples)
     card = model_card(config, folder.record, card_facts(objective.tag, target))
