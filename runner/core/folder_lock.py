@@ -16,6 +16,7 @@ import time
 from pathlib import Path
 
 from runner.core.errors import ConfigError, Issue
+from runner.core.posix import fcntl
 
 NAME = ".lock"
 _BUSY = 0.3  # seconds to try again: somebody may only be asking whether the folder is held
@@ -100,15 +101,13 @@ def unwritable(folder: Path, error: Exception) -> Issue:
 def _try(descriptor: int, shared: bool) -> bool:
     """Take the lock if it is free. Where the file system has no locks the folder counts as free."""
     try:
-        if sys.platform == "win32":
+        if fcntl is not None:
+            fcntl.flock(descriptor, (fcntl.LOCK_SH if shared else fcntl.LOCK_EX) | fcntl.LOCK_NB)
+        elif sys.platform == "win32":
             import msvcrt
 
             os.lseek(descriptor, 2**30, os.SEEK_SET)  # behind what the file says, which others shall read
             msvcrt.locking(descriptor, msvcrt.LK_NBLCK, 1)
-        else:
-            import fcntl
-
-            fcntl.flock(descriptor, (fcntl.LOCK_SH if shared else fcntl.LOCK_EX) | fcntl.LOCK_NB)
     except OSError as error:
         return error.errno not in _CONTENDED
     return True

@@ -7,11 +7,13 @@ import signal
 from typing import Any
 
 try:
+    import fcntl as _fcntl
     import resource as _resource
 except ModuleNotFoundError:  # native Windows
-    _resource = None
+    _fcntl = _resource = None
 
-resource: Any = _resource  # None without it
+fcntl: Any = _fcntl  # None without it
+resource: Any = _resource
 POSIX = os.name == "posix"
 # The signal that ends a process whatever it does; where there is none, the one that Windows ends it by.
 KILL = getattr(signal, "SIGKILL", signal.SIGTERM)

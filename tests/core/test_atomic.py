@@ -32,7 +32,7 @@ def test_no_file_of_a_run_holds_a_bare_nan(tmp_path, monkeypatch):
     folder = RunFolder(tmp_path, "command", [], "", 0)
     folder.metrics |= {"eval_loss": math.nan, "bounds": [math.inf]}
     folder.log({"loss": math.nan, "more": {"of": math.nan}})
-    folder.rewind(0)
+    folder.rewind(0, None)
     folder.write_lines("samples.jsonl", [{"score": math.nan}])
     folder.finish("completed")
     assert strict((tmp_path / "run.json").read_text())["metrics"] == {"eval_loss": None, "bounds": [None]}
