@@ -311,7 +311,7 @@ def test_prompt_and_answer_share_no_token() -> None:
     for kind in ("greedy", "slow greedy"):  # its tokens reach from one line into the next
         made = tokenizer(template, "</s>", kind)
         [row] = encoded(made, chat("Hi", "Fine"))
-        assert runs(made, row) == ["Fine</s>"] and row.apart == 1
+        assert (runs(made, row), row.apart) == (["Fine</s>"], 1)
         before = row.input_ids[: row.labels.count(IGNORE)]
         assert made.decode(before).endswith("Assistant:\n")
         assert before == made(made.decode(before), add_special_tokens=False)["input_ids"]
