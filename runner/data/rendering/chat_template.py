@@ -170,11 +170,11 @@ class ChatTemplate:
             same = _common(before, bare)
             if before.startswith(served) and len(served) < len(before):
                 same = min(same, len(served))
-            opening, closing = before[same:], after.partition(PROBE)[0]
-            if not opening.strip() and served.startswith(before):  # it stands in the generation prompt alone
-                opening = served[len(before) :]
+            opening, closing = before[_outside_a_tag(before, same) :], after.partition(PROBE)[0]
             if not opening.strip():
                 opening = next((mark for mark, _ in KNOWN if before.rstrip().endswith(mark)), "")
+            if not opening.strip() and served.startswith(before):  # it stands in the generation prompt alone
+                opening = served[len(before) :]
             return key, (opening, closing) if opening.strip() and closing.strip() else None
         return REASONING_KEYS[0], None
 
@@ -233,6 +233,12 @@ def _with_arguments(call: Any, as_text: bool) -> Any:
     if isinstance(inner, dict):
         return {**call, "function": {**inner, "arguments": arguments}}
     return {**call, "arguments": arguments} if "arguments" in call else call
+
+
+def _outside_a_tag(text: str, at: int) -> int:
+    """The place, or the begin of the tag in which it is: ``<think>`` and ``</think>`` share a letter."""
+    start, end = (max(text.rfind(letter, 0, at) for letter in letters) for letters in ("<[◁", ">]▷"))
+    return start if start > end else at
 
 
 def _common(first: str, second: str) -> int:

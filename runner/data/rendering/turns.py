@@ -79,7 +79,7 @@ class TurnWriter:
 
     def _after_prompt(self, messages: list[Message], index: int, tools: Tools, prompt: str, text: str) -> str:
         """The answer of message ``index`` as it follows its prompt, where ``text`` does not extend that."""
-        refused = BadRow(_mismatch(index, prompt, text, str(self._template.tokenizer.chat_template)))
+        refused = BadRow(_mismatch(index, prompt, text, self._template))
         if not index:
             raise refused
         before = messages[index - 1]
@@ -111,12 +111,15 @@ class TurnWriter:
             block, own = tail[at:], split_reasoning(answer, delimiters)
             if closing in block:  # served without reasoning
                 return answer if own.reasoning is None else own.answer
-            reasoning = contents_of(message, delimiters).reasoning
-            if own.reasoning is None or (reasoning and not own.reasoning.strip()):
+            said = contents_of(message, delimiters)
+            if own.reasoning is None or (said.reasoning and not own.reasoning.strip()):
                 words = answer if own.reasoning is None else own.answer
-                return reasoning + self._closing(opening, closing, block) + words
-            inside = _aligned(block, answer)
-            return inside if inside is not None else answer.removeprefix(opening)
+                if said.reasoning and said.reasoning in words:  # in the delimiters of another family
+                    words = words[words.rfind(said.words) :]
+                return said.reasoning + _joined(self._closing(opening, closing, block), words)
+            if (inside := _aligned(block, answer)) is not None:
+                return inside
+            return own.reasoning.strip() + _joined(self._closing(opening, closing, block), own.answer)
         return None
 
     def _closing(self, opening: str, closing: str, block: str) -> str:
@@ -203,11 +206,21 @@ def _aligned(tail: str, text: str) -> str | None:
     return text[at:].lstrip()
 
 
+def _joined(closing: str, words: str) -> str:
+    """A closing with what follows it: both may have the control token that begins the words."""
+    lengths = (size for size in range(len(closing), 0, -1) if words.startswith(closing[-size:]))
+    size = next(lengths, 0)
+    return closing + (words[size:] if closing[len(closing) - size :].strip() else words)
+
+
 _SWITCHES = ("enable_thinking", "thinking")  # by which chat templates turn reasoning on and off
 
 
-def _mismatch(index: int, prompt: str, text: str, template: str) -> str:
+def _mismatch(index: int, prompt: str, text: str, template: ChatTemplate) -> str:
     at = next((i for i, (a, b) in enumerate(zip(prompt, text, strict=False)) if a != b), len(text))
     shown = f"...{prompt[max(0, at - 30) : at + 20]!r} against ...{text[max(0, at - 30) : at + 20]!r}"
-    switch = next((f"; template.kwargs.{name}=false may help" for name in _SWITCHES if name in template), "")
+    near = prompt[max(0, at - 30) : at + 30] + text[max(0, at - 30) : at + 30]
+    reasons = any(mark in near for pair in template.delimiters for mark in pair)
+    named = (name for name in _SWITCHES if reasons and name in str(template.tokenizer.chat_template))
+    switch = next((f"; template.kwargs.{name}=false may help" for name in named), "")
     return f"the template renders the answer of message {index} over its own prompt: {shown}{switch}"
