@@ -16,10 +16,11 @@ from runner.core import console
 from runner.core.atomic import write_atomically
 from runner.core.errors import ConfigError, Issue, nearest
 from runner.core.progress import Progress
+from runner.data.chat_template_check import apply_template
 from runner.data.max_length import row_limit
 from runner.data.prepare import prepare
 from runner.data.splits import Split
-from runner.data.template import Renderer, apply_template
+from runner.data.template import Renderer
 from runner.evaluation.lm_eval_tasks import run_tasks, task_issues
 from runner.models.adapter import attach, using
 from runner.models.base_digest import base_identity
@@ -37,7 +38,7 @@ def run(config: RunConfig, folder: RunFolder) -> None:
         precision = choose_precision(config)
         identity = base_identity(base, config.seed, precision.dtype)
         folder.notes += [*base.notes, *check_base(config, identity)]
-        apply_template(base.tokenizer, config.template)
+        folder.notes += apply_template(base.tokenizer, config.template)
         renderer = Renderer(base.tokenizer, config.template, config.data.train_on)
         quantization = quantization_config(config, precision)
         max_length = row_limit(config, base.config)

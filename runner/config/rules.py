@@ -8,6 +8,7 @@ from typing import Any
 
 from runner.config import path_rules
 from runner.config.origins import Origins
+from runner.config.template_file import read_template
 from runner.config.trust import check_trust
 from runner.config.unused_keys import check_idle
 from runner.core.errors import Issue, nearest
@@ -268,5 +269,6 @@ _CHECKS: tuple[Callable[[Values, Origins], Iterator[Issue]], ...] = (
     _check_trainer,
     check_idle,
     path_rules.check_paths,
+    read_template,
     check_trust,
 )

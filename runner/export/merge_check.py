@@ -16,7 +16,7 @@ from runner.config.adapters import Adapter, adapters, check_base
 from runner.config.objective import Kind, Objectives
 from runner.config.settings import RunConfig
 from runner.core.errors import ConfigError, Issue
-from runner.data.template import apply_template
+from runner.data.chat_template_check import apply_template
 from runner.export.combine import check_combination, parts
 from runner.export.merge import Skeleton
 from runner.export.shards import Layout, plan_shards, total_bytes
@@ -70,7 +70,7 @@ def check_merge(config: RunConfig, objectives: Objectives, folder: Path) -> Merg
     check_combination(config.merge, found)
     plan_shards({}, config.merge.max_shard_size)
     base = find_base(config.model)
-    apply_template(base.tokenizer, config.template)
+    template_notes = apply_template(base.tokenizer, config.template)
     _check_later_steps(config, base)
     if getattr(base.config, "quantization_config", None) is not None:
         message = (
@@ -81,7 +81,7 @@ def check_merge(config: RunConfig, objectives: Objectives, folder: Path) -> Merg
     objective = objectives[trained.recipe]
     precision = choose_precision(trained)
     identity = base_identity(base, config.seed, precision.dtype)
-    notes = check_base(config, identity)
+    notes = [*template_notes, *check_base(config, identity)]
     classes = _classes(found)
     quantization = quantization_config(trained, precision, objective.task_type)
     own = _own_dtype(base, precision)

@@ -10,10 +10,11 @@ from typing import Any
 from runner.config.adapters import check_base, check_shape
 from runner.config.objective import Objective
 from runner.config.settings import RunConfig
+from runner.data.chat_template_check import apply_template
 from runner.data.max_length import row_limit
 from runner.data.splits import Data
 from runner.data.stop_tokens import check_turns
-from runner.data.template import Renderer, apply_template
+from runner.data.template import Renderer
 from runner.models.base_digest import base_identity
 from runner.models.build import (
     check_adapter,
@@ -79,7 +80,7 @@ def check_training(config: RunConfig, objective: Objective, folder: Path) -> Tra
         check_publish(config)
     base = find_base(config.model)
     precision = choose_precision(config)
-    apply_template(base.tokenizer, config.template)
+    template_notes = apply_template(base.tokenizer, config.template)
     renderer = Renderer(base.tokenizer, config.template, config.data.train_on)
     stop_warnings = check_turns(base, renderer, objective.generates and config.data.format != "text")
     max_length = row_limit(config, base.config)
@@ -98,7 +99,7 @@ def check_training(config: RunConfig, objective: Objective, folder: Path) -> Tra
         quantization=quantization_config(config, precision, objective.task_type),
         arguments=arguments,
         start=start,
-        warnings=[*start.notes, *warnings, *stop_warnings, *check_base(config, identity)],
+        warnings=[*start.notes, *warnings, *template_notes, *stop_warnings, *check_base(config, identity)],
     )
 
 
