@@ -10,10 +10,11 @@ from runner.config.settings import RunConfig
 from runner.core import console
 from runner.core.errors import ConfigError, Issue
 from runner.core.progress import Progress
+from runner.data.chat_template_check import apply_template
 from runner.data.files import file_rows
 from runner.data.formats import Example
 from runner.data.messages import BadRow
-from runner.data.template import Renderer, apply_template
+from runner.data.template import Renderer
 from runner.evaluation.answers import AnswerParser, question, reasoning_notes
 from runner.models.adapter import attach, using
 from runner.models.base_digest import base_identity
@@ -38,7 +39,7 @@ def run(config: RunConfig, folder: RunFolder) -> None:
         precision = choose_precision(config)
         identity = base_identity(base, config.seed, precision.dtype)
         folder.notes += [*base.notes, *check_loading(config, base, identity)]
-        apply_template(base.tokenizer, config.template)
+        folder.notes += apply_template(base.tokenizer, config.template)
         renderer = Renderer(base.tokenizer, config.template)
         quantization = quantization_config(config, precision)
     folder.record |= {"model": base.record() | {"identity": identity}}

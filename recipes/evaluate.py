@@ -19,12 +19,13 @@ from runner.core import console
 from runner.core.atomic import json_text, write_atomically
 from runner.core.errors import ConfigError, Issue, nearest
 from runner.core.progress import Progress
+from runner.data.chat_template_check import apply_template
 from runner.data.foreign import foreign_rows
 from runner.data.formats import Example
 from runner.data.max_length import row_limit
 from runner.data.prepare import prepare
 from runner.data.splits import Split
-from runner.data.template import Renderer, apply_template
+from runner.data.template import Renderer
 from runner.evaluation.answers import (
     Answer,
     AnswerReader,
@@ -51,7 +52,7 @@ def run(config: RunConfig, folder: RunFolder) -> None:
         precision = choose_precision(config)
         identity = base_identity(base, config.seed, precision.dtype)
         folder.notes += [*base.notes, *check_loading(config, base, identity)]
-        apply_template(base.tokenizer, config.template)
+        folder.notes += apply_template(base.tokenizer, config.template)
         renderer = Renderer(base.tokenizer, config.template, config.data.train_on)
         quantization = quantization_config(config, precision)
         max_length = row_limit(config, base.config)

@@ -10,12 +10,13 @@ from runner.config.adapters import check_rows
 from runner.config.recipe_rules import trainer_class
 from runner.config.settings import RunConfig
 from runner.core import console
+from runner.data.chat_template_check import apply_template
 from runner.data.formats import Kind
 from runner.data.labels import IGNORE, Encoded
 from runner.data.max_length import row_limit
 from runner.data.prepare import prepare
 from runner.data.stop_tokens import check_turns
-from runner.data.template import Renderer, apply_template
+from runner.data.template import Renderer
 from runner.models.model import find_base
 from runner.reports import terminal
 from runner.runs.run_folder import RunFolder
@@ -32,7 +33,7 @@ def run(config: RunConfig, folder: RunFolder) -> None:
     with folder.timed("check"):
         check_rows(config)
         base = find_base(config.model)
-        apply_template(base.tokenizer, config.template)
+        template_notes = apply_template(base.tokenizer, config.template)
         renderer = Renderer(base.tokenizer, config.template, config.data.train_on)
         kind = _kind(config)
         marks = check_turns(base, renderer, kind != "classification" and config.data.format != "text")
@@ -40,7 +41,7 @@ def run(config: RunConfig, folder: RunFolder) -> None:
     with folder.timed("data"):
         data = prepare(config.data, renderer, max_length, config.seed, kind)
         data.check_held_out()
-    folder.notes += [*base.notes, *marks, *data.notes]
+    folder.notes += [*base.notes, *template_notes, *marks, *data.notes]
     folder.record |= {
         "model": base.record(),
         "data": {split.name: split.record() for split in (data.train, data.eval) if split},

@@ -9,6 +9,7 @@ from typing import Any
 from runner.config import path_rules
 from runner.config.origins import Origins
 from runner.config.patterns import check_patterns
+from runner.config.template_file import read_template
 from runner.config.trust import check_trust
 from runner.config.unused_keys import check_idle
 from runner.core.errors import Issue, nearest
@@ -260,5 +261,6 @@ _CHECKS: tuple[Callable[[Values, Origins], Iterator[Issue]], ...] = (
     check_idle,
     check_patterns,
     path_rules.check_paths,
+    read_template,
     check_trust,
 )

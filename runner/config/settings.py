@@ -78,9 +78,12 @@ class DataSettings:
 
 @dataclass(frozen=True)
 class TemplateSettings:
-    """How messages become text. ``chat_template`` is Jinja; null keeps the tokenizer's own."""
+    """How messages become text. ``chat_template`` is Jinja, a file of it, or the name of one of the
+    tokenizer's; null keeps the tokenizer's own. ``chat_template_file``, filled in, is where the text is from.
+    """
 
     chat_template: str | None = None
+    chat_template_file: str | None = None
     system: str | None = None
     stop: str | None = None
     kwargs: dict = field(default_factory=dict)

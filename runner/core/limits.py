@@ -14,6 +14,7 @@ from typing import Any
 from runner.core.posix import resource
 
 SECONDS = 5.0
+HARD_SECONDS = 2 * SECONDS  # of the processor's time, after which SIGPROF ends the process
 MEMORY = 2**30
 
 
@@ -33,7 +34,9 @@ _state = _State()
 def limited(seconds: float = SECONDS, memory: int = MEMORY) -> Iterator[None]:
     """Raise ``TooMuch`` when the block takes more seconds, or more bytes on top of what the process has.
 
-    Time is bounded in the main thread, memory on Linux; elsewhere what follows runs as it is. Inside
+    Time is bounded in the main thread, memory on Linux; elsewhere what follows runs as it is. A single call
+    into C cannot be interrupted: after ``HARD_SECONDS`` in it the process ends, so hostile code runs first in
+    a process of its own (``in_child``). Inside
     ``armed`` the bounds are those of the outer block, and the seconds begin anew with each ``limited`` block.
     """
     if not _state.armed:
@@ -78,14 +81,20 @@ def _timed(seconds: float) -> Iterator[None]:
         if left <= 0:
             raise TooMuch(f"it takes more than {seconds:g} seconds")
         signal.setitimer(signal.ITIMER_REAL, left)  # an earlier block had begun the time that is over
+        signal.setitimer(signal.ITIMER_PROF, HARD_SECONDS)
 
     before = signal.signal(signal.SIGALRM, stop)
+    # Python calls no handler within a call into C, however long: then the kernel ends the process
+    ends = signal.signal(signal.SIGPROF, signal.SIG_DFL)
+    signal.setitimer(signal.ITIMER_PROF, HARD_SECONDS)
     signal.setitimer(signal.ITIMER_REAL, seconds)
     try:
         yield
     finally:
         signal.setitimer(signal.ITIMER_REAL, 0)
+        signal.setitimer(signal.ITIMER_PROF, 0)
         signal.signal(signal.SIGALRM, before)
+        signal.signal(signal.SIGPROF, ends)
 
 
 @contextmanager

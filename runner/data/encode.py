@@ -20,14 +20,16 @@ import pyarrow as pa
 import pyarrow.compute
 
 from runner.config.settings import DataSettings
-from runner.core.errors import RunnerError
+from runner.core.child_process import in_child
+from runner.core.errors import ConfigError, RunnerError
 from runner.core.forks import guarded_forks
-from runner.core.limits import armed
+from runner.core.limits import TooMuch, armed
 from runner.data.example_store import Examples, decode_examples, open_dataset, open_writer, tables
 from runner.data.formats import Example, Kind
 from runner.data.issue_list import Rejected
 from runner.data.labels import Encoded, Rendered
 from runner.data.messages import BadRow
+from runner.data.rendering.chat_template import died, too_much
 from runner.data.sequences import Sequences, Totals, sequence_schema
 from runner.data.template import Renderer
 
@@ -220,22 +222,34 @@ def _map(dataset: Dataset, encoder: Encoder, rows: int, folder: Path) -> Dataset
     from datasets import Features
 
     folder.mkdir()
-    workers = _workers(dataset)
+    workers, file = _workers(dataset), folder / "mapped.arrow"
     before, _Forked.encoder = _Forked.encoder, encoder
+
+    def mapped() -> Dataset:
+        return dataset.with_format("arrow").map(
+            _encode_in_worker if workers else encoder,
+            batched=True,
+            batch_size=rows,
+            num_proc=workers,
+            remove_columns=dataset.column_names,
+            features=Features.from_arrow_schema(encoder.mapped_schema),
+            cache_file_name=str(file),
+            load_from_cache_file=False,
+            new_fingerprint="mapped",
+        )
+
+    settings = encoder.renderer.settings
     try:
-        with guarded_forks():
-            return dataset.with_format("arrow").map(
-                _encode_in_worker if workers else encoder,
-                batched=True,
-                batch_size=rows,
-                num_proc=workers,
-                remove_columns=dataset.column_names,
-                features=Features.from_arrow_schema(encoder.mapped_schema),
-                cache_file_name=str(folder / "mapped.arrow"),
-                load_from_cache_file=False,
-                new_fingerprint="mapped",
-            )
+        if workers:
+            with guarded_forks():
+                return mapped()
+        in_child(lambda: len(mapped()))
+        return open_dataset(file)
+    except TooMuch as error:
+        raise ConfigError(too_much(settings, error)) from error
     except Exception as error:
+        if workers and "abruptly died" in str(error):  # all that the pool knows of it
+            raise ConfigError(died(settings)) from error
         raise _first_of_ours(error) from error
     finally:
         _Forked.encoder = before

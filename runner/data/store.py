@@ -103,7 +103,7 @@ def data_key(
     if files is None or tokenizer is None:
         return None
     settings = dataclasses.asdict(data) | {"cache": None, "metric": None}
-    template = dataclasses.asdict(renderer.settings)
+    template = dataclasses.asdict(renderer.settings) | {"chat_template_file": None}
     versions = [f"{name} {importlib.metadata.version(name)}" for name in _LIBRARIES]
     versions += [platform.python_version(), unicodedata.unidata_version]
     code = code_digest([PACKAGE / "data"])

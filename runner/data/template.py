@@ -8,27 +8,20 @@ what the model is asked for when it is served with the same template, so the tem
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable, Iterator
-from difflib import get_close_matches
+from collections.abc import Iterable
 from functools import cached_property
 from typing import Any
 
-from jinja2 import Environment
-from jinja2.exceptions import SecurityError, TemplateSyntaxError
-
 from runner.config.settings import TemplateSettings
-from runner.core.errors import ConfigError, Issue, nearest
-from runner.core.limits import TooMuch, limited
 from runner.data.formats import Example
 from runner.data.labels import IGNORE, Encoded, Rendered, encode
 from runner.data.messages import BadRow, Message, has_content, is_trained
 from runner.data.rendering.boundary import Boundary
-from runner.data.rendering.chat_template import REJECTS, ChatTemplate, template_key, too_much
+from runner.data.rendering.chat_template import ChatTemplate
 from runner.data.rendering.contents import contents_of
 from runner.data.rendering.left_out import left_out
 from runner.data.rendering.turns import Turn, TurnWriter
 
-_SWITCHES = ("enable_thinking", "thinking")  # by which chat templates turn reasoning on and off
 _PROBE = "answer-0b9f"  # stands for an answer where only what comes before it is wanted
 
 
@@ -37,7 +30,7 @@ class Renderer:
 
     def __init__(self, tokenizer: Any, settings: TemplateSettings, train_on: str = "assistant") -> None:
         self.tokenizer, self.settings, self.train_on = tokenizer, settings, train_on
-        self.all_control_tokens = _stops(tokenizer)
+        self.all_control_tokens = control_tokens(tokenizer)
         stops = "|".join(map(re.escape, sorted(self.all_control_tokens, key=len, reverse=True))) or r"(?!)"
         self._stop = re.compile(stops)
         self.template = ChatTemplate(tokenizer, settings)
@@ -53,7 +46,7 @@ class Renderer:
         template writes nothing is not trained on; a row without any other is none. Raises ``BadRow``.
         """
         if example.text is not None:
-            begin, end = _beginning(self.tokenizer), self.tokenizer.eos_token or ""
+            begin, end = beginning(self.tokenizer), self.tokenizer.eos_token or ""
             text = begin + example.text.removeprefix(begin).removesuffix(end) + end
             return [Rendered(example.source, text, ((0, len(text)),))]
         messages = self._with_system(example.messages)
@@ -156,84 +149,13 @@ class Renderer:
         return messages
 
 
-def apply_template(tokenizer: Any, settings: TemplateSettings) -> None:
-    """Give the tokenizer the run's template and stop token, so that both are saved with the adapter.
-
-    Raises ``ConfigError`` if there is no template at all, or if it uses control tokens that the tokenizer
-    lacks.
-    """
-    if settings.chat_template:
-        own = settings.chat_template
-        # a model that has always read a beginning token keeps it, when trained and when served
-        adds_bos = _beginning(tokenizer) and "bos_token" not in own
-        tokenizer.chat_template = "{{ bos_token }}" + own if adds_bos else own
-    if not tokenizer.chat_template:
-        message = "the tokenizer has no chat template of its own"
-        raise ConfigError(Issue("template", message, "choose one: template=chatml, alpaca, llama2"))
-    if settings.stop:
-        tokenizer.eos_token = settings.stop
-    issues = list(_template_issues(tokenizer, settings))
-    if issues:
-        raise ConfigError(issues)
-    if tokenizer.pad_token is None:
-        tokenizer.pad_token = tokenizer.eos_token
-
-
-def _beginning(tokenizer: Any) -> str:
+def beginning(tokenizer: Any) -> str:
     """The token that the tokenizer puts before plain text, as in pretraining; mostly none."""
     first, bos = tokenizer("")["input_ids"][:1], tokenizer.bos_token_id
     return tokenizer.bos_token if bos is not None and first == [bos] else ""
 
 
-def _template_issues(tokenizer: Any, settings: TemplateSettings) -> Iterator[Issue]:
-    vocabulary, template = tokenizer.get_vocab(), str(tokenizer.chat_template)
-    if settings.stop and settings.stop not in vocabulary:
-        message = f"the tokenizer has no token {settings.stop!r} to end a turn with"
-        yield Issue("template.stop", message, nearest(settings.stop, _stops(tokenizer) - {settings.stop}))
-    elif tokenizer.eos_token is None:
-        message = "the tokenizer names no end token, so that the model could never stop"
-        yield Issue("template.stop", message, "name one of its tokens: template.stop=...")
-    for name, value in settings.kwargs.items():
-        if name in _SWITCHES and value is False:
-            continue  # there is nothing to turn off, as where an experiment meets another model
-        if not re.search(rf"\b{re.escape(str(name))}\b", template):
-            message = f"the chat template reads no {name!r}, so that it would have no effect"
-            near = get_close_matches(str(name), set(re.findall(r"[a-z]\w+", template)), n=1)
-            hint = f"did you mean {near[0]!r}?" if near else "the template decides which there are"
-            yield Issue(f"template.kwargs.{name}", message, hint)
-    used = sorted(set(re.findall(r"<\|[^|<>{}]+\|>", template)) - {settings.stop} - set(vocabulary))
-    if used and settings.chat_template:
-        message = f"the template uses {', '.join(used)}, which this tokenizer has no token for"
-        yield Issue("template", message, "template=chat keeps the tokenizer's own template")
-    where = template_key(settings)
-    try:
-        if power := _power(template):
-            message = f"line {power} uses **, with which a template can compute for ever"
-            yield Issue(where, message, "write the number")
-            return
-        with limited():
-            tokenizer.apply_chat_template([{"role": "user", "content": ""}], tokenize=False)
-    except TemplateSyntaxError as error:
-        yield Issue(where, f"line {error.lineno} is not Jinja: {error.message}")
-    except TooMuch as error:
-        yield too_much(settings, error)
-    except SecurityError as error:
-        yield Issue(where, f"the template reaches for what it may not have: {error}")
-    except REJECTS:
-        return  # it may well want other messages than these; the rows will tell
-
-
-def _power(template: str) -> int | None:
-    """The line of the first ``a ** b``, a single step of any length; not that of ``f(**names)``."""
-    before = ""
-    for line, kind, text in Environment().lex(template):
-        if text == "**" and before not in ("(", ","):
-            return line
-        before = before if kind == "whitespace" else text
-    return None
-
-
-def _stops(tokenizer: Any) -> set[str]:
+def control_tokens(tokenizer: Any) -> set[str]:
     """Strings of the control tokens, any of which can end a turn."""
     added = tokenizer.added_tokens_decoder.values()
     return {str(token) for token in added if token.special} | set(map(str, tokenizer.all_special_tokens))

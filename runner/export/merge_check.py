@@ -16,7 +16,7 @@ from runner.config.adapters import Adapter, adapters
 from runner.config.objective import Kind, Objectives
 from runner.config.settings import RunConfig
 from runner.core.errors import ConfigError, Issue
-from runner.data.template import apply_template
+from runner.data.chat_template_check import apply_template
 from runner.export.combine import check_combination, parts
 from runner.export.merge import Skeleton
 from runner.export.shards import Layout, plan_shards, total_bytes
@@ -71,7 +71,7 @@ def check_merge(config: RunConfig, objectives: Objectives, folder: Path) -> Merg
     check_combination(config.merge, found)
     plan_shards({}, config.merge.max_shard_size)
     base = find_base(config.model)
-    apply_template(base.tokenizer, config.template)
+    template_notes = apply_template(base.tokenizer, config.template)
     _check_later_steps(config, base)
     if getattr(base.config, "quantization_config", None) is not None:
         message = (
@@ -83,7 +83,7 @@ def check_merge(config: RunConfig, objectives: Objectives, folder: Path) -> Merg
     precision = choose_precision(trained)
     identity = base_identity(base, config.seed, precision.dtype)
     classes = _classes(found)
-    notes = check_loading(config, base, identity, classes)
+    notes = [*template_notes, *check_loading(config, base, identity, classes)]
     quantization = quantization_config(trained, precision, objective.task_type)
     own = _own_dtype(base, precision)
     dtype = own if config.merge.dtype == "auto" else getattr(torch, config.merge.dtype)

@@ -11,11 +11,12 @@ from runner.config.adapters import adapters, check_shape
 from runner.config.objective import Objective
 from runner.config.settings import DataSettings, RunConfig
 from runner.core.errors import ConfigError, Issue
+from runner.data.chat_template_check import apply_template
 from runner.data.foreign import foreign_rows
 from runner.data.max_length import row_limit
 from runner.data.splits import Data
 from runner.data.stop_tokens import check_turns
-from runner.data.template import Renderer, apply_template
+from runner.data.template import Renderer
 from runner.models.adapter import try_adapter
 from runner.models.adapter_fit import add_saved, on_empty
 from runner.models.base_digest import base_identity
@@ -99,7 +100,7 @@ def check_training(config: RunConfig, objective: Objective, folder: Path) -> Tra
         check_publish(config)
     base = find_base(config.model)
     precision = choose_precision(config)
-    apply_template(base.tokenizer, config.template)
+    template_notes = apply_template(base.tokenizer, config.template)
     renderer = Renderer(base.tokenizer, config.template, config.data.train_on)
     stop_warnings = check_turns(base, renderer, objective.generates and config.data.format != "text")
     max_length = row_limit(config, base.config)
@@ -122,7 +123,7 @@ def check_training(config: RunConfig, objective: Objective, folder: Path) -> Tra
         start=start,
         data=config.data,
         parents=[adapter_digest(adapter.folder) for adapter in adapters(config)],
-        warnings=[*start.notes, *warnings, *stop_warnings, *loading_warnings],
+        warnings=[*start.notes, *warnings, *template_notes, *stop_warnings, *loading_warnings],
     )
 
 

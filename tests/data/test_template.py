@@ -14,9 +14,10 @@ from transformers import PreTrainedTokenizerFast
 
 from runner.config.settings import TemplateSettings
 from runner.core.errors import ConfigError
+from runner.data.chat_template_check import apply_template
 from runner.data.formats import Example, to_example
 from runner.data.messages import BadRow
-from runner.data.template import IGNORE, Encoded, Renderer, apply_template
+from runner.data.template import IGNORE, Encoded, Renderer
 
 SPECIAL = ["<s>", "</s>", "<pad>", "<|im_start|>", "<|im_end|>", "<|head|>", "<|eot|>", "<turn>", "<end>"]
 TEXTS = [

@@ -25,9 +25,10 @@ from runner.config.settings import DataSettings, TemplateSettings
 from runner.core import code_digest
 from runner.core.errors import ConfigError
 from runner.data import encode, store
+from runner.data.chat_template_check import apply_template
 from runner.data.issue_list import SHOWN_ISSUES
 from runner.data.prepare import Data, prepare
-from runner.data.template import Renderer, apply_template
+from runner.data.template import Renderer
 from runner.models.model import byte_tokenizer
 
 

@@ -15,7 +15,7 @@ from jinja2.exceptions import TemplateError
 
 from runner.config.settings import TemplateSettings
 from runner.core.errors import ConfigError, Issue
-from runner.core.limits import TooMuch, limited
+from runner.core.limits import HARD_SECONDS, TooMuch, limited
 from runner.data.messages import BadRow, Message
 from runner.data.rendering.contents import REASONING_KEYS, arguments_of, reasoning_of
 from runner.data.rendering.reasoning import KNOWN, Delimiters
@@ -212,6 +212,12 @@ def template_key(settings: TemplateSettings) -> str:
 def too_much(settings: TemplateSettings, error: TooMuch) -> Issue:
     """The template takes more time or memory than it may."""
     return Issue(template_key(settings), f"{error} to render a conversation", "another one: template=chatml")
+
+
+def died(settings: TemplateSettings) -> Issue:
+    """A process that rendered was ended by the kernel."""
+    message = f"a process ended while it rendered: one step took {HARD_SECONDS:g} seconds, or memory ran out"
+    return Issue(template_key(settings), message, "another one: template=chatml")
 
 
 def _exchange() -> list[Message]:
