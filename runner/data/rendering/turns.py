@@ -15,7 +15,7 @@ from dataclasses import dataclass
 from runner.data.messages import BadRow, Message
 from runner.data.rendering.chat_template import PROBE, PROBE_USER, ChatTemplate, Tools
 from runner.data.rendering.contents import Contents, contents_of
-from runner.data.rendering.reasoning import split_reasoning
+from runner.data.rendering.reasoning import KNOWN, split_reasoning
 
 _HEADER = 8  # characters at the end of a generation prompt by which it is known
 
@@ -116,7 +116,14 @@ class TurnWriter:
                 words = answer if own.reasoning is None else own.answer
                 if said.reasoning and said.reasoning in words:  # in the delimiters of another family
                     words = words[words.rfind(said.words) :]
-                return said.reasoning + _joined(self._closing(opening, closing, block), words)
+                end = self._closing(opening, closing, block)
+                if (
+                    said.calls
+                    and (known := dict(KNOWN).get(opening))
+                    and not words.startswith(end.strip()[-8:])
+                ):
+                    end = end[: end.find(known) + len(known)] if known in end and _heads(end, known) else end
+                return said.reasoning + _joined(end, words)
             if (inside := _aligned(block, answer)) is not None:
                 return inside
             return own.reasoning.strip() + _joined(self._closing(opening, closing, block), own.answer)
@@ -204,6 +211,11 @@ def _aligned(tail: str, text: str) -> str | None:
             return None
         at += 1
     return text[at:].lstrip()
+
+
+def _heads(closing: str, known: str) -> bool:
+    """Whether a closing goes on to the header of an answer's words, which calls do not have."""
+    return bool(closing.partition(known)[2].strip())
 
 
 def _joined(closing: str, words: str) -> str:
