@@ -154,6 +154,10 @@ def test_index_names_files_of_its_own_folder(said, model: Path, tmp_path: Path) 
 
 LOOP = "{% for a in range(99999) %}{% for b in range(99999) %}{% endfor %}{% endfor %}"
 TURNS = "{% for m in messages %}{{ m.content }}<|im_end|>{% endfor %}"
+NESTED = (
+    "{% set ns = namespace(a=[1], b=[1]) %}{% for i in range(60) %}"
+    "{% set ns.a = [ns.a, ns.a] %}{% set ns.b = [ns.b, ns.b] %}{% endfor %}"
+)
 TEMPLATES = {
     "reaches": ("{{ ''.__class__.__mro__[1].__subclasses__() }}", "reaches for what it may not have"),
     "calls": ("{{ cycler.__init__.__globals__.os.system('touch $MARKER') }}", "reaches for what it may not"),
@@ -167,6 +171,13 @@ TEMPLATES = {
         "{% if messages|length > 1 %}{{ 'x' * 10000000000 }}{% endif %}" + TURNS,
         "1 GiB of memory",
     ),
+    # one call into C, which no handler of a signal interrupts
+    "compares": (NESTED + "{{ ns.a == ns.b }}" + TURNS, "seconds"),
+    "compares later": (
+        NESTED + "{% if 'order' in messages|string|lower %}{{ ns.a == ns.b }}{% endif %}" + TURNS,
+        "seconds",
+    ),
+    "ignores": ("{{ eos_token }}{% for m in messages %}{{ m.role }}{% endfor %}", "writes the same whatever"),
     "calls later": (
         "{% if messages|length > 1 %}{{ cycler.__init__.__globals__ }}{% endif %}" + TURNS,
         "'__init__' of 'type' object is unsafe",
