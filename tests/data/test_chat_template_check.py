@@ -13,7 +13,6 @@ from pathlib import Path
 
 import pytest
 import yaml
-from helpers.byte_tokenizer import byte_tokenizer
 
 from helpers.command import TINY, Run
 from runner.config.settings import TemplateSettings
@@ -21,6 +20,7 @@ from runner.core.child_process import Died, in_child
 from runner.core.errors import ConfigError, ExitCode
 from runner.core.limits import TooMuch, limited
 from runner.data.chat_template_check import apply_template
+from runner.models.model import byte_tokenizer
 
 TURNS = "{% for m in messages %}{{ m.role }}: {{ m.content }}{{ eos_token }}\n{% endfor %}"
 INSPECT = ("recipe=inspect", *TINY[1:], "data.max_rows=8", "data.eval_max_rows=2")
@@ -70,7 +70,7 @@ def test_a_path_in_an_option_file_is_read(cli: Callable[..., Run], tmp_path: Pat
 @pytest.mark.parametrize(
     ("given", "says"),
     [
-        ("mine.jinja", "did you mean 'my.jinja'?"),
+        ("my.jinj", "did you mean 'my.jinja'?"),
         ("folder", "is not a file"),
         ("image.jinja", "is not UTF-8 text: byte 0"),
         ("nul.jinja", "it has NUL bytes"),
@@ -79,7 +79,7 @@ def test_a_path_in_an_option_file_is_read(cli: Callable[..., Run], tmp_path: Pat
         ("empty.jinja", "holds no Jinja"),
         ("pipe.jinja", "is not a file"),
         ("chatml", "nothing is at 'chatml'"),
-        ('"You are\\na model"', "a text without Jinja"),
+        ("You are a model", "nothing is at 'You are a model', and it is no Jinja"),
     ],
 )
 def test_what_is_no_template_file_is_refused(
