@@ -42,7 +42,7 @@ def test_a_path_is_read(cli: Callable[..., Run], tmp_path: Path, monkeypatch, gi
     name = "no_suffix" if given == "no_suffix" else "my.jinja"
     (tmp_path / name).write_text(TURNS, encoding="utf-8")
     given = str(tmp_path / name) if given == "absolute" else given
-    run = cli(*INSPECT, f"template.chat_template={given}")
+    run = cli(*INSPECT, f"template.chat_template='{given}'")  # Hydra wants a ~ quoted
     assert run.code == 0
     saved = yaml.safe_load((run.folder / "config.yaml").read_text(encoding="utf-8"))
     assert saved["template"]["chat_template"] == TURNS
