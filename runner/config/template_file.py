@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import re
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -51,8 +52,9 @@ def _read(given: str) -> str | Issue | None:
     try:
         path = Path(given).expanduser()
         if not path.exists():
-            bare = not path.suffix and path.name == given and not given.startswith(("~", "."))
-            return None if bare else Issue("", f"nothing is at {given!r}", nearest_file(given))
+            if re.fullmatch(r"[\w-]+", given):
+                return None
+            return Issue("", f"nothing is at {given!r}, and it is no Jinja", nearest_file(given))
         if not path.is_file():
             return Issue("", f"{given!r} is not a file", nearest_file(f"{given}/template.jinja"))
         with path.open("rb") as stream:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import pickle
+import select
 import signal
 import threading
 import traceback
@@ -28,33 +29,19 @@ class _State:
 _state = _State()
 
 
-def in_child(function: Callable[[], Result]) -> Result:
+def in_child(function: Callable[[], Result], seconds: float | None = None) -> Result:
     """What a function returns or raises, from a forked process; what it changes in memory stays there.
 
     Python handles no signal within one long call into C, such as the comparison of two nested lists; a
     process of its own can be ended in it, while this one waits and can be interrupted. Raises ``TooMuch`` if
-    the hard limit of ``limited`` ended it, and ``Died`` if something else did. Where there is no fork, in
-    another thread and inside of such a process the function runs here.
+    the hard limit of ``limited`` ended it or it took more ``seconds``, and ``Died`` if something else did.
+    Where there is no fork, in another thread and inside of such a process the function runs here.
     """
     main = threading.current_thread() is threading.main_thread()
     if not hasattr(os, "fork") or not main or _state.inside:
         return function()
-    reading, writing = os.pipe()
     with guarded_forks():
-        pid = os.fork()
-    if pid == 0:
-        _run(function, writing)
-    os.close(writing)
-    ended = False
-    status = 0
-    try:
-        with open(reading, "rb") as stream:
-            answer = stream.read()
-        status, ended = os.waitpid(pid, 0)[1], True
-    finally:
-        if not ended:  # a signal to this process
-            os.kill(pid, signal.SIGKILL)
-            os.waitpid(pid, 0)
+        answer, status = _forked(function, seconds)
     if os.WIFSIGNALED(status):
         number = os.WTERMSIG(status)
         if number == getattr(signal, "SIGPROF", None):
@@ -64,6 +51,28 @@ def in_child(function: Callable[[], Result]) -> Result:
     if not worked:
         raise value
     return value
+
+
+def _forked(function: Callable[[], Any], seconds: float | None) -> tuple[bytes, int]:
+    """What the process writes, and how it ended. It is killed when this one is interrupted."""
+    reading, writing = os.pipe()
+    pid = os.fork()
+    if pid == 0:
+        os.close(reading)
+        _run(function, writing)
+    os.close(writing)
+    ended = False
+    try:
+        with open(reading, "rb") as stream:
+            if not select.select([stream], [], [], seconds)[0]:
+                raise TooMuch(f"it takes more than {seconds:g} seconds")
+            answer = stream.read()
+        status, ended = os.waitpid(pid, 0)[1], True
+    finally:
+        if not ended:
+            os.kill(pid, signal.SIGKILL)
+            os.waitpid(pid, 0)
+    return answer, status
 
 
 def _run(function: Callable[[], Any], writing: int) -> None:

@@ -14,7 +14,7 @@ from typing import Any
 from runner.core.posix import resource
 
 SECONDS = 5.0
-HARD_SECONDS = 2 * SECONDS  # of the processor's time, after which SIGPROF ends the process
+HARD_SECONDS = SECONDS + 2  # of the processor's time, after which SIGPROF ends the process
 MEMORY = 2**30
 
 

@@ -24,6 +24,7 @@ from runner.data.template import beginning, control_tokens
 _SWITCHES = ("enable_thinking", "thinking")  # by which chat templates turn reasoning on and off
 _DATE = re.compile(r"""strftime_now\(\s*(['"])(.{1,80}?)\1""")
 _WORDS = ("words-3c71", "other-9d02")  # of two conversations that differ in nothing else
+_MOST_SECONDS = 20.0  # for a dozen short conversations, on a busy machine too
 _SHOWN = 200  # characters of a system prompt
 
 
@@ -132,7 +133,7 @@ def _try(tokenizer: Any, settings: TemplateSettings) -> _Tried:
     """Render a few conversations in a process that is ended when one step of the template takes too long."""
     where = template_key(settings)
     try:
-        return in_child(lambda: _tried(tokenizer, settings))
+        return in_child(lambda: _tried(tokenizer, settings), _MOST_SECONDS)
     except TooMuch as error:
         return _Tried(too_much(settings, error))
     except Died as error:
