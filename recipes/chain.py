@@ -16,7 +16,7 @@ from runner.cli import run_config
 from runner.config.settings import RunConfig
 from runner.core import console, signals
 from runner.core.errors import ConfigError, ExitCode, Issue, RunnerError
-from runner.core.folder_lock import hold
+from runner.core.process.folder_lock import hold
 from runner.reports import terminal
 from runner.runs.resume import read_record
 from runner.runs.run_folder import HOLDS, RunFolder

@@ -24,8 +24,8 @@ from recipes import OBJECTIVES
 from runner.cli import run_config
 from runner.core import console
 from runner.core.errors import ConfigError, ExitCode, Issue, RunnerError
-from runner.core.folder_lock import unwritable
 from runner.core.paths import CONFIG_DIR
+from runner.core.process.folder_lock import unwritable
 from runner.core.secrets import mask_uncaught, masked
 from runner.sweep import Handle
 

@@ -18,7 +18,7 @@ from runner.config.settings import SweepSettings
 from runner.config.trust import runs_code
 from runner.core.errors import Issue, nearest
 from runner.core.metric_names import find_metric
-from runner.core.posix import POSIX
+from runner.core.process.posix import POSIX
 from runner.core.yaml_reader import read_yaml
 
 # Keys of Hydra that run code or change the process around the run: why not, and what instead.

@@ -9,8 +9,8 @@ from typing import Any
 
 from runner.config.origins import Origins
 from runner.core.errors import Issue, nearest
-from runner.core.folder_lock import unwritable
 from runner.core.paths import EXAMPLES, SWEEP_FILE
+from runner.core.process.folder_lock import unwritable
 
 _ROW_ENDINGS = (".json", ".jsonl", ".csv", ".tsv", ".parquet", ".arrow")
 ROWS_HINT = "add data=file data.path=...: a file, a folder, a hub name, or embedded:orders_train"

@@ -14,7 +14,7 @@ from typing import Any
 
 import xxhash
 
-from runner.core.posix import POSIX
+from runner.core.process.posix import POSIX
 
 TEMPORARY = re.compile(r"\..+\.\d+")  # the names of the files that ``write_atomically`` is killed in
 

@@ -9,7 +9,7 @@ import sys
 from importlib.metadata import PackageNotFoundError, version
 from typing import Any
 
-from runner.core.posix import resource
+from runner.core.process.posix import resource
 
 _PACKAGES = (
     "torch",

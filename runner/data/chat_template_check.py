@@ -14,9 +14,9 @@ from jinja2.exceptions import SecurityError, TemplateSyntaxError
 from runner.config.path_rules import nearest_file
 from runner.config.settings import TemplateSettings
 from runner.config.template_file import is_jinja
-from runner.core.child_process import Died, in_child
 from runner.core.errors import ConfigError, Issue, nearest
-from runner.core.limits import TooMuch, limited
+from runner.core.process.child_process import Died, in_child
+from runner.core.process.limits import TooMuch, limited
 from runner.data.messages import BadRow, Message
 from runner.data.rendering.chat_template import REJECTS, ChatTemplate, template_key, too_much
 from runner.data.template import beginning, control_tokens
@@ -62,9 +62,7 @@ def apply_template(tokenizer: Any, settings: TemplateSettings) -> list[str]:
         notes.append(f"{message}: {shown!r}")
     if tried.dates:
         fixes = (
-            " (template.kwargs.date_string='...' keeps one)"
-            if "date_string" in tokenizer.chat_template
-            else ""
+            " (template.kwargs.date_string=... keeps one)" if "date_string" in tokenizer.chat_template else ""
         )
         message = "the chat template writes today's date, so that rows differ from day to day"
         notes.append(f"{message}{fixes}: {', '.join(tried.dates)} is trained on")

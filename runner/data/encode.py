@@ -20,10 +20,10 @@ import pyarrow as pa
 import pyarrow.compute
 
 from runner.config.settings import DataSettings
-from runner.core.child_process import in_child
 from runner.core.errors import ConfigError, RunnerError
-from runner.core.forks import guarded_forks
-from runner.core.limits import TooMuch, armed
+from runner.core.process.child_process import in_child
+from runner.core.process.forks import guarded_forks
+from runner.core.process.limits import TooMuch, armed
 from runner.data.example_store import Examples, decode_examples, open_dataset, open_writer, tables
 from runner.data.formats import Example, Kind
 from runner.data.issue_list import Rejected

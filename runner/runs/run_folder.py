@@ -25,8 +25,8 @@ from runner.core.atomic import (
     write_atomically,
 )
 from runner.core.errors import ConfigError, Issue
-from runner.core.folder_lock import NAME as LOCK
-from runner.core.folder_lock import hold, unwritable
+from runner.core.process.folder_lock import NAME as LOCK
+from runner.core.process.folder_lock import hold, unwritable
 from runner.core.secrets import masked
 from runner.core.timestamp import utc_now
 from runner.runs import checkpoint

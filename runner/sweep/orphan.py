@@ -13,7 +13,7 @@ import signal
 import threading
 import time
 
-from runner.core.posix import KILL
+from runner.core.process.posix import KILL
 
 VARIABLE = "RUNNER_PARENT_PIPE"
 GRACE = 20.0  # seconds between SIGTERM and SIGKILL

@@ -14,8 +14,8 @@ from pathlib import Path
 
 from runner.core import console
 from runner.core.errors import ExitCode
-from runner.core.folder_lock import FolderLock
 from runner.core.paths import PACKAGE
+from runner.core.process.folder_lock import FolderLock
 from runner.sweep import orphan
 
 WORKER = ["-m", "runner.sweep.worker"]

@@ -17,9 +17,9 @@ from runner.config.path_rules import check_sweep_folder
 from runner.config.settings import SweepSettings
 from runner.core import console
 from runner.core.errors import ConfigError, ExitCode
-from runner.core.folder_lock import FolderLock, hold
 from runner.core.hydra_quoting import hydra_value
-from runner.core.posix import KILL
+from runner.core.process.folder_lock import FolderLock, hold
+from runner.core.process.posix import KILL
 from runner.core.secrets import masked
 from runner.sweep.cells import Cell, check_cells
 from runner.sweep.jobs import Job, make_jobs, record_jobs, write_job

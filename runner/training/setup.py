@@ -153,7 +153,7 @@ def _check_adapter(
             message = "an adapter on the output head would not be trained"
             if isinstance(head, TrainableTokensWrapper):
                 message += ", and the embedding is tied to the head"
-            hint = "lora.modules_to_save=[lm_head] trains the whole head"
+            hint = "'lora.modules_to_save=[lm_head]' trains the whole head"
             raise ConfigError(Issue("lora.target_modules", message, hint))
 
 

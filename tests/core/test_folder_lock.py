@@ -17,9 +17,9 @@ from helpers.kills import Point, strike
 from helpers.locks import holding
 from helpers.starts import start
 from runner.__main__ import main
-from runner.core import folder_lock
 from runner.core.errors import ConfigError
-from runner.core.folder_lock import NAME, hold, holder
+from runner.core.process import folder_lock
+from runner.core.process.folder_lock import NAME, hold, holder
 
 
 def test_another_process_is_named_and_gone_when_it_is_killed(tmp_path):

@@ -20,7 +20,7 @@ for name in ("SIGKILL", "SIGALRM", "SIGUSR1", "SIGUSR2", "SIGHUP", "SIGSTOP", "s
 for name in ("fork", "forkpty", "killpg", "getpgid", "setsid", "register_at_fork", "sysconf", "geteuid",
              "sched_getaffinity", "sched_setaffinity", "getloadavg", "mkfifo", "statvfs", "getuid"):
     delattr(os, name)
-import runner.core.posix as posix
+import runner.core.process.posix as posix
 posix.POSIX = False
 from runner.__main__ import main
 for words in json.loads(sys.argv[1]):

@@ -16,9 +16,9 @@ import yaml
 
 from helpers.command import TINY, Run
 from runner.config.settings import TemplateSettings
-from runner.core.child_process import Died, in_child
 from runner.core.errors import ConfigError, ExitCode
-from runner.core.limits import TooMuch, limited
+from runner.core.process.child_process import Died, in_child
+from runner.core.process.limits import TooMuch, limited
 from runner.data.chat_template_check import apply_template
 from runner.models.model import byte_tokenizer
 

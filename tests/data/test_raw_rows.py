@@ -116,7 +116,7 @@ def table(file: Path, **columns: Any) -> Path:
 
 def test_nulls_of_a_typed_table_go_and_nulls_of_json_text_stay(tmp_path: Path) -> None:
     calls = [{"name": "f", "arguments": {"a": 1}}, {"name": "f", "arguments": {"b": 2}}]
-    messages = [[USER, answer("", tool_calls=[call])] for call in calls]
+    messages = [[USER, answer("So:", tool_calls=[call])] for call in calls]
     tools = ['[{"function": {"name": "f", "default": null}}]'] * 2
     example = prepared(table(tmp_path / "a.parquet", messages=messages, tools=tools)).train.examples[1]
     assert example.messages[1]["tool_calls"][0]["function"] == {"name": "f", "arguments": {"b": 2}}

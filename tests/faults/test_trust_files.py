@@ -17,9 +17,9 @@ from transformers import LlamaConfig
 from helpers.command import TINY, Run
 from helpers.tiny_model import copy, using, write_model
 from runner.__main__ import main
-from runner.core import limits
 from runner.core.atomic import xxh3_of_file
 from runner.core.errors import ExitCode
+from runner.core.process import limits
 from runner.runs import checkpoint
 
 MARKER = "marker"

@@ -14,7 +14,7 @@ from helpers.paths import ROOT
 _CODE = """
 import sys, time
 from pathlib import Path
-from runner.core.folder_lock import hold
+from runner.core.process.folder_lock import hold
 hold(Path(sys.argv[1]), "runs here")
 print("held", flush=True)
 time.sleep(60)

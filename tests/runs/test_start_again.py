@@ -324,7 +324,7 @@ def test_an_output_folder_that_cannot_be_written_is_named(cli, monkeypatch, caps
             return opened(path, flags, *args, **kwargs)
 
         opened = os.open
-        monkeypatch.setattr("runner.core.folder_lock.os.open", refuse)
+        monkeypatch.setattr("runner.core.process.folder_lock.os.open", refuse)
     assert cli(*words, *WORDS, folder=folder).code == 2
     told = said(capsys)
     assert folder[:40] in told.replace(" ", "")

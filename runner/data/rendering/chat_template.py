@@ -15,7 +15,7 @@ from jinja2.exceptions import TemplateError
 
 from runner.config.settings import TemplateSettings
 from runner.core.errors import ConfigError, Issue
-from runner.core.limits import HARD_SECONDS, TooMuch, limited
+from runner.core.process.limits import HARD_SECONDS, TooMuch, limited
 from runner.data.messages import BadRow, Message
 from runner.data.rendering.contents import REASONING_KEYS, arguments_of, reasoning_of
 from runner.data.rendering.reasoning import KNOWN, Delimiters

@@ -16,7 +16,7 @@ import time
 from pathlib import Path
 
 from runner.core.errors import ConfigError, Issue
-from runner.core.posix import fcntl
+from runner.core.process.posix import fcntl
 
 NAME = ".lock"
 _BUSY = 0.3  # seconds to try again: somebody may only be asking whether the folder is held

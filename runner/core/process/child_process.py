@@ -12,8 +12,8 @@ from collections.abc import Callable
 from typing import Any, TypeVar
 
 from runner.core.errors import RunnerError
-from runner.core.forks import guarded_forks
-from runner.core.limits import HARD_SECONDS, TooMuch
+from runner.core.process.forks import guarded_forks
+from runner.core.process.limits import HARD_SECONDS, TooMuch
 
 Result = TypeVar("Result")
 

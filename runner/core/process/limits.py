@@ -11,7 +11,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from runner.core.posix import resource
+from runner.core.process.posix import resource
 
 SECONDS = 5.0
 HARD_SECONDS = SECONDS + 2  # of the processor's time, after which SIGPROF ends the process

@@ -1,0 +1,1 @@
+"""What concerns the process itself: its limits, forks and locks, and what native Windows lacks of them."""
