@@ -1,4 +1,4 @@
-"""The table of the fault suite names forty rows, and tests that are there."""
+"""The table of the fault suite numbers its rows, and names tests that are there."""
 
 from __future__ import annotations
 
@@ -12,7 +12,8 @@ FOLDER = Path(__file__).parent
 
 def test_every_row_has_tests_that_exist():
     rows = re.findall(r"^\| (\d+) \|(.*)\|$", (FOLDER / "README.md").read_text(encoding="utf-8"), re.M)
-    assert [int(number) for number, _ in rows] == list(range(1, 41))
+    assert [int(number) for number, _ in rows] == list(range(1, len(rows) + 1))
+    assert len(rows) >= 107
     for number, text in rows:
         named = re.findall(r"`([\w./]+\.py)::([\w*]+)`", text)
         assert named, f"row {number} names no test"
