@@ -208,7 +208,7 @@ def fuzz(name: str, examples: int) -> None:
         max_examples=examples,
         deadline=None,
         database=None,
-        derandomize=examples < 100,
+        derandomize=True,
         suppress_health_check=list(HealthCheck),
     )(run)()
 
@@ -221,4 +221,4 @@ def test_only_our_own_errors_leave_the_check(name: str) -> None:
 @pytest.mark.slow
 @pytest.mark.parametrize("name", CASES)
 def test_only_our_own_errors_leave_the_check_of_many(name: str) -> None:
-    fuzz(name, 3000)
+    fuzz(name, 200)

@@ -95,6 +95,9 @@ KINDS: dict[str, st.SearchStrategy[dict[str, Any]]] = {
     "classification": st.fixed_dictionaries({"text": said, "label": st.sampled_from(["x", "X", 1, None])}),
 }
 DROPPED = {
+    "answer not written by the template",
+    "rejected by the template",
+    "alike once rendered",
     "chosen equals rejected",
     "empty answer",
     "answer too short",
@@ -133,7 +136,7 @@ def checks(examples: int) -> Any:
     return settings(
         max_examples=examples,
         deadline=None,
-        derandomize=examples < 500,  # the same in every run of continuous integration
+        derandomize=True,  # the same in every run of continuous integration
         suppress_health_check=[HealthCheck.too_slow, HealthCheck.function_scoped_fixture],
         database=None,
     )
@@ -181,7 +184,7 @@ def test_rows_that_hold_anything() -> None:
 @pytest.mark.slow
 @pytest.mark.parametrize("kind", KINDS)
 def test_many_rows_of_a_kind(kind: str) -> None:
-    examples_of(kind, 1000)
+    examples_of(kind, 400)
 
 
 @pytest.mark.slow
