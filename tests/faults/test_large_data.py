@@ -413,7 +413,7 @@ def test_issues_of_several_processes_are_those_of_one(tmp_path: Path, request: p
         found.append([str(issue) for issue in caught.value.issues])
         request.getfixturevalue("three_workers")
     assert found[0] == found[1]
-    assert "rejects 105 of 150 examples" in found[0][0]
+    assert "rejects 117 of 150 examples" in found[0][0]  # 33 of the numbers to 149 have a 3
     assert found[0][1] == f"{file}:1: the template rejects it: no threes"
     assert len(found[0]) == SHOWN_ISSUES + 2
 
