@@ -37,7 +37,7 @@ if str(PLUGINS) not in sys.path:
     sys.path.append(str(PLUGINS))
 
 # Lines of Hydra's messages that name its inner objects.
-_NOISE = ("See ", "object_", "full_key", "Config search path")
+_NOISE = ("See ", "object_", "reference_type", "full_key", "Config search path")
 
 
 Composed = tuple[DictConfig | None, list[Issue]]
@@ -97,8 +97,17 @@ def _composed(command: Command, overrides: list[str]) -> DictConfig:
     given: Any = OmegaConf.to_container(composed.hydra.overrides)
     if {*given["task"], *given["hydra"]} - {*overrides}:  # by these the origin of a value is found
         raise ValueError("hydra.overrides is set by the command line only, not in a file")
+    if not OmegaConf.is_interpolation(composed, "hydra"):
+        _resolve(composed.hydra)
     HydraConfig.instance().set_config(composed)  # for ${hydra:...} in a value
     return composed
+
+
+def _resolve(node: Any) -> None:
+    """Read every value of Hydra's own section, which raises where a ``${...}`` in it stands for nothing."""
+    for key in node if isinstance(node, DictConfig) else range(len(node)):
+        if not OmegaConf.is_missing(node, key) and OmegaConf.is_config(value := node[key]):
+            _resolve(value)
 
 
 def blame(where: str, error: Exception, command: Command) -> Issue:
@@ -110,6 +119,8 @@ def blame(where: str, error: Exception, command: Command) -> Issue:
     lines = [line.strip() for line in str(cause).splitlines() if line.strip()] or [type(error).__name__]
     message = lines[0]
     hint = " ".join(line for line in lines[1:] if not line.startswith(_NOISE) and "path=" not in line)
+    if where == "config" and isinstance(cause, OmegaConfBaseException) and cause.full_key:
+        where = cause.full_key
     # the option that was chosen, then the file that Hydra names
     group, _, option = where.lstrip("+").partition("=")
     files = [f"{group}/{option}"]

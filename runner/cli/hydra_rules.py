@@ -11,7 +11,6 @@ from typing import Any
 import hydra.conf as hydra_conf
 from hydra.core.config_store import ConfigStore
 from omegaconf import DictConfig, OmegaConf
-from omegaconf.errors import OmegaConfBaseException
 
 from runner.config.path_rules import check_sweep_folder
 from runner.config.settings import SweepSettings
@@ -149,9 +148,14 @@ def _registered(*group: str) -> dict[str, dict[str, Any]]:
     return found
 
 
+def is_packed(composed: DictConfig) -> bool:
+    """Whether the cells of a sweep are run by the launcher that trains several at once."""
+    return str(OmegaConf.select(composed, "hydra.launcher._target_")).endswith(".PackedLauncher")
+
+
 def check_system(composed: DictConfig) -> Iterator[Issue]:
     """The processes of a sweep end with the one that started them, by what native Windows has not."""
-    if not POSIX and str(composed.hydra.launcher._target_).endswith(".PackedLauncher"):
+    if not POSIX and is_packed(composed):
         message = "a sweep starts processes in a way that native Windows has not"
         yield Issue("-m", message, "start it in WSL, or add hydra/launcher=basic: one run after the other")
 
@@ -163,9 +167,10 @@ def _shipped(key: str) -> list[Any]:
     return [read_yaml(file) for file in sorted(folder.glob("*.yaml"))]
 
 
-def check_direction(sweeper: DictConfig, settings: Any) -> Iterator[Issue]:
+def check_direction(composed: DictConfig, settings: Any) -> Iterator[Issue]:
     """A sweeper that looks for the best values must look in the direction of the deciding metric."""
-    direction, metric = sweeper.get("direction"), (settings or {}).get("metric", SweepSettings.metric)
+    direction = OmegaConf.select(composed, "hydra.sweeper.direction")
+    metric = (settings or {}).get("metric", SweepSettings.metric)
     if direction is None or not isinstance(metric, str):
         return
     wanted = "maximize" if find_metric(metric).higher else "minimize"
@@ -178,12 +183,7 @@ def check_direction(sweeper: DictConfig, settings: Any) -> Iterator[Issue]:
 
 def check_sweep_dir(composed: DictConfig) -> Iterator[Issue]:
     """A folder that is not a sweep's is rejected before Hydra's sweeper writes a file into it."""
-    try:
-        _ = composed.hydra.sweep.dir  # where Hydra writes, long after everything else was read
-    except OmegaConfBaseException as error:
-        yield Issue("hydra.sweep.dir", str(error).splitlines()[0], "set output_dir")
-        return
-    packed = str(composed.hydra.launcher._target_).endswith(".PackedLauncher")
-    folder = Path(str(composed.output_dir)).expanduser() if composed.get("output_dir") and packed else None
+    held = composed.get("output_dir") and is_packed(composed)
+    folder = Path(str(composed.output_dir)).expanduser() if held else None
     if folder and (issue := check_sweep_folder(folder)):
         yield issue

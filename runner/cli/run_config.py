@@ -32,7 +32,14 @@ from runner.cli.command import (
     parse,
 )
 from runner.cli.config_source import load_text
-from runner.cli.hydra_rules import SUBDIR, check_classes, check_direction, check_sweep_dir, check_system
+from runner.cli.hydra_rules import (
+    SUBDIR,
+    check_classes,
+    check_direction,
+    check_sweep_dir,
+    check_system,
+    is_packed,
+)
 from runner.cli.plain import plain_values
 from runner.config.checks import check_config
 from runner.config.objective import Objectives
@@ -133,7 +140,7 @@ def _check_cells(command: Command, issues: list[Issue]) -> list[RunConfig]:
         settings = plain_values(first[0], Origins([], [], list), []).get("sweep") or {}
         lists = zip_lists(settings.get("zip")) if isinstance(settings, dict) else []
         issues += check_axes(axes_of(overrides), settings, command.sweeper)
-        issues += check_direction(first[0].hydra.sweeper, settings)
+        issues += check_direction(first[0], settings)
         issues += check_sweep_dir(first[0])
         issues += check_system(first[0])
     configs: list[RunConfig] = []
@@ -182,7 +189,7 @@ def freeze(composed: DictConfig, objectives: Objectives, multirun: bool = False)
     issues += [issue for issue in check_config(values, origins, objectives) if issue.where not in named]
     if not multirun and hydra.mode != RunMode.MULTIRUN:
         issues += unused(values, origins, "without -m", "add -m")
-    elif not str(hydra.launcher._target_).endswith(".PackedLauncher"):
+    elif not is_packed(composed):
         launcher = hydra.runtime.choices.get("hydra/launcher")
         issues += unused(values, origins, f"with hydra/launcher={launcher}", "leave hydra/launcher out")
     if issues:

@@ -19,9 +19,11 @@ from runner.config.settings import RunConfig
 from runner.core.atomic import json_text, sha256_of, sha256_of_file
 from runner.core.errors import ConfigError, Issue
 from runner.core.paths import SWEEP_FILE
+from runner.core.process.folder_lock import holder
 from runner.core.yaml_reader import parse_yaml
 
 _NAMES_BASE = ("base_model_name_or_path", "revision")  # keys of adapter_config.json
+_CONFIG = "adapter_config.json"
 BASE_FILE = "base.json"  # beside adapter_config.json: the base's settings and identity
 
 
@@ -36,7 +38,7 @@ class Adapter:
     @property
     def config(self) -> dict[str, Any]:
         """Its ``adapter_config.json``."""
-        return _mapping(self.folder / "adapter_config.json")
+        return _mapping(self.folder / _CONFIG)
 
     @property
     def base(self) -> dict[str, Any]:
@@ -63,14 +65,19 @@ def _mapping(file: Path) -> dict[str, Any]:
         values = json.loads(text) if file.suffix == ".json" else parse_yaml(text, str(file))
     except (OSError, ValueError, RecursionError, yaml.YAMLError) as error:
         reason = " ".join(str(error).split()) or type(error).__name__
-        raise ConfigError(Issue(str(file), f"is damaged: {reason[:200]}", _RESCUE)) from error
+        raise ConfigError(Issue(str(file), f"is damaged: {reason[:200]}", _rescue(file))) from error
     if not isinstance(values, dict):
-        raise ConfigError(Issue(str(file), f"is damaged: it holds {values!r:.80}, not keys", _RESCUE))
+        raise ConfigError(Issue(str(file), f"is damaged: it holds {values!r:.80}, not keys", _rescue(file)))
     return values
 
 
+def _rescue(file: Path) -> str:
+    if file.name == _CONFIG:
+        return "no adapter can be used without it: fetch it again, or train the adapter again"
+    return "an adapter in a folder without it can be used: it then says less about its run"
+
+
 _BASE_KEYS = (("model", dict), ("identity", dict), ("classes", list))
-_RESCUE = "an adapter in a folder without it can be used: it then says less about its run"
 
 
 def adapters(config: RunConfig) -> list[Adapter]:
@@ -110,7 +117,7 @@ def find_adapter(path: str) -> Adapter:
     """
     given = Path(path).expanduser()
     for folder in (given / "adapter", given):
-        if (folder / "adapter_config.json").is_file():
+        if (folder / _CONFIG).is_file():
             run = folder.parent if (folder.parent / "run.json").is_file() else None
             found = Adapter((run or folder).resolve().name.replace(".", "-"), folder, run)
             _check_readable(found)
@@ -132,7 +139,8 @@ def _check_readable(adapter: Adapter) -> None:
             values = getattr(adapter, name)
             if name == "base" and any(type(values.get(key, kind())) is not kind for key, kind in _BASE_KEYS):
                 message = "is damaged: a key has a value of another type"
-                issues.append(Issue(str(adapter.folder / BASE_FILE), message, _RESCUE))
+                file = adapter.folder / BASE_FILE
+                issues.append(Issue(str(file), message, _rescue(file)))
         except ConfigError as error:
             issues += error.issues
     if issues:
@@ -177,9 +185,7 @@ def check_base(config: RunConfig, identity: dict[str, Any]) -> list[str]:
         issues += _changed_files(adapter)
         status = adapter.record.get("status", "completed")
         if status != "completed":
-            ended = (
-                "its run is running, or was killed" if status == "running" else f"its run ended as {status}"
-            )
+            ended = _ended(adapter, status)
             notes.append(f"adapter={adapter.folder}: {ended}: what stands there may not be its result")
         expected = adapter.base.get("identity")
         where = f"adapter={adapter.folder}"
@@ -201,6 +207,14 @@ def check_base(config: RunConfig, identity: dict[str, Any]) -> list[str]:
     return notes
 
 
+def _ended(adapter: Adapter, status: str) -> str:
+    """How the run of an adapter ended that has not completed."""
+    if status != "running":
+        return f"its run ended as {status}"
+    process = holder(adapter.run) if adapter.run else None
+    return f"its run is running ({process})" if process else "its run was killed"
+
+
 def _changed_files(adapter: Adapter) -> Iterator[Issue]:
     """An issue for each part of an adapter that is not the one whose digest its run has recorded."""
     digests = adapter.record.get("digests")
@@ -218,7 +232,7 @@ def adapter_digests(folder: Path) -> dict[str, str]:
 
     The name of the base is left out: who publishes an adapter may write another. Empty without an adapter.
     """
-    weights, config = folder / "adapter_model.safetensors", _mapping(folder / "adapter_config.json")
+    weights, config = folder / "adapter_model.safetensors", _mapping(folder / _CONFIG)
     digests = {"adapter": sha256_of_file(weights)} if weights.is_file() else {}
     if config:
         facts = {key: value for key, value in config.items() if key not in _NAMES_BASE}

@@ -54,12 +54,13 @@ def check_patterns(values: dict[str, Any], origins: Origins) -> Iterator[Issue]:
     """An issue for each pattern of the section ``lora`` that is no regular expression."""
     for pattern in patterns(values.get("lora") or {}):
         key = f"lora.{pattern.key}"
-        if reason := _reason(pattern):
+        if reason := not_regular(pattern):
             message = f"{key}: {pattern.given[:80]!r} is not a regular expression: {reason}"
             yield Issue(origins.where(key), message, "names of modules, [q_proj, v_proj], need none")
 
 
-def _reason(pattern: Pattern) -> str | None:
+def not_regular(pattern: Pattern) -> str | None:
+    """Why a pattern is no regular expression; None if it is one."""
     if len(pattern.given) > MOST_CHARACTERS:
         return f"it has more than {MOST_CHARACTERS:,} characters"
     try:

@@ -95,7 +95,7 @@ RANGES = {
     "trainer.adam_epsilon": _POSITIVE,
     "trainer.max_grad_norm": _NOT_NEGATIVE,
     "trainer.label_smoothing_factor": _SHARE,
-    "trainer.max_steps": Range(1, off=-1),
+    "trainer.max_steps": Range(1, 2**31 - 1, off=-1),
     "trainer.num_train_epochs": _POSITIVE,
     "trainer.per_device_train_batch_size": _COUNT,
     "trainer.per_device_eval_batch_size": _COUNT,

@@ -8,4 +8,14 @@ CONFIG_DIR = PACKAGE / "conf" if (PACKAGE / "conf").is_dir() else PACKAGE.parent
 ARCHITECTURES = PACKAGE / "models" / "architectures"
 EXAMPLES = PACKAGE / "data" / "examples"
 PLUGINS = PACKAGE / "plugins"
+# Files of rows, by what they are read as.
+ROW_FILES = {
+    ".json": "json",
+    ".jsonl": "json",
+    ".ndjson": "json",
+    ".csv": "csv",
+    ".tsv": "csv",
+    ".parquet": "parquet",
+    ".arrow": "arrow",
+}
 SWEEP_FILE = "sweep.json"  # in a sweep folder: its record

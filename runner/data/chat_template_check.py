@@ -18,10 +18,9 @@ from runner.core.errors import ConfigError, Issue, nearest
 from runner.core.process.child_process import Died, in_child
 from runner.core.process.limits import TooMuch, limited
 from runner.data.messages import BadRow, Message
-from runner.data.rendering.chat_template import REJECTS, ChatTemplate, template_key, too_much
+from runner.data.rendering.chat_template import REJECTS, SWITCHES, ChatTemplate, template_key, too_much
 from runner.data.template import beginning, control_tokens
 
-_SWITCHES = ("enable_thinking", "thinking")  # by which chat templates turn reasoning on and off
 _DATE = re.compile(r"""strftime_now\(\s*(['"])(.{1,80}?)\1""")
 _WORDS = ("words-3c71", "other-9d02")  # of two conversations that differ in nothing else
 _MOST_SECONDS = 20.0  # for a dozen short conversations, on a busy machine too
@@ -114,7 +113,7 @@ def _issues(tokenizer: Any, settings: TemplateSettings) -> Iterator[Issue]:
         message = "the tokenizer names no end token, so that the model could never stop"
         yield Issue("template.stop", message, "name one of its tokens: template.stop=...")
     for name, value in settings.kwargs.items():
-        if name in _SWITCHES and value is False:
+        if name in SWITCHES and value is False:
             continue  # there is nothing to turn off, as where an experiment meets another model
         if not re.search(rf"\b{re.escape(str(name))}\b", template):
             message = f"the chat template reads no {name!r}, so that it would have no effect"

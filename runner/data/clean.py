@@ -42,7 +42,8 @@ def drop_reason(example: Example, min_chars: int) -> int:
         return 1
     if example.empty:
         return 2
-    return 3 if len(example.answer) < min_chars else 0
+    calls = bool(example.messages and example.messages[-1].get("tool_calls"))
+    return 3 if len(example.answer) < min_chars and not calls else 0
 
 
 def prompt_identity(example: Example) -> bytes:
@@ -57,7 +58,7 @@ def prompt_identity(example: Example) -> bytes:
 def identity(example: Example) -> bytes:
     """Sixteen bytes that two rows share when all that can be rendered is the same, wherever it was read."""
     if example.text is not None:
-        content = example.text
+        content = example.text if example.label is None else json.dumps([example.text, example.label])
     else:
         parts = [example.messages, example.tools, example.rejected, example.label]
         content = json.dumps(parts, sort_keys=True, default=str)

@@ -9,7 +9,8 @@ import hashlib
 from pathlib import Path
 
 from runner.core.errors import Issue
-from runner.data.sources.folders import FILE_KINDS, find_files
+from runner.core.paths import ROW_FILES
+from runner.data.sources.folders import find_files
 from runner.data.sources.tables import arrow_rows, parquet_rows
 from runner.data.sources.text_files import Rows, csv_rows, json_rows, separator, usual_separator
 
@@ -27,9 +28,9 @@ def content_digest(file: Path) -> bytes:
 
 def file_rows(file: Path) -> tuple[str, Rows]:
     """What comes before a row's number in a message, and the rows. Raises ``OSError``."""
-    kind = FILE_KINDS.get(file.suffix.lower())
+    kind = ROW_FILES.get(file.suffix.lower())
     if kind is None:
-        issue = Issue(str(file), f"unknown file type {file.suffix!r}", f"allowed: {', '.join(FILE_KINDS)}")
+        issue = Issue(str(file), f"unknown file type {file.suffix!r}", f"allowed: {', '.join(ROW_FILES)}")
         return f"{file}, row ", [(0, issue)]
     if kind == "json":
         return json_rows(file)
@@ -39,6 +40,6 @@ def file_rows(file: Path) -> tuple[str, Rows]:
 
 def file_notes(file: Path) -> list[str]:
     """What was recognised by a file's content against its ending."""
-    if FILE_KINDS.get(file.suffix.lower()) != "csv" or (found := separator(file)) == usual_separator(file):
+    if ROW_FILES.get(file.suffix.lower()) != "csv" or (found := separator(file)) == usual_separator(file):
         return []
     return [f"{file}: its cells are separated by {found!r}"]

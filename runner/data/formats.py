@@ -13,6 +13,7 @@ from runner.config.objective import Kind
 from runner.data.messages import has_content, is_trained, messages_of, new_message, system_turn, text_of
 from runner.data.rows.calls import tools_of
 from runner.data.rows.joining import joined, repeats, without_prompt
+from runner.data.rows.labels import class_of, liked
 from runner.data.rows.read_row import ReadRow
 from runner.data.rows.values import BadRow, Message, Row, is_given, listed, parsed, shown
 
@@ -106,13 +107,13 @@ def to_example(
     if row_format == "text":
         return Example(source, text=text_of(row, "text"), place=place)
     if row_format == "classification":
-        return Example(source, text=text_of(row, "text"), label=_class(row), place=place)
+        return Example(source, text=text_of(row, "text"), label=class_of(row), place=place)
     if row_format == "preference" and kind != "completion":
         chosen, rejected = _pair(row)
         return Example(source, messages=chosen, rejected=rejected, tools=tools_of(row), place=place)
     if row_format == "feedback":
         messages = _feedback(row)
-        return Example(source, messages=messages, tools=tools_of(row), place=place, label=_liked(row))
+        return Example(source, messages=messages, tools=tools_of(row), place=place, label=liked(row))
     messages = _CONVERTERS[row_format](row)
     answers = [message for message in messages if message["role"] == "assistant"]
     if all(message.get("weight") == 0 for message in answers):
@@ -196,21 +197,6 @@ def _up_to_answer(messages: list[Message], row: ReadRow) -> list[Message]:
     return messages[: last + 1]
 
 
-def _liked(row: ReadRow) -> bool:
-    value = row.get("label")
-    known = {"true": True, "1": True, "false": False, "0": False}
-    if str(value).lower() not in known:
-        raise BadRow(f"'label' must be true or false, got {shown(value)}")
-    return known[str(value).lower()]
-
-
-def _class(row: ReadRow) -> str:
-    value = row.get("label")
-    if not isinstance(value, (str, int)) or not str(value).strip():
-        raise BadRow(f"'label' must be the name or number of a class, got {shown(value)}")
-    return str(value).strip()
-
-
 def _alpaca(row: ReadRow) -> list[Message]:
     prompt = _alpaca_prompt(row)
     return _answered(row, prompt, "output", [new_message(text_of(row, "output"), "assistant")])
@@ -218,7 +204,7 @@ def _alpaca(row: ReadRow) -> list[Message]:
 
 def _alpaca_prompt(row: ReadRow) -> list[Message]:
     instruction, extra = text_of(row, "instruction"), text_of(row, "input", optional=True)
-    content = f"{instruction}\n{extra}" if extra.strip() else instruction
+    content = "\n".join(text for text in (instruction, extra) if text.strip()) or instruction
     user = {"role": "user", "content": content, "instruction": instruction, "input": extra}
     return [*system_turn(row), *_history(row), user]
 
@@ -266,14 +252,29 @@ def _preference_prompt(row: ReadRow) -> list[Message]:
     if row.get("instruction") is not None:
         return _alpaca_prompt(row)
     key = "prompt" if row.get("prompt") else _conversation_key(row)
-    return [] if key is None else messages_of(row, key, "user")
+    if key is None:
+        return []
+    try:
+        return messages_of(row, key, "user")
+    except BadRow:
+        sides = (messages_of(row, side, "assistant")[0]["role"] for side in ("chosen", "rejected"))
+        if key == "prompt" or "assistant" in sides:
+            raise
+        row.doubts.add(f"no messages in {key!r}, which is not read: both answers are whole conversations")
+        return []
 
 
 def _answered(row: ReadRow, prompt: list[Message], key: str, answer: list[Message]) -> list[Message]:
     """A prompt before its answer, which may be the whole conversation."""
     if repeats(prompt, row.get(key)):
         row.doubts.add("an answer that begins with its whole prompt")
-    return joined(prompt, answer, key)
+    made = joined(prompt, answer, key)
+    if prompt and prompt[-1]["role"] == "assistant":
+        if answer[0]["role"] == "assistant":
+            row.doubts.add("a prompt that ends in an answer, before the answer that is trained")
+        elif prompt[-1] not in made:
+            row.doubts.add("a prompt that ends in another answer, which is left out")
+    return made
 
 
 def _conversation(row: ReadRow) -> list[Message]:

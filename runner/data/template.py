@@ -17,12 +17,10 @@ from runner.data.formats import Example
 from runner.data.labels import IGNORE, Encoded, Rendered, encode
 from runner.data.messages import BadRow, Message, has_content, is_trained
 from runner.data.rendering.boundary import Boundary
-from runner.data.rendering.chat_template import ChatTemplate
+from runner.data.rendering.chat_template import PROBE, ChatTemplate
 from runner.data.rendering.contents import contents_of
 from runner.data.rendering.left_out import left_out
 from runner.data.rendering.turns import Turn, TurnWriter
-
-_PROBE = "answer-0b9f"  # stands for an answer where only what comes before it is wanted
 
 
 class Renderer:
@@ -47,7 +45,7 @@ class Renderer:
         """
         if example.text is not None:
             begin, end = beginning(self.tokenizer), self.tokenizer.eos_token or ""
-            text = begin + example.text.removeprefix(begin).removesuffix(end) + end
+            text = begin + _without_end(example.text.removeprefix(begin), end) + end
             return [Rendered(example.source, text, ((0, len(text)),))]
         messages = self._with_system(example.messages)
         turns = {
@@ -95,7 +93,7 @@ class Renderer:
 
     def _sample(self) -> Turn:
         roles = ("user", "assistant")
-        return self._writer.turn([{"role": role, "content": _PROBE} for role in roles], 1, ())
+        return self._writer.turn([{"role": role, "content": PROBE} for role in roles], 1, ())
 
     def warnings(self, example: Example, rows: list[Rendered]) -> list[str]:
         """What may be wrong with a rendered example, as reasons to count: nothing here stops a run."""
@@ -147,6 +145,12 @@ class Renderer:
         if self.settings.system and messages[0]["role"] != "system":
             return [{"role": "system", "content": self.settings.system}, *messages]
         return messages
+
+
+def _without_end(text: str, end: str) -> str:
+    """A text without the end token that it has already, also before white space: templates write it so."""
+    stripped = text.rstrip()
+    return stripped.removesuffix(end) if end and stripped.endswith(end) else text
 
 
 def beginning(tokenizer: Any) -> str:

@@ -16,7 +16,7 @@ from typing import Any
 import numpy as np
 
 from runner.core.metric_names import find_metric
-from runner.evaluation.scripts import bleu_tokenizer, has_spaces, words
+from runner.core.scripts import bleu_tokenizer, has_spaces, words
 
 Statistics = np.ndarray  # (rows, statistics of a row)
 
@@ -70,7 +70,7 @@ def is_json(text: str) -> bool:
 def rouge_l(answer: str, expected: str) -> float:
     """ROUGE-L, 0 to 1: the F-measure of the longest common subsequence of words (Lin 2004, equal weights).
 
-    Words are those of ``runner.evaluation.scripts``; the package ``rouge-score`` keeps ASCII letters only, so
+    Words are those of ``runner.core.scripts``; the package ``rouge-score`` keeps ASCII letters only, so
     that other scripts always score 0.
     """
     found, wanted = words(answer), words(expected)

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
-import json
+import contextlib
 from itertools import combinations
 from pathlib import Path
 from typing import Any
 
-from runner.config.adapters import Adapter
+from runner.config.adapters import Adapter, find_adapter
+from runner.core.errors import ConfigError
+from runner.runs.parents import find_parent
 
 
 def related(adapters: list[Adapter]) -> list[str]:
@@ -29,29 +31,23 @@ def related(adapters: list[Adapter]) -> list[str]:
 def _line_of(adapter: Adapter) -> list[set[str]]:
     """The marks (folder, digest of the weights) of an adapter, and after it those of its ancestors."""
     line: list[set[str]] = []
-    record, marks = adapter.record, {str(adapter.folder.resolve())}
-    marks |= {str(adapter.run.resolve())} if adapter.run else set()
-    waiting = [(marks, record)]
+    waiting: list[tuple[set[str], Adapter | None]] = [(set(), adapter)]
     while waiting and len(line) < 100:  # a record that names itself must not go round for ever
-        marks, record = waiting.pop()
+        marks, found = waiting.pop()
+        record = found.record if found else {}
+        places = {found.folder, found.run or found.folder} if found else set()
         digest = (record.get("digests") or {}).get("adapter")
-        line.append(marks | ({str(digest)} if digest else set()))
-        parents = record.get("parents")
-        waiting += [_parent(each) for each in parents] if isinstance(parents, list) else []
+        line.append(marks | {str(each.resolve()) for each in places} | ({str(digest)} if digest else set()))
+        if found and found.run:
+            entries = record.get("parents") or []
+            waiting += [_parent(each, found.run) for each in entries if isinstance(each, dict)]
     return line
 
 
-def _parent(given: Any) -> tuple[set[str], dict[str, Any]]:
-    """The marks and the record of what ``parents`` of a run.json names, as a path or with its digests."""
-    facts = given if isinstance(given, dict) else {"path": given}
-    marks = {str(value) for value in facts.values() if str(value).startswith("sha256:")}
-    path = next((facts[key] for key in ("path", "folder", "run", "adapter") if facts.get(key)), None)
-    if path is None:
-        return marks, {}
-    folder = Path(str(path)).expanduser()
-    file = folder / "run.json"
-    try:
-        record = json.loads(file.read_text(encoding="utf-8")) if file.is_file() else {}
-    except (OSError, ValueError):
-        record = {}
-    return marks | {str(folder.resolve())}, record if isinstance(record, dict) else {}
+def _parent(entry: dict[str, Any], run: Path) -> tuple[set[str], Adapter | None]:
+    """The marks of a parent that the ``run.json`` of ``run`` names, and the parent if it is still there."""
+    marks = {str(entry["digest"])} if entry.get("digest") else set[str]()
+    folder = find_parent(entry, run)
+    with contextlib.suppress(ConfigError):  # damaged since, or a model
+        return marks, find_adapter(str(folder)) if folder else None
+    return marks, None

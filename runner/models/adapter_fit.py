@@ -12,7 +12,9 @@ from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
 from runner.core.errors import ConfigError, Issue, RunnerError
+from runner.models.empty_model import empty_model, module_names
 from runner.models.locate import tensors_only
+from runner.models.module_patterns import unbounded_patterns
 
 if TYPE_CHECKING:
     from peft import PeftConfig
@@ -20,6 +22,8 @@ if TYPE_CHECKING:
     from runner.config.adapters import Adapter
     from runner.models.base import Base
 
+# Stands for the modules of a model whose own code names them.
+_NAMES = ("model.layers.0.self_attn.q_proj", "transformer.h.0.mlp.c_fc", "lm_head")
 _WEIGHTS = ("adapter_model.safetensors", "adapter_model.bin")
 # What PEFT raises for adapters that do not fit.
 _MISFITS = (ValueError, RuntimeError, KeyError, TypeError, AttributeError, NotImplementedError, re.error)
@@ -100,16 +104,16 @@ def check_adapters(base: Base, found: list[Adapter], classes: list[str] | None =
     """
     notes: list[str] = []
     issues: list[Issue] = []
+    names = (module_names(base) or _NAMES) if found else ()
     for adapter in found:
         try:
             notes += _unknown_keys(adapter, read_config(adapter))
+            issues += unbounded_patterns(_where(adapter), adapter.config, names)
             _check_file(adapter)
         except ConfigError as error:
             issues += error.issues
     if issues:
         raise ConfigError(issues)
-    from runner.models.empty_model import empty_model
-
     for adapter in on_empty(base, found):
         add_saved(empty_model(base, classes), adapter)
     return notes

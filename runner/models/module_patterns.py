@@ -13,7 +13,7 @@ import sys
 from collections.abc import Collection, Iterator, Mapping
 from typing import Any
 
-from runner.config.patterns import Pattern, patterns
+from runner.config.patterns import Pattern, not_regular, patterns
 from runner.core.errors import Issue
 
 SECONDS = 2.0  # the patterns of an ordinary config take less than a millisecond, the process 30
@@ -38,15 +38,31 @@ def check_patterns(section: str, values: Mapping[str, Any], names: Collection[st
     matched |= dict(zip(others, results, strict=False))
     if names and len(results) < len(others):
         slow = others[len(results)]
-        message = f"{slow.given[:80]!r} takes more than {SECONDS:g} seconds to match the model's modules"
-        yield Issue(
-            f"{section}.{slow.key}", message, "write it without nested repeats, or as a list of names"
-        )
+        yield _too_slow(f"{section}.{slow.key}", slow)
     for pattern, found in matched.items():
         if not found:
             short = sorted({name.rpartition(".")[2] for name in names} - set("0123456789"))
             message = f"{pattern.given[:80]!r} matches no module of the model"
             yield Issue(f"{section}.{pattern.key}", message, f"it has: {', '.join(short[:40])}")
+
+
+def unbounded_patterns(where: str, values: Mapping[str, Any], names: Collection[str]) -> list[Issue]:
+    """An issue for a pattern of a saved PEFT config that is none, or takes too long to match.
+
+    Of a saved adapter a pattern may well match nothing: what is adapted stands in its file.
+    """
+    others = [pattern for pattern in patterns(values) if not pattern.is_name]
+    for pattern in others:
+        if reason := not_regular(pattern):
+            message = f"{pattern.key}: {pattern.given[:80]!r} is not a regular expression: {reason}"
+            return [Issue(where, message)]
+    results = _tried(others, names) if others else []
+    return [_too_slow(f"{where}: {pattern.key}", pattern) for pattern in others[len(results) :][:1]]
+
+
+def _too_slow(where: str, pattern: Pattern) -> Issue:
+    message = f"{pattern.given[:80]!r} takes more than {SECONDS:g} seconds to match the model's modules"
+    return Issue(where, message, "write it without nested repeats, or as a list of names")
 
 
 def _ends(name: str, names: Collection[str]) -> bool:

@@ -35,6 +35,9 @@ from runner.runs.resume import Start, find_start
 from runner.runs.run_folder import RunFolder
 from runner.training.argument_checks import check_optimizer
 
+# Schedules of transformers that take no warmup.
+_WITHOUT_WARMUP = ("constant", "reduce_lr_on_plateau", "greedy")
+
 
 @dataclass(frozen=True)
 class TrainingSetup:
@@ -78,6 +81,7 @@ class TrainingSetup:
         """Record which model is trained on which examples, with every warning so far."""
         foreign = foreign_rows(self.data)
         folder.notes += [*self.base.notes, *self.warnings, *data.notes, *filter(None, [foreign])]
+        folder.notes += _warmup_notes(self.arguments, total_steps(self.arguments, len(data.train.rows)))
         folder.record |= self.inputs(data)
         for parent in folder.record.get("parents", ()):
             if parent["kind"] == "model":
@@ -155,6 +159,20 @@ def _check_adapter(
                 message += ", and the embedding is tied to the head"
             hint = "'lora.modules_to_save=[lm_head]' trains the whole head"
             raise ConfigError(Issue("lora.target_modules", message, hint))
+
+
+def _warmup_notes(arguments: Any, steps: int) -> list[str]:
+    """A warning where warmup never ends: its first step has a learning rate of 0, and a run of one step no
+    other."""
+    warmup = arguments.get_warmup_steps(steps)
+    if warmup < steps or str(arguments.lr_scheduler_type.value) in _WITHOUT_WARMUP:
+        return []
+    what = (
+        "the only step has a learning rate of 0: nothing is trained"
+        if steps == 1
+        else (f"all {steps} steps are warmup: the learning rate does not reach trainer.learning_rate")
+    )
+    return [f"{what}; trainer.warmup_steps=0, or more steps"]
 
 
 def total_steps(arguments: Any, rows: int) -> int:

@@ -24,6 +24,7 @@ EARLY = [
     ("trainer.neftune_noise_alpha=-1", "-1 is below zero"),
     ("trainer.dataloader_num_workers=1000000000", "at most 256"),
     ("lora.r=1000000000", "at most 65536"),
+    ("trainer.max_steps=99999999999999999999", "at most 2147483647"),
     ("trainer.report_to=wandbb", "did you mean 'wandb'?"),
     ("trainer.report_to=[none,nope]", "'nope' is not allowed"),
     ("trainer.report_to=comet_ml", "pip install comet-ml"),

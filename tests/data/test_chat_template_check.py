@@ -20,6 +20,7 @@ from runner.core.errors import ConfigError, ExitCode
 from runner.core.process.child_process import Died, in_child
 from runner.core.process.limits import TooMuch, limited
 from runner.data.chat_template_check import apply_template
+from runner.models.locate import cache_dir
 from runner.models.model import byte_tokenizer
 
 TURNS = "{% for m in messages %}{{ m.role }}: {{ m.content }}{{ eos_token }}\n{% endfor %}"
@@ -38,6 +39,7 @@ def refusal(template: str) -> str:
 
 @pytest.mark.parametrize("given", ["my.jinja", "./my.jinja", "~/my.jinja", "absolute", "no_suffix"])
 def test_a_path_is_read(cli: Callable[..., Run], tmp_path: Path, monkeypatch, given: str) -> None:
+    monkeypatch.setenv("RUNNER_CACHE", str(cache_dir()))  # else the model would be converted again
     monkeypatch.setenv("HOME", str(tmp_path))
     name = "no_suffix" if given == "no_suffix" else "my.jinja"
     (tmp_path / name).write_text(TURNS, encoding="utf-8")

@@ -55,6 +55,13 @@ def test_the_same_prompt_in_all_formats(tmp_path: Path) -> None:
     assert data.train.counts == {"read": 3}
 
 
+def test_a_text_with_another_class_is_another_row(tmp_path: Path) -> None:
+    rows = [{"text": "b", "label": label} for label in ("x", "y", "x")]
+    data = prepared(jsonl(tmp_path / "a.jsonl", *rows), "classification", deduplicate=True)
+    assert [row.label for row in data.train.rows] == ["x", "y"]
+    assert data.train.counts["duplicate"] == 1
+
+
 def test_near_duplicates(tmp_path: Path) -> None:
     rows = [
         pair("q", LONG * 3),

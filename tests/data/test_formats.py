@@ -184,6 +184,14 @@ def test_bad_row(row: dict, row_format: str, says: str) -> None:
         to_example(row, 1, row_format)
 
 
+@pytest.mark.parametrize(("label", "liked", "name"), [(1.0, True, "1"), (0.0, False, "0"), (1, True, "1")])
+def test_whole_numbers_of_a_table_with_gaps_are_labels(label: float, liked: bool, name: str) -> None:
+    row = {"prompt": "q", "completion": "a", "label": label}
+    assert to_example(row, 1, "feedback", kind="unpaired_preference").label is liked
+    row = {"text": "a", "label": label}
+    assert to_example(row, 1, "classification", kind="classification").label == name
+
+
 def test_formats_are_recognised_by_their_columns() -> None:
     assert recognise(["text"]) == "text"
     assert recognise(["prompt", "chosen", "rejected"]) == "preference"

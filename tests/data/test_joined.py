@@ -63,6 +63,41 @@ def test_a_prompt_stands_before_its_answers_once(tmp_path: Path, case: str, kind
     assert data.notes == []
 
 
+GOLD = answer("gold")
+LEFT_OUT = "a prompt that ends in another answer, which is left out"
+UNREAD = "no messages in 'conversation', which is not read: both answers are whole conversations"
+WHOLE: dict[str, tuple[dict[str, Any], str]] = {
+    "another answer": ({"messages": [USER, GOLD], **sides(USER)}, LEFT_OUT),
+    "after a system prompt": ({"messages": [SYSTEM, USER, GOLD], **sides(USER)}, LEFT_OUT),
+    "the chosen one": ({"messages": [USER, answer("good")], **sides(USER)}, LEFT_OUT),
+    "something else": ({"conversation": [{"input": "q", "output": "o"}], **sides(USER)}, UNREAD),
+}
+
+
+@pytest.mark.parametrize("case", WHOLE)
+@pytest.mark.parametrize("kind", ["completion", "preference", "unpaired_preference"])
+def test_whole_conversations_beside_one_with_an_answer_of_its_own(
+    tmp_path: Path, case: str, kind: Any
+) -> None:
+    row, says = WHOLE[case]
+    data = prepared(jsonl(tmp_path / "a.jsonl", row), kind)
+    rule = (RULE,) if "system" in case else ()
+    assert texts(data.train)[0] == shown(*rule, FIRST)
+    assert [says in note for note in data.notes] == [True] * (kind != "completion" or "chosen" not in case)
+
+
+@pytest.mark.parametrize("key", ["prompt", "messages"])
+def test_a_prompt_that_ends_in_an_answer_is_said(tmp_path: Path, key: str) -> None:
+    row = {key: [USER, GOLD], "chosen": "good", "rejected": "bad"}
+    (note,) = prepared(jsonl(tmp_path / "a.jsonl", row), "preference").notes
+    assert "1 rows with a prompt that ends in an answer, before the answer that is trained" in note
+
+
+def test_an_alpaca_row_may_ask_in_its_input_alone(tmp_path: Path) -> None:
+    row = {"instruction": "", "input": "q", "output": "good"}
+    assert texts(prepared(jsonl(tmp_path / "a.jsonl", row)).train) == [shown(FIRST)]
+
+
 CONTRADICTIONS: dict[str, tuple[dict[str, Any], str]] = {
     "question": ({"prompt": "other", **sides(USER)}, "'chosen' begins with another question than the prompt"),
     "rejected": (

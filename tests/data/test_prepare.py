@@ -138,6 +138,10 @@ def test_truncation_and_rows_that_lose_every_label(tmp_path: Path) -> None:
     assert "data (train): no row is left to train on: 3 read, 3 all labels masked" in said
     assert "raise trainer.max_length" in said
     assert "lower data.min_chars" in refusal(path, min_chars=1000)
+    call = {"role": "assistant", "content": "", "tool_calls": [{"name": "f", "arguments": {}}]}
+    both = call, {**call, "content": "So"}
+    rows = [{"messages": [{"role": "user", "content": "q"}, each]} for each in both]
+    assert "answer too short" not in made(written(tmp_path, rows, "calls.json"), min_chars=2).train.counts
     assert "3 all labels masked" in refusal(path, max_length=1, train_on="all")
 
 

@@ -87,6 +87,9 @@ def test_an_opening_shares_no_letter_with_the_closing_that_stands_in_its_place()
     template = reads.replace("assistant\n{% endif", "assistant\n<think>{% endif")
     assert rendered(template, user(), answer())[0] == [["</think>So.<|im_end|>"]]
     assert rendered(template, user(), answer(reasoning_content="Hm."))[0] == [["Hm.</think>So.<|im_end|>"]]
+    tokenizer = byte_tokenizer()
+    tokenizer.chat_template = template
+    assert Renderer(tokenizer, TemplateSettings()).template.own_delimiters == ("<think>", "</think>")
 
 
 def test_the_words_keep_one_beginning_behind_a_closing() -> None:

@@ -32,7 +32,7 @@ SPLITS: dict[str, tuple[list[str], list[str]]] = {
     "within names": (["my_train.jsonl", "my.val.jsonl"], ["my_train"]),
     "held-out rows only beside others": (["a.jsonl", "b.jsonl", "eval.jsonl"], ["a.", "b."]),
     "held-out rows alone": (["test.jsonl"], ["test"]),
-    "no splits": (["a.jsonl", "b.jsonl"], ["a.", "b."]),
+    "no splits": (["a.jsonl", "b.ndjson"], ["a.", "b."]),
     "words in words": (["contest.jsonl", "trained.jsonl"], ["contest", "trained"]),
     "two splits in one name": (["train.jsonl", "train_eval.jsonl", "train/test/a.jsonl"], ["train.jsonl"]),
     "sets": (["trainset.jsonl", "testset.jsonl", "x_holdout.jsonl"], ["trainset"]),

@@ -405,6 +405,8 @@ def test_plain_text_is_trained_on_whole() -> None:
     made = tokenizer(None, "</s>")
     assert trained(made, Example(1, text="Hello 你好")) == [["Hello 你好</s>"]]
     assert trained(made, Example(1, text="Hello</s>")) == [["Hello</s>"]]
+    assert trained(made, Example(1, text="Hello</s>\n")) == [["Hello</s>"]], "as templates write it"
+    assert trained(made, Example(1, text="Hello\n")) == [["Hello\n</s>"]]
     first = processors.TemplateProcessing(single="<s> $A", special_tokens=[("<s>", made.bos_token_id)])
     made.backend_tokenizer.post_processor = first
     for text in ("Hello", "<s>Hello"):

@@ -288,6 +288,15 @@ def test_no_tools_in_every_shape(tmp_path: Path, none: Any) -> None:
             "tool_calls[0].arguments is text that is not JSON",
         ),
         ({"tool_calls": [{"name": "f", "arguments": [1]}]}, "tool_calls[0].arguments must be an object"),
+        (
+            {
+                "tool_calls": [{"name": "f", "arguments": {}}],
+                "function_call": {"name": "g", "arguments": "{}"},
+            },
+            "messages[1] has tool_calls and another function_call: one of them",
+        ),
+        ({"tool_calls": [{"name": "f", "arguments": '{"a": NaN}'}]}, "arguments holds NaN or an infinity"),
+        ({"tool_calls": [{"name": "f", "arguments": {"a": [1e999]}}]}, "arguments holds NaN or an infinity"),
         ({"function_call": "auto"}, "messages[1].function_call is text that is not JSON"),
         ({"reasoning_content": ["x"]}, "messages[1].reasoning_content must be text, got list"),
         ({"from": "human"}, "messages[1] has the role str 'assistant' and the from str 'human': one of them"),

@@ -297,7 +297,7 @@ def test_27_kill_9_of_a_sweep_and_the_same_command_at_once(tmp_path):
 
 MERGE_POINTS = [
     Point("recipes.merge:check_merge"),
-    Point("recipes.merge:prepare"),
+    Point("recipes.merge:rows_to_compare"),
     Point("recipes.merge:load_model"),
     Point("recipes.merge:write_model"),
     Point("recipes.merge:write_model", after=True),

@@ -16,12 +16,14 @@ from helpers.tiny_model import tiny_base
 from runner.config.adapters import find_adapter
 from runner.config.settings import ModelSettings
 from runner.core.errors import ConfigError
+from runner.core.process.folder_lock import hold
 from runner.models.adapter import attach
 from runner.models.adapter_fit import check_adapters
 from runner.models.model import find_base
 
 WEIGHTS, CONFIG = "adapter_model.safetensors", "adapter_config.json"
 FIRST = "base_model.model.model.layers.0.self_attn.q_proj.lora_A.weight"
+ENDLESS = "(.|.|.)*z"
 BASE = ModelSettings(weights="random", architecture="tiny")
 
 Change = Callable[[Path], object]
@@ -81,11 +83,20 @@ def alone(trained, tmp_path) -> Path:
         (values(modules_to_save=["lm_head"]), "lm_head.weight' is not in its file"),
         (values(target_modules=["nope"]), "not found in the base model"),
         (values(target_modules=["q_proj"]), "have no place"),
-        (values(target_modules="(*"), "does not fit the base"),
+        (values(target_modules="(*"), "target_modules: '(*' is not a regular expression"),
+        *(
+            (values(**{key: given}), "takes more than 2 seconds to match")
+            for key, given in (
+                ("target_modules", ENDLESS),
+                ("exclude_modules", ENDLESS),
+                ("rank_pattern", {ENDLESS: 3}),
+                ("alpha_pattern", {ENDLESS: 3}),
+            )
+        ),
         (values(peft_type="NOPE"), "PEFT cannot read its adapter_config.json"),
         (values(peft_type=None), "PEFT cannot read its adapter_config.json"),
         (text(CONFIG, '{"r":'), f"{CONFIG}: is damaged"),
-        (text(CONFIG, "[]"), f"{CONFIG}: is damaged"),
+        (text(CONFIG, "[]"), "no adapter can be used without it"),
         (text("base.json", "{"), "base.json: is damaged"),
         (text("base.json", '{"identity": 3}'), "base.json: is damaged"),
     ],
@@ -150,14 +161,24 @@ def test_the_name_of_its_base_may_be_another(cli, parent):
     assert cli("recipe=chat", "prompt=hi", "adapter=start", "chat.max_new_tokens=2").code == 0
 
 
-@pytest.mark.parametrize("status", ["running", "failed"])
-def test_an_adapter_of_a_run_that_has_not_completed_is_said(cli, parent, status):
+@pytest.mark.parametrize(
+    ("status", "said"),
+    [
+        ("running", "its run is running (host "),
+        ("killed", "its run was killed"),
+        ("failed", "ended as failed"),
+    ],
+)
+def test_an_adapter_of_a_run_that_has_not_completed_is_said(cli, parent, status, said):
     start = parent(*TINY, *QUIET)
-    record = start.record | {"status": status}
+    record = start.record | {"status": "failed" if status == "failed" else "running"}
     (start.folder / "run.json").write_text(json.dumps(record), encoding="utf-8")
+    lock = hold(start.folder, "runs") if status == "running" else None
     run = cli("recipe=chat", "prompt=hi", "adapter=start", "chat.max_new_tokens=2")
+    if lock:
+        lock.release()
     assert run.code == 0
-    assert any("may not be its result" in note for note in run.record["notes"])
+    assert any(said in note and "may not be its result" in note for note in run.record["notes"])
 
 
 def test_an_adapter_on_the_head_is_used_and_not_trained_further(cli, tmp_path, capsys):

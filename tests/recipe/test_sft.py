@@ -296,6 +296,26 @@ def test_padding_free_rows_have_the_loss_of_padded_rows(cli):
     assert losses[0] == pytest.approx(losses[1], abs=1e-5)
 
 
+@pytest.mark.parametrize(
+    ("words", "says"),
+    [
+        (("trainer.max_steps=1",), "the only step has a learning rate of 0: nothing is trained"),
+        (("trainer.max_steps=2", "trainer.warmup_steps=2"), "all 2 steps are warmup"),
+        (("trainer.max_steps=1", "trainer.warmup_steps=0"), None),
+        (("trainer.max_steps=1", "trainer.lr_scheduler_type=constant"), None),
+    ],
+)
+def test_a_run_that_is_all_warmup_says_so(cli, words, says):
+    run = cli(*TINY, "generation.samples=0", "data.metric=null", *words)
+    assert run.code == 0
+    assert [says in note for note in run.record["notes"] if "step" in note] == [True] * (says is not None)
+    from safetensors.torch import load_file
+
+    trained = load_file(run.folder / "adapter" / "adapter_model.safetensors")
+    moved = any(bool(tensor.any()) for name, tensor in trained.items() if "lora_B" in name)
+    assert moved == (says is None or "only" not in says)
+
+
 def test_a_reporter_that_is_not_installed_is_refused(cli, capsys, monkeypatch):
     from runner.config import late_checks
 

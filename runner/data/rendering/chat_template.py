@@ -23,6 +23,7 @@ from runner.data.rendering.reasoning import KNOWN, Delimiters
 Tools = Sequence[dict[str, Any]]
 
 PROBE, PROBE_USER = "answer-0b9f", "question-0b9f"  # stand for the words of an answer and of what it answers
+SWITCHES = ("enable_thinking", "thinking")  # by which chat templates turn reasoning on and off
 _REASON, _SYSTEM, _NAME, _KEY, _VALUE = "reason-0b9f", "system-0b9f", "call_0b9f", "key_0b9f", "value-0b9f"
 _SCHEMA = {
     "type": "function",

@@ -13,7 +13,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 from runner.data.messages import BadRow, Message
-from runner.data.rendering.chat_template import PROBE, PROBE_USER, ChatTemplate, Tools
+from runner.data.rendering.chat_template import PROBE, PROBE_USER, SWITCHES, ChatTemplate, Tools
 from runner.data.rendering.contents import Contents, contents_of
 from runner.data.rendering.reasoning import KNOWN, split_reasoning
 
@@ -124,8 +124,6 @@ class TurnWriter:
                 ):
                     end = end[: end.find(known) + len(known)] if known in end and _heads(end, known) else end
                 return said.reasoning + _joined(end, words)
-            if (inside := _aligned(block, answer)) is not None:
-                return inside
             return own.reasoning.strip() + _joined(self._closing(opening, closing, block), own.answer)
         return None
 
@@ -225,14 +223,11 @@ def _joined(closing: str, words: str) -> str:
     return closing + (words[size:] if closing[len(closing) - size :].strip() else words)
 
 
-_SWITCHES = ("enable_thinking", "thinking")  # by which chat templates turn reasoning on and off
-
-
 def _mismatch(index: int, prompt: str, text: str, template: ChatTemplate) -> str:
     at = next((i for i, (a, b) in enumerate(zip(prompt, text, strict=False)) if a != b), len(text))
     shown = f"...{prompt[max(0, at - 30) : at + 20]!r} against ...{text[max(0, at - 30) : at + 20]!r}"
     near = prompt[max(0, at - 30) : at + 30] + text[max(0, at - 30) : at + 30]
     reasons = any(mark in near for pair in template.delimiters for mark in pair)
-    named = (name for name in _SWITCHES if reasons and name in str(template.tokenizer.chat_template))
+    named = (name for name in SWITCHES if reasons and name in str(template.tokenizer.chat_template))
     switch = next((f"; template.kwargs.{name}=false may help" for name in named), "")
     return f"the template renders the answer of message {index} over its own prompt: {shown}{switch}"

@@ -8,7 +8,7 @@ from __future__ import annotations
 from typing import Any
 
 from runner.data.rows.read_row import ReadRow
-from runner.data.rows.values import BadRow, is_given, listed, parsed, shown
+from runner.data.rows.values import BadRow, is_finite, is_given, listed, parsed, shown
 
 
 def tools_of(row: ReadRow) -> tuple[dict[str, Any], ...]:
@@ -28,15 +28,17 @@ def calls_of(item: dict[str, Any], where: str) -> list[dict[str, Any]]:
     """The calls of a message: its ``tool_calls``, or the older ``function_call``. Raises ``BadRow``."""
     place = f"{where}.tool_calls"
     calls = _list(item.get("tool_calls"), place, "calls")
-    if calls:
-        return [_call(call, f"{place}[{number}]") for number, call in enumerate(calls)]
+    made = [_call(call, f"{place}[{number}]") for number, call in enumerate(calls)]
     place = f"{where}.function_call"
     legacy = parsed(item.get("function_call") or None, place)
     if not is_given(legacy):
-        return []
+        return made
     if not isinstance(legacy, dict):
         raise BadRow(f"{place} must be a call with name and arguments, got {shown(legacy)}")
-    return [_call(legacy, place)]
+    call = _call(legacy, place)
+    if made and call["function"] not in [each["function"] for each in made]:
+        raise BadRow(f"{where} has tool_calls and another function_call: one of them")
+    return made or [call]
 
 
 def _list(value: Any, key: str, what: str) -> list[dict[str, Any]]:
@@ -63,6 +65,8 @@ def _call(call: dict[str, Any], where: str) -> dict[str, Any]:
     arguments = parsed(arguments, f"{where}.{key}") if is_given(arguments) else {}
     if not isinstance(arguments, dict):
         raise BadRow(f"{where}.{key} must be an object, got {shown(arguments)}")
+    if not is_finite(arguments):
+        raise BadRow(f"{where}.{key} holds NaN or an infinity, which JSON does not have")
     rest = {} if "function" not in call else {name: call[name] for name in call if name != "function"}
     named = {name: function[name] for name in function if name not in (key, "arguments", "type", "id")}
     if "function" not in call:

@@ -13,14 +13,18 @@ def joined(prompt: list[Message], answer: list[Message], key: str) -> list[Messa
     """A prompt before its answer; ``key`` is the column of the answer.
 
     An answer that does not begin with an assistant message is a conversation. What ends the prompt and begins
-    the conversation is taken once. Raises ``BadRow`` where the two contradict each other: two different
-    system prompts, or two questions in a row.
+    the conversation is taken once; where it asks the same, an answer at the end of the prompt is left out.
+    Raises ``BadRow`` where the two contradict each other: two different system prompts, or two
+    questions in a row.
     """
     if not prompt or answer[0]["role"] in ("assistant", "tool"):
         return prompt + answer
     (system, before), (other, after) = _parted(prompt), _parted(answer)
     if system and other and not _equal(system, other):
         raise BadRow(f"the prompt and {key!r} have different system prompts")
+    asked = _without_answer(before)
+    if asked and asked != before and _equal(asked, after[: len(asked)]):  # it begins anew, to another answer
+        before = asked
     most = min(len(before), len(after))
     shared = next((n for n in range(most, 0, -1) if _equal(before[-n:], after[:n])), 0)
     if not shared and before and after and (before[-1]["role"], after[0]["role"]) == ("user", "user"):
@@ -42,6 +46,12 @@ def repeats(prompt: list[Message], answer: Any) -> bool:
 def without_prompt(prompt: list[Message], answer: str) -> str:
     """An answer that repeats the last question, without that."""
     return answer[len(prompt[-1]["content"].rstrip()) :].lstrip()
+
+
+def _without_answer(messages: list[Message]) -> list[Message]:
+    """Messages up to the last question or result."""
+    last = max((i for i, message in enumerate(messages) if message["role"] != "assistant"), default=-1)
+    return messages[: last + 1]
 
 
 def _parted(messages: list[Message]) -> tuple[list[Message], list[Message]]:

@@ -3,18 +3,16 @@
 from __future__ import annotations
 
 import importlib.util
-import re
 from collections.abc import Hashable, Iterable
 
 import numpy as np
 import xxhash
 
 from runner.core.errors import ConfigError, Issue
+from runner.core.scripts import words
 
 _WORDS = 3  # in a sequence: of two texts that share few of these nobody would say that they are alike
 _HASHES = 128  # of a signature: the similarity that it estimates is off by 0.04 on average at 0.8
-# Scripts that write no spaces (Thai to Khmer, kana, Han): there each character counts as a word.
-_WORD = re.compile(r"[\u0e00-\u0eff\u1000-\u109f\u1780-\u17ff\u3040-\u30ff\u3400-\u9fff\uf900-\ufaff]|\w+")
 
 
 def check_installed() -> None:
@@ -48,6 +46,6 @@ def near_duplicates(texts: Iterable[str], similarity: float) -> np.ndarray:
 
 
 def _sequences(text: str) -> list[bytes]:
-    words = _WORD.findall(text.casefold()) or [text]
-    count = max(1, len(words) - _WORDS + 1)
-    return [" ".join(words[at : at + _WORDS]).encode() for at in range(count)]
+    found = words(text) or [text]
+    count = max(1, len(found) - _WORDS + 1)
+    return [" ".join(found[at : at + _WORDS]).encode() for at in range(count)]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 from collections import Counter
 from collections.abc import Iterable
 from typing import Any
@@ -145,6 +146,15 @@ def without_nulls(value: Any) -> Any:
 def is_given(value: Any) -> bool:
     """Whether a value holds anything: null, an empty text, list or object do not."""
     return value is not None and not (isinstance(value, (str, list, tuple, dict)) and not value)
+
+
+def is_finite(value: Any) -> bool:
+    """Whether all numbers in a value are finite: Python's JSON reads NaN, and 1e400 as infinity."""
+    if isinstance(value, dict):
+        return all(map(is_finite, value.values()))
+    if isinstance(value, (list, tuple)):
+        return all(map(is_finite, value))
+    return not isinstance(value, float) or math.isfinite(value)
 
 
 def shown(value: Any) -> str:

@@ -11,17 +11,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from runner.core.errors import ConfigError, Issue
-from runner.core.paths import EXAMPLES
+from runner.core.paths import EXAMPLES, ROW_FILES
 from runner.data.rows.values import listed
-
-FILE_KINDS = {
-    ".json": "json",
-    ".jsonl": "json",
-    ".csv": "csv",
-    ".tsv": "csv",
-    ".parquet": "parquet",
-    ".arrow": "arrow",
-}
 
 # Words in the name of a file or folder that name a split, as the hub's own rules have them.
 _SPLITS = {
@@ -84,7 +75,7 @@ def find_files(path: str, key: str) -> Found:
         return Found([local] if local.exists() else [])
     files = sorted(_below(local, key, path))
     if not files:
-        raise ConfigError(Issue(f"{key}={path}", f"the folder holds none of {', '.join(FILE_KINDS)}"))
+        raise ConfigError(Issue(f"{key}={path}", f"the folder holds none of {', '.join(ROW_FILES)}"))
     for file in files:
         _check_regular(file, key)
     return _of_split(local, files, key)
@@ -97,7 +88,7 @@ def _below(folder: Path, key: str, path: str) -> Iterator[Path]:
         folders[:] = sorted(name for name in folders if not name.startswith((".", "__")))
         saved = _saved(Path(place)) if "state.json" in names else None
         for name in names:
-            if name.startswith(".") or name in _RECORDS or Path(name).suffix.lower() not in FILE_KINDS:
+            if name.startswith(".") or name in _RECORDS or Path(name).suffix.lower() not in ROW_FILES:
                 continue
             if saved is None or name in saved:
                 count += 1
