@@ -75,7 +75,9 @@ def _check(stages: dict[str, list[str]], common: list[str]) -> dict[str, str]:
         # a folder that is there stands for those that earlier stages will make
         known = [re.sub(r"=\{[\w.-]+\}.*", "=.", text) for text in words]
         try:
-            (stage,) = run_config.check(run_config.parse([*_without(common, known), *known], OBJECTIVES))
+            (stage,) = run_config.check(
+                run_config.parse([*_without(common, known), *known], OBJECTIVES)
+            ).configs
             recipes[name] = stage.recipe
         except ConfigError as error:
             issues += [

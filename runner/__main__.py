@@ -1,4 +1,4 @@
-"""The command line, ``python -m runner [key=value ...]``: check everything, then hand over to Hydra."""
+"""The command line, ``python -m runner [key=value ...]``: check everything, then run it, or a sweep of it."""
 
 from __future__ import annotations
 
@@ -17,11 +17,12 @@ set_library_env()
 import hydra
 from hydra.core.hydra_config import HydraConfig
 from hydra.errors import HydraException
-from hydra.types import RunMode
 from omegaconf import DictConfig, open_dict
 
 from recipes import OBJECTIVES
 from runner.cli import run_config
+from runner.cli.command import Command
+from runner.config.settings import RunConfig
 from runner.core import console
 from runner.core.errors import ConfigError, ExitCode, Issue, RunnerError
 from runner.core.paths import CONFIG_DIR
@@ -34,14 +35,30 @@ def main(argv: list[str] | None = None) -> int:
     """Run one command line and return its exit code (see ``ExitCode``)."""
     typed = sys.argv[1:] if argv is None else argv
     command = run_config.parse(typed, OBJECTIVES)
+    words = masked(shlex.join(["python", "-m", "runner", *typed]))
     try:
-        run_config.check_shown(command) if command.informational else run_config.check(command)
+        if command.informational:
+            run_config.check_shown(command)
+        elif not (checked := run_config.check(command)).multirun and not command.shown:
+            return _run(checked.configs[0], command, words, checked.overrides)
     except ConfigError as error:
         console.config_errors(error.issues)
         return ExitCode.CONFIG_ERROR
+    return _hand_over(command, Handle(typed, command), words)
+
+
+def _run(config: RunConfig, command: Command, words: str, overrides: list[str]) -> int:
+    # the recipe's libraries are imported only once the config is known to be right
+    from recipes.run import run_recipe
+
+    repeats = command.saved.parent if command.saved else None
+    return run_recipe(config, words, [masked(text) for text in overrides], repeats=repeats)
+
+
+def _hand_over(command: Command, handle: Handle, words: str) -> int:
+    """Have Hydra run a sweep, or show what its flags ask for; returns the exit code."""
     run_config.register(command)
     codes: list[int] = []
-    handle = Handle(typed, command)
 
     def task(composed: DictConfig) -> None:
         if ExitCode.PREEMPTED in codes:
@@ -53,12 +70,7 @@ def main(argv: list[str] | None = None) -> int:
             console.config_errors(error.issues)
             codes.append(ExitCode.CONFIG_ERROR)
         else:
-            # the recipe's libraries are imported only once the config is known to be right
-            from recipes.run import run_recipe
-
-            words = masked(shlex.join(["python", "-m", "runner", *typed]))
-            repeats = command.saved.parent if command.saved else None
-            codes.append(run_recipe(frozen, words, [masked(text) for text in overrides], repeats=repeats))
+            codes.append(_run(frozen, command, words, overrides))
 
     task.sweep = handle  # by which the packed launcher knows the runner's own task
     start = hydra.main(version_base="1.3", config_path=str(CONFIG_DIR), config_name="config")(task)
@@ -97,13 +109,10 @@ def _errors_recorded(codes: list[int], handle: Handle) -> Iterator[None]:
 
 
 def _placed(composed: DictConfig) -> DictConfig:
-    """A composed config with its ``hydra`` node; the folder of a sweep's cell is in the sweep's."""
-    hydra_config = HydraConfig.get()
+    """The composed config of a sweep's cell with its ``hydra`` node; its folder is in the sweep's."""
     with open_dict(composed):
-        composed.hydra = hydra_config
-        if hydra_config.mode == RunMode.MULTIRUN:
-            sweep = composed.hydra.sweep
-            composed.output_dir = os.path.join(sweep.dir, sweep.subdir)
+        composed.hydra = HydraConfig.get()
+        composed.output_dir = os.path.join(composed.hydra.sweep.dir, composed.hydra.sweep.subdir)
     return composed
 
 

@@ -22,7 +22,6 @@ from runner.cli import inherit
 from runner.cli.axes import axes_of, quote_nested
 from runner.config.checks import nearest_key
 from runner.config.objective import Objectives
-from runner.config.origins import line_of
 from runner.config.settings import RunConfig
 from runner.core.errors import Issue, nearest
 from runner.core.hydra_quoting import typed_override
@@ -62,7 +61,8 @@ class Command:
 
     ``argv`` is the same command for Hydra, with absolute folders and the flags in front. ``saved`` is the
     file when the primary config is one that a run has saved. ``inherited`` are the values of groups that the
-    run behind ``adapter=`` decides. A file may say ``multirun`` and ``sweeper`` too, once it is composed.
+    run behind ``adapter=`` decides. With ``shown`` the config is printed (``--cfg``). A file may say
+    ``multirun`` and ``sweeper`` too, once it is composed.
     """
 
     overrides: list[str]
@@ -73,6 +73,7 @@ class Command:
     multirun: bool = False
     sweeper: str = "basic"
     informational: bool = False
+    shown: bool = False
     argv: list[str] = field(default_factory=list)
     issues: list[Issue] = field(default_factory=list)
     inherited: dict[str, Any] = field(default_factory=dict)
@@ -156,6 +157,7 @@ def parse(argv: list[str], objectives: Objectives) -> Command:
         saved=saved,
         multirun=bool(args.multirun),
         informational=informational and not issues,
+        shown=bool(args.cfg),
         # an error in the overrides must not hide the help
         argv=words if args.help or args.hydra_help else [*words, *overrides],
         issues=issues,
@@ -294,9 +296,3 @@ def _is_saved(file: Path) -> bool:
     except (OSError, ValueError, yaml.YAMLError):
         return False  # not there or not readable: composing it says why
     return isinstance(values, dict) and values.get("defaults") == SAVED_DEFAULTS
-
-
-def named_file(command: Command, name: str, text: str) -> str | None:
-    """Where the file of a config (``experiment/mine``) mentions ``text``, None when it does not."""
-    file = command.saved if name == SAVED_NAME else command.locate(name)
-    return line_of(file, text) if file else None

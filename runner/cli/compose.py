@@ -21,13 +21,18 @@ from hydra.core.hydra_config import HydraConfig
 from hydra.errors import MissingConfigException
 from hydra.types import RunMode
 from omegaconf import DictConfig, OmegaConf
-from omegaconf.errors import InterpolationResolutionError, OmegaConfBaseException
+from omegaconf.errors import (
+    InterpolationResolutionError,
+    InterpolationToMissingValueError,
+    MissingMandatoryValue,
+    OmegaConfBaseException,
+)
 
 from runner.cli.axes import register_arithmetic
-from runner.cli.command import OPTUNA, SAVED_NAME, Command, named_file
+from runner.cli.command import OPTUNA, SAVED_NAME, Command
 from runner.cli.config_source import check_config_files
 from runner.cli.plain import bound_interpolations
-from runner.config.origins import Layer, short
+from runner.config.origins import Layer, line_of, short
 from runner.core.errors import Issue, nearest
 from runner.core.paths import PLUGINS
 
@@ -106,7 +111,11 @@ def _composed(command: Command, overrides: list[str]) -> DictConfig:
 def _resolve(node: Any) -> None:
     """Read every value of Hydra's own section, which raises where a ``${...}`` in it stands for nothing."""
     for key in node if isinstance(node, DictConfig) else range(len(node)):
-        if not OmegaConf.is_missing(node, key) and OmegaConf.is_config(value := node[key]):
+        try:
+            value = node[key]
+        except (MissingMandatoryValue, InterpolationToMissingValueError):
+            continue  # which is given when a cell begins
+        if OmegaConf.is_config(value):
             _resolve(value)
 
 
@@ -129,7 +138,7 @@ def blame(where: str, error: Exception, command: Command) -> Issue:
         files.append(inside["name"])
     quoted = re.search(r"'([^']+)'", message)
     mentioned = re.split(r"[/ :@]", quoted[1])[-1] if quoted else ""
-    where = next(filter(None, (named_file(command, file, mentioned) for file in files)), where)
+    where = next(filter(None, (_named_file(command, file, mentioned) for file in files)), where)
     if "hydra/sweeper/optuna" in message:
         message, hint = "hydra/sweeper=optuna needs the package hydra-optuna-sweeper", OPTUNA
     elif isinstance(error, MissingConfigException) and error.options:
@@ -140,6 +149,12 @@ def blame(where: str, error: Exception, command: Command) -> Issue:
         message, _, advice = message.partition(". To override a value use ")
         hint = "write " + (where[1:] if where.startswith("+") else advice.replace("override ", "override /"))
     return Issue(where, message, hint)
+
+
+def _named_file(command: Command, name: str, text: str) -> str | None:
+    """Where the file of a config (``experiment/mine``) mentions ``text``, None when it does not."""
+    file = command.saved if name == SAVED_NAME else command.locate(name)
+    return line_of(file, text) if file else None
 
 
 def layers(node: DictConfig) -> list[Layer]:

@@ -9,11 +9,12 @@ from __future__ import annotations
 import dataclasses
 import re
 import shlex
-from typing import Any
+from typing import Any, NamedTuple
 
 import yaml
 from hydra.core.config_store import ConfigStore
 from hydra.core.global_hydra import GlobalHydra
+from hydra.core.hydra_config import HydraConfig
 from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.core.override_parser.types import Override
 from hydra.types import RunMode
@@ -52,7 +53,7 @@ from runner.core.folder_names import folder_name
 from runner.core.paths import CONFIG_DIR
 from runner.core.yaml_reader import read_text
 
-__all__ = ["Command", "check", "freeze", "parse", "register", "to_yaml"]
+__all__ = ["Checked", "Command", "check", "freeze", "parse", "register", "to_yaml"]
 
 
 def register(command: Command | None = None) -> None:
@@ -90,7 +91,18 @@ def register(command: Command | None = None) -> None:
         ConfigStore.instance().store(name=SAVED_NAME, node=node, provider=str(command.saved))
 
 
-def check(command: Command) -> list[RunConfig]:
+class Checked(NamedTuple):
+    """The configs of a command that is right: one, or of a sweep one for every value of every axis.
+
+    ``overrides`` are those of the one run, as typed, without those that are for Hydra.
+    """
+
+    configs: list[RunConfig]
+    multirun: bool
+    overrides: list[str]
+
+
+def check(command: Command) -> Checked:
     """Compose and check every config that the command would run; of a sweep, every value of every axis.
 
     Raises ``ConfigError`` with all issues.
@@ -103,10 +115,10 @@ def check(command: Command) -> list[RunConfig]:
     except (OSError, ValueError, OmegaConfBaseException, yaml.YAMLError) as error:
         raise ConfigError([*issues, compose.blame("config", error, command)]) from error
     with compose.started(command):
-        configs = _check_cells(command, issues)
+        configs, multirun = _check_cells(command, issues)
     if issues:
         raise ConfigError(issues)
-    return configs
+    return Checked(configs, multirun, list(HydraConfig.get().overrides.task))
 
 
 def check_shown(command: Command) -> None:
@@ -120,8 +132,9 @@ def check_shown(command: Command) -> None:
         raise ConfigError(issues)
 
 
-def _check_cells(command: Command, issues: list[Issue]) -> list[RunConfig]:
-    """The configs of the run, or of each value of each axis; what is wrong with them joins ``issues``."""
+def _check_cells(command: Command, issues: list[Issue]) -> tuple[list[RunConfig], bool]:
+    """The configs of the run, or of each value of each axis, and whether it is a sweep, as a file may say,
+    too; what is wrong with them joins ``issues``."""
     parser = OverridesParser.create(config_loader=GlobalHydra.instance().config_loader())
     overrides, more = check_overrides(command, parser, command.overrides)
     first = compose.compose(command, next(walk(overrides, command.multirun)))
@@ -164,7 +177,7 @@ def _check_cells(command: Command, issues: list[Issue]) -> list[RunConfig]:
             configs += [frozen] if frozen else []
             names += [name] if frozen else []
         issues += [issue for issue in found if issue not in issues]
-    return configs
+    return configs, command.multirun
 
 
 def freeze(composed: DictConfig, objectives: Objectives, multirun: bool = False) -> RunConfig:
@@ -251,8 +264,7 @@ def _with_file_settings(command: Command, composed: DictConfig | None) -> Comman
         return command
     typed = [text.partition("=")[2] for text in command.overrides if text.startswith("hydra/sweeper=")]
     sweeper = [*typed, str(composed.hydra.runtime.choices.get("hydra/sweeper") or "basic")][0]
-    shown = "--cfg" in command.argv
-    multirun = command.multirun or (composed.hydra.mode == RunMode.MULTIRUN and not shown)
+    multirun = command.multirun or (composed.hydra.mode == RunMode.MULTIRUN and not command.shown)
     return dataclasses.replace(command, multirun=multirun, sweeper=sweeper)
 
 
@@ -261,7 +273,7 @@ def _file_axes(
 ) -> list[str]:
     """The sweep that a file holds in ``hydra.sweeper.params``, less the keys given on the command line."""
     params = OmegaConf.select(first[0], "hydra.sweeper.params") if first[0] is not None else None
-    if not params or "--cfg" in command.argv:
+    if not params or command.shown:
         return []
     if not command.multirun:
         keys = ", ".join(map(str, params))

@@ -117,7 +117,7 @@ def test_the_quoting_that_is_advised_gives_the_value_back(value: str) -> None:
         _, found, typed = issue.hint.partition("and for Hydra: ")
         assert found or "quote the whole" in issue.hint, issue.hint
         if found:
-            [config] = run_config.check(run_config.parse(shlex.split(typed), OBJECTIVES))
+            [config] = run_config.check(run_config.parse(shlex.split(typed), OBJECTIVES)).configs
             assert config.template.system == value
 
 
@@ -125,7 +125,9 @@ def test_the_stages_that_are_advised_are_stages(monkeypatch: pytest.MonkeyPatch)
     with pytest.raises(ConfigError) as caught:
         run_config.check(run_config.parse(["recipe=chain"], OBJECTIVES))
     [issue] = caught.value.issues
-    [config] = run_config.check(run_config.parse(["recipe=chain", *shlex.split(issue.hint)], OBJECTIVES))
+    [config] = run_config.check(
+        run_config.parse(["recipe=chain", *shlex.split(issue.hint)], OBJECTIVES)
+    ).configs
     assert config.stages == {"sft": ["recipe=sft"], "merge": ["recipe=merge", "adapter={sft}"]}
 
 

@@ -6,7 +6,7 @@ from runner.cli import run_config
 
 
 def composed(*words: str):
-    (run,) = run_config.check(run_config.parse(list(words), OBJECTIVES))
+    (run,) = run_config.check(run_config.parse(list(words), OBJECTIVES)).configs
     return run
 
 

@@ -85,7 +85,7 @@ def test_a_file_that_stands_for_too_much_is_refused(tmp_path, name, text, line, 
 
 def test_a_saved_config_is_bounded_too(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
-    (config,) = run_config.check(run_config.parse(["model=tiny"], OBJECTIVES))
+    (config,) = run_config.check(run_config.parse(["model=tiny"], OBJECTIVES)).configs
     (tmp_path / "run").mkdir()
     text = run_config.to_yaml(config)
     file = tmp_path / "run" / "config.yaml"
@@ -100,7 +100,7 @@ def test_a_saved_config_is_bounded_too(tmp_path, monkeypatch):
 def test_a_byte_order_mark_is_read(tmp_path):
     text = b"\xef\xbb\xbf# @package _global_\r\ntrainer:\r\n  learning_rate: 0.01\r\n"
     words = written(tmp_path, "experiment/bom", text)
-    (config,) = run_config.check(run_config.parse(words, OBJECTIVES))
+    (config,) = run_config.check(run_config.parse(words, OBJECTIVES)).configs
     assert config.trainer["learning_rate"] == 0.01
 
 

@@ -17,7 +17,7 @@ from runner.core.errors import ConfigError, ExitCode
 
 
 def check(*words: str) -> list[RunConfig]:
-    return run_config.check(run_config.parse(list(words), OBJECTIVES))
+    return run_config.check(run_config.parse(list(words), OBJECTIVES)).configs
 
 
 def one(*words: str) -> RunConfig:

@@ -138,7 +138,7 @@ def check(*typed: str) -> None:
     began = time.monotonic()
     configs: list[RunConfig] = []
     try:
-        configs = run_config.check(run_config.parse(list(typed), OBJECTIVES))
+        configs = run_config.check(run_config.parse(list(typed), OBJECTIVES)).configs
     except (ConfigError, SystemExit) as error:  # a flag without its value ends the process with code 2
         code = getattr(error, "code", None)
     else:
@@ -153,7 +153,7 @@ def again(config: RunConfig) -> None:
     with tempfile.TemporaryDirectory() as folder:
         Path(folder, "config.yaml").write_text(run_config.to_yaml(config), encoding="utf-8")
         typed = ["--config-path", folder, "--config-name", "config", *run_config.code_words(config)]
-        [same] = run_config.check(run_config.parse(typed, OBJECTIVES))
+        [same] = run_config.check(run_config.parse(typed, OBJECTIVES)).configs
     assert repr(same) == repr(dataclasses.replace(config, output_dir=None))
 
 

@@ -48,7 +48,7 @@ def given(*files: Path) -> list[str]:
 
 
 def compose(*words: str) -> RunConfig:
-    return run_config.check(run_config.parse(list(words), OBJECTIVES))[0]  # of a sweep the first cell
+    return run_config.check(run_config.parse(list(words), OBJECTIVES)).configs[0]  # of a sweep the first cell
 
 
 @pytest.mark.parametrize("file", [*OPTIONS, *EXPERIMENTS], ids=name)

@@ -225,7 +225,7 @@ OPTUNA = {"defaults": [{"override /hydra/sweeper": "optuna"}]}
         ({"sampler": {**SAMPLER, "gamma": MAKO}}, "hydra.sweeper.sampler.gamma"),
         ({"sampler": {**SAMPLER, "_args_": [MAKO]}}, "hydra.sweeper.sampler._args_"),
         ({"sampler": {**SAMPLER, "seed": MAKO}}, "hydra.sweeper.sampler.seed"),
-        ({"sampler": "${template.kwargs}"}, "hydra.sweeper.sampler"),
+        ({"sampler": "${trainer}"}, "hydra.sweeper.sampler"),
         ({"sampler": "${oc.select:hydra.help,${oc.create:{_target_:os.system}}}"}, "hydra.sweeper.sampler"),
         ({"study_name": MAKO}, "hydra.sweeper.study_name"),
         ({"params": {"lora.r": MAKO}}, "hydra.sweeper.params"),

@@ -25,7 +25,7 @@ def run_pack(
     packed = []
     for number in chosen or range(len(cells)):
         path = folder / str(number)
-        (run,) = run_config.check(run_config.parse([*base, *cells[number]], OBJECTIVES))
+        (run,) = run_config.check(run_config.parse([*base, *cells[number]], OBJECTIVES)).configs
         path.mkdir(parents=True, exist_ok=True)
         own = RunFolder(path, "test", list(cells[number]), run_config.to_yaml(run), run.seed)
         packed.append(CellRun(str(number), run, own))

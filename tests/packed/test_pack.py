@@ -242,7 +242,7 @@ def cell(name: str, *overrides: str) -> Cell:
     from recipes import OBJECTIVES
     from runner.cli import run_config
 
-    (run,) = run_config.check(run_config.parse([*TINY, *overrides], OBJECTIVES))
+    (run,) = run_config.check(run_config.parse([*TINY, *overrides], OBJECTIVES)).configs
     return Cell(name, name, name, list(overrides), run)
 
 

@@ -99,7 +99,7 @@ def test_the_hint_works(cli, start):
 
 
 def composed(*words: str):
-    (run,) = run_config.check(run_config.parse(list(words), OBJECTIVES))
+    (run,) = run_config.check(run_config.parse(list(words), OBJECTIVES)).configs
     return run
 
 

@@ -239,7 +239,7 @@ def test_loftq_makes_up_for_part_of_the_quantisation_error(tmp_path):
     errors = {}
     for option in ("r16", "loftq"):
         words = [*TINY, "model.weights=pretrained", f"model.path={tmp_path / 'base'}", "quantization=nf4"]
-        (run,) = run_config.check(run_config.parse([*words, f"lora={option}"], OBJECTIVES))
+        (run,) = run_config.check(run_config.parse([*words, f"lora={option}"], OBJECTIVES)).configs
         base, precision = find_base(run.model), choose_precision(run)
         model = load_model(base, quantization_config(run, precision), precision.dtype, seed=0)
         model = add_adapter(model, peft_config(run, "CAUSAL_LM"), 0, base.folder)

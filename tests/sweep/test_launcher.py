@@ -136,7 +136,7 @@ def issues(*words: str) -> list[str]:
 
 
 def one(*words: str) -> RunConfig:
-    (run,) = run_config.check(run_config.parse(list(words), OBJECTIVES))
+    (run,) = run_config.check(run_config.parse(list(words), OBJECTIVES)).configs
     return run
 
 
@@ -343,7 +343,9 @@ def test_repeats_are_cells_of_one_group(sweep):
     ],
 )
 def test_a_value_follows_from_another(text, value):
-    runs = run_config.check(run_config.parse(["-m", "lora.r=8,64", f"lora.lora_alpha={text}"], OBJECTIVES))
+    runs = run_config.check(
+        run_config.parse(["-m", "lora.r=8,64", f"lora.lora_alpha={text}"], OBJECTIVES)
+    ).configs
     assert runs[0].lora["lora_alpha"] == value
     assert isinstance(runs[0].lora["lora_alpha"], int)
     assert runs[1].lora["lora_alpha"] != value
