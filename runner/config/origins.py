@@ -63,14 +63,20 @@ class Origins:
         rank = self.rank(key)
         return 0 < rank <= len(self._files) and self._files[rank - 1][0].file.is_relative_to(CONFIG_DIR)
 
-    def _find(self, key: str) -> tuple[int, str]:
+    def typed(self, key: str) -> str | None:
+        """The override of the command line that sets ``key`` or a part of it."""
         for text in reversed(self._overrides):
             name, _, value = text.lstrip("+~").partition("=")
             name = name.partition("@")[0]
             if name in self._groups and not value.startswith("{"):
                 continue
             if key == name or key.startswith(f"{name}.") or name.startswith(f"{key}."):
-                return len(self._files) + 1, text
+                return text
+        return None
+
+    def _find(self, key: str) -> tuple[int, str]:
+        if text := self.typed(key):
+            return len(self._files) + 1, text
         for rank in range(len(self._files), 0, -1):
             layer, root = self._files[rank - 1]
             package = layer.package.split(".") if layer.package else []

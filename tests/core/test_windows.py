@@ -6,6 +6,8 @@ import json
 import subprocess
 import sys
 
+import pytest
+
 from helpers.paths import ROOT
 
 # Takes away what Python has on Linux and not on Windows, where torch and others run code that is not here:
@@ -32,6 +34,7 @@ for words in json.loads(sys.argv[1]):
 """
 
 
+@pytest.mark.slow
 def test_the_check_path_runs_where_posix_is_missing(tmp_path):
     small = ["model=tiny", "data.max_rows=4", "data.cache=false", "data.eval_path=null", "data.metric=null"]
     commands = [

@@ -174,11 +174,11 @@ def anything(number: int) -> None:
 
 @pytest.mark.parametrize("kind", KINDS)
 def test_rows_of_a_kind(kind: str) -> None:
-    examples_of(kind, 60)
+    examples_of(kind, 20)
 
 
 def test_rows_that_hold_anything() -> None:
-    anything(150)
+    anything(60)
 
 
 @pytest.mark.slow

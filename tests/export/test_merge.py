@@ -459,8 +459,8 @@ def relatives(trained) -> tuple[Path, Path]:
     "words",
     [
         (),
-        ("merge.combination_type=cat",),
-        ("merge.combination_type=svd",),
+        pytest.param(("merge.combination_type=cat",), marks=pytest.mark.slow),
+        pytest.param(("merge.combination_type=svd",), marks=pytest.mark.slow),
         ("merge.combination_type=ties", "merge.density=1.0"),
         ("merge.weights=[0.7,0.3]",),
     ],
@@ -504,6 +504,7 @@ def test_a_combination_that_is_none_of_its_adapters_is_said(cli, relatives):
     assert any("than the untrained base does" in note for note in run.record["notes"])
 
 
+@pytest.mark.slow
 def test_linear_weights_of_one_adapter_twice_add_up(cli, trained):
     """PEFT's own would give the square of the sum of their roots, which is 4 for two at weight 1."""
     start = trained("lora=r8")

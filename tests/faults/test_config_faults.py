@@ -99,18 +99,20 @@ def test_a_fault_of_a_file_is_named_with_its_line(cli, capsys, tmp_path, text, s
     assert not run.folder.exists()
 
 
-@pytest.mark.parametrize("words", [(), ("-m", "seed=1,2")], ids=["run", "sweep"])
+IN_HYDRA = [
+    ("mode: ${seed}TIRUN", "mine.yaml:3: While dereferencing interpolation"),
+    ("mode: ${nothing}", "mine.yaml:3: Interpolation key 'nothing' not found"),
+    ("run: {dir: '${nothing}'}", "mine.yaml:3: Interpolation key 'nothing' not found"),
+    ("sweep: {dir: '${nothing}'}", "mine.yaml:3: Interpolation key 'nothing' not found"),
+    ("launcher: {_target_: '${nothing}'}", "mine.yaml:3: Interpolation key 'nothing' not found"),
+    ("launcher: null", "hydra.launcher._target_: None is not allowed"),
+    ("sweeper: null", "hydra.sweeper._target_: None is not allowed"),
+]
+
+
 @pytest.mark.parametrize(
-    ("text", "said"),
-    [
-        ("mode: ${seed}TIRUN", "mine.yaml:3: While dereferencing interpolation"),
-        ("mode: ${nothing}", "mine.yaml:3: Interpolation key 'nothing' not found"),
-        ("run: {dir: '${nothing}'}", "mine.yaml:3: Interpolation key 'nothing' not found"),
-        ("sweep: {dir: '${nothing}'}", "mine.yaml:3: Interpolation key 'nothing' not found"),
-        ("launcher: {_target_: '${nothing}'}", "mine.yaml:3: Interpolation key 'nothing' not found"),
-        ("launcher: null", "hydra.launcher._target_: None is not allowed"),
-        ("sweeper: null", "hydra.sweeper._target_: None is not allowed"),
-    ],
+    ("text", "said", "words"),
+    [*((*each, ()) for each in IN_HYDRA), *((*each, ("-m", "seed=1,2")) for each in IN_HYDRA[-2:])],
 )
 def test_a_fault_in_a_section_of_hydra_is_refused_by_name(cli, capsys, tmp_path, text, said, words):
     file = tmp_path / "conf" / "experiment" / "mine.yaml"

@@ -173,6 +173,7 @@ def test_28_a_damaged_checkpoint_that_is_named_is_refused(cli, saved, capsys):
     assert "old/checkpoints/checkpoint-3" in said
 
 
+@pytest.mark.slow
 def test_28_a_damaged_checkpoint_of_a_pack_is_passed_over(tmp_path, monkeypatch, capsys):
     words = (*WORDS, "trainer.num_train_epochs=2")
     whole = run_pack(tmp_path / "whole", words, GRID)

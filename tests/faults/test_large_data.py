@@ -418,6 +418,7 @@ def test_issues_of_several_processes_are_those_of_one(tmp_path: Path, request: p
     assert len(found[0]) == SHOWN_ISSUES + 2
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures("three_workers")
 def test_a_template_that_loops_ends_in_every_process(tmp_path: Path, cache: Path) -> None:
     file = jsonl(tmp_path / "rows.jsonl", [row(number) for number in range(150)])
@@ -431,6 +432,7 @@ def test_a_template_that_loops_ends_in_every_process(tmp_path: Path, cache: Path
     assert list(cache.iterdir()) == []
 
 
+@pytest.mark.slow
 @pytest.mark.skipif((os.cpu_count() or 1) < 2, reason="one core: no other processes")
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT, signal.SIGKILL])
 def test_a_signal_ends_all_processes(tmp_path: Path, cache: Path, number: signal.Signals) -> None:
@@ -464,7 +466,9 @@ WRITERS = {
 }
 
 
-@pytest.mark.parametrize("kind", WRITERS)
+@pytest.mark.parametrize(
+    "kind", ["jsonl", *(pytest.param(kind, marks=pytest.mark.slow) for kind in ("csv", "parquet"))]
+)
 def test_rows_are_not_held_in_memory(tmp_path: Path, kind: str) -> None:
     peaks, few = {}, {"eval_max_rows": 5, "max_rows": 50}
     for count in (1_000, 4_000):
@@ -476,6 +480,7 @@ def test_rows_are_not_held_in_memory(tmp_path: Path, kind: str) -> None:
     assert (peaks[4_000] - peaks[1_000]) / 3_000 < 300
 
 
+@pytest.mark.slow
 def test_tokens_are_not_held_in_memory(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     peaks = {}
     monkeypatch.setattr(encode, "_BATCH_ROWS", 100)

@@ -123,6 +123,7 @@ def test_same_run_has_the_same_bytes(cli: Callable[..., Run], tmp_path: Path) ->
     assert {"adapter_model.safetensors", "adapter_config.json", "samples.jsonl"} <= compared
 
 
+@pytest.mark.slow
 def test_same_pack_has_the_same_bytes(cli: Callable[..., Run], monkeypatch: pytest.MonkeyPatch) -> None:
     """Once in a process of its own, where the order of sets is another, and once in this one."""
     words = (*RANDOM, "lora.r=2,4", "trainer.learning_rate=1e-3,1e-2")

@@ -51,6 +51,7 @@ def test_run_holds_no_secret(cli: Callable[..., Run], silent) -> None:
     silent()
 
 
+@pytest.mark.slow
 def test_sweep_holds_no_secret(cli: Callable[..., Run], silent) -> None:
     run = cli("-m", *TINY, "trainer.max_steps=1", "lora.r=2,4", folder="sweep")
     assert run.code == 0

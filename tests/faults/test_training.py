@@ -108,6 +108,7 @@ def test_25_out_of_memory_says_what_to_change(cli, monkeypatch, capsys):
         assert advice in said
 
 
+@pytest.mark.slow
 def test_25_shrinking_keeps_the_rows_of_a_step(cli, monkeypatch, capsys):
     words = (*EIGHT, "model.dtype=float64", "lora.lora_dropout=0", "on_oom=shrink")
     whole = cli(*words, folder="whole")

@@ -186,7 +186,9 @@ TEMPLATES = {
 }
 
 
-@pytest.mark.parametrize("kind", TEMPLATES)
+@pytest.mark.parametrize(
+    "kind", [pytest.param(kind, marks=pytest.mark.slow) if kind == "loops" else kind for kind in TEMPLATES]
+)
 def test_template_of_a_config_stays_in_its_box(said, tmp_path: Path, kind: str, monkeypatch) -> None:
     if kind.startswith("compares"):
         monkeypatch.setattr(limits, "HARD_SECONDS", 1.0)  # of seven, which would only take longer

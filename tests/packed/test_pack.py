@@ -115,6 +115,7 @@ def test_an_interrupted_pack_goes_on_to_the_same_weights(calm, tmp_path, monkeyp
         )
 
 
+@pytest.mark.slow
 def test_halving_drops_the_worst_and_leaves_the_others_as_they_were(calm, tmp_path):
     runs = run_pack(tmp_path, BASE, CELLS, halving=[0.5], keep=0.6)
     statuses = [run.record["status"] for run in runs]
@@ -135,6 +136,7 @@ def test_halving_drops_the_worst_and_leaves_the_others_as_they_were(calm, tmp_pa
             assert_same(runs[index], calm[index])
 
 
+@pytest.mark.slow
 def test_halving_is_decided_once(calm, tmp_path, monkeypatch):
     """A pack that is killed after a decision, with and without a checkpoint behind it, decides the same."""
     step = PackedTrainer.training_step

@@ -104,6 +104,7 @@ def test_float64(cli, tmp_path):
     compare(cli, tmp_path, DOUBLE, GRID, 1e-8, 1e-8, 1e-8)
 
 
+@pytest.mark.slow
 def test_seeds_and_dropout_in_float64(cli, tmp_path, tiny_model):
     """Own initialisation, own order, own pairs split off, own masks; two cells at a time."""
     base = (*DOUBLE, *of_file(tmp_path, pairs(14)), "data.eval_split=0.2")
@@ -130,11 +131,13 @@ def of_file(folder: Path, rows: list[dict[str, str]]) -> tuple[str, ...]:
     return (f"data.path={file}", "data.eval_path=null")
 
 
+@pytest.mark.slow
 def test_every_loss_in_float64(cli, tmp_path):
     base = (*DOUBLE, "trainer.num_train_epochs=1", "trainer.warmup_steps=0")
     compare(cli, tmp_path, base, EACH_LOSS, 1e-8, 1e-8, 1e-8)
 
 
+@pytest.mark.slow
 def test_float32(cli, tmp_path):
     """Rewards are beta times differences of sums of some 500 nats, which float32 knows to 3e-5; so is the
     loss. A solo run differs as much from itself with ``precompute_ref_log_probs``."""
@@ -144,11 +147,13 @@ def test_float32(cli, tmp_path):
         assert_equal(solo, packed[number], max(1e-5, 1e-4 * beta), 1e-3, 1e-5)
 
 
+@pytest.mark.slow
 def test_gradient_checkpointing_in_float64(cli, tmp_path):
     base = (*DOUBLE, "trainer.gradient_checkpointing=true")
     compare(cli, tmp_path, base, GRID[1:3], 1e-8, 1e-8, 1e-8)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("recipe", ["dpo", "sft"])
 def test_a_start_from_an_adapter_in_float64(cli, parent, tmp_path, recipe):
     """Every cell starts from the same adapter, which is the reference as well."""
@@ -221,7 +226,7 @@ def test_held_out_pairs_are_told_where_each_has_a_loss_of_its_own(tmp_path):
 def grouped(*cells: tuple[str, ...]) -> list[tuple[int, str | None]]:
     """How many cells each group has, and why one runs alone."""
     configs = [
-        run_config.check(run_config.parse(["recipe=dpo", "model=tiny", *cell], OBJECTIVES))[0]
+        run_config.check(run_config.parse(["recipe=dpo", "model=tiny", *cell], OBJECTIVES)).configs[0]
         for cell in cells
     ]
     found = group([Cell(str(n), "", "", list(cells[n]), own) for n, own in enumerate(configs)])

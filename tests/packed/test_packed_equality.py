@@ -51,7 +51,9 @@ def test_float64(cli, tmp_path):
     compare(cli, tmp_path, (*BASE, "model.dtype=float64"), GRID, 1e-8, 1e-8, 1e-8)
 
 
-@pytest.mark.parametrize("split", ["data.eval_split=0", "data.eval_split=0.2"])
+@pytest.mark.parametrize(
+    "split", ["data.eval_split=0.2", pytest.param("data.eval_split=0", marks=pytest.mark.slow)]
+)
 def test_seeds_in_float64(cli, tmp_path, tiny_model, split):
     """Own initialisation, own order of rows, and where rows are split off, own rows; also a few at a time."""
     base = (*BASE, "model.weights=pretrained", f"model.path={tiny_model}", "model.dtype=float64", split)
@@ -65,15 +67,18 @@ def test_seeds_in_float64(cli, tmp_path, tiny_model, split):
     compare(cli, tmp_path, base, grid, 1e-8, 1e-8, 1e-8, max_cells=2)
 
 
+@pytest.mark.slow
 def test_float32(cli, tmp_path):
     compare(cli, tmp_path, BASE, GRID, 1e-5, 1e-3, 1e-5)
 
 
+@pytest.mark.slow
 def test_gradient_checkpointing_in_float64(cli, tmp_path):
     base = (*BASE, "model.dtype=float64", "trainer.gradient_checkpointing=true")
     compare(cli, tmp_path, base, GRID[2:4], 1e-8, 1e-8, 1e-8)
 
 
+@pytest.mark.slow
 def test_nf4(cli, tmp_path):
     """Quantised bases compute in float32 here; the adapters differ by rounding alone."""
     compare(cli, tmp_path, (*BASE, "quantization=nf4"), GRID[:4], 1e-5, 1e-3, 1e-5)

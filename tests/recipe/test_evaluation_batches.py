@@ -75,7 +75,12 @@ RECIPES = {
 }
 
 
-@pytest.mark.parametrize("name", RECIPES)
+OFTEN = ("sft", "dpo with a likelihood term", "kto with stored references", "classify")
+
+
+@pytest.mark.parametrize(
+    "name", [*OFTEN, *(pytest.param(name, marks=pytest.mark.slow) for name in RECIPES if name not in OFTEN)]
+)
 def test_scores_are_those_of_any_batch_size(cli, tmp_path, monkeypatch, name):
     recipe, *more = RECIPES[name]
     evaluate, found = EvaluatingTrainer.evaluate, []
@@ -101,7 +106,7 @@ def test_a_loss_that_belongs_to_a_batch_is_measured_pair_by_pair(cli, tmp_path, 
     same([run.lines("metrics.jsonl")[-1] for run in runs])
 
 
-@pytest.mark.parametrize("recipe", ["sft", "dpo"])
+@pytest.mark.parametrize("recipe", ["sft", pytest.param("dpo", marks=pytest.mark.slow)])
 def test_cells_of_a_pack_have_the_scores_of_their_solo_runs_whatever_the_batch(cli, tmp_path, recipe):
     data = files(tmp_path, "sft" if recipe == "sft" else "pairs")
     words = (f"recipe={recipe}", *WORDS, *data, "model.dtype=float64")

@@ -466,6 +466,7 @@ def test_the_same_command_runs_what_is_not_done(sweep, started):
     assert started() == []
 
 
+@pytest.mark.slow
 def test_a_cell_that_fails_alone_twice_stays_failed(sweep, started, place):
     for _ in range(2):
         assert sweep("lora=dora,r8", plan={"lora=dora": "failed"}).code == ExitCode.FAILED
@@ -535,6 +536,7 @@ def marked(ran: Ran) -> list[str]:
 EDIT = ("runner/training/trainer.py", "\n\n\n", "\n\n\nEXTRA = 1\n\n\n")
 
 
+@pytest.mark.slow
 def test_results_of_other_code_are_kept_and_marked(sweep, started, code):
     code(*EDIT[:1])
     first = sweep("lora.r=4,8")
@@ -554,6 +556,7 @@ def test_results_of_other_code_are_kept_and_marked(sweep, started, code):
     assert "sweep.redo=code" in other.said
 
 
+@pytest.mark.slow
 def test_redo_runs_the_results_of_other_code_again(sweep, started, code, place):
     sweep("lora.r=4,8", plan={"lora.r=8": "dropped"})
     (place / "s" / "lora.r=4" / "old").touch()
@@ -570,6 +573,7 @@ def test_redo_runs_the_results_of_other_code_again(sweep, started, code, place):
     assert (started(), marked(again)) == ([], [])
 
 
+@pytest.mark.slow
 def test_a_cell_resumed_under_other_code_says_so(sweep, started, code):
     name = "lora=dora"
     sweep("lora=dora,r8", plan={name: "checkpoint"})
@@ -584,6 +588,7 @@ def test_a_cell_resumed_under_other_code_says_so(sweep, started, code):
     assert marked(back) == [name], "two codes have computed it"
 
 
+@pytest.mark.slow
 def test_a_cell_that_diverged_under_other_code_is_tried_again(sweep, started, code):
     sweep("lora.r=4,8", plan={"lora.r=8": "diverged"})
     started()
@@ -761,6 +766,7 @@ def test_children_die_with_a_parent_that_is_killed(place):
     wait_for(lambda: not alive(child))
 
 
+@pytest.mark.slow
 def test_composing_many_cells_takes_seconds(sweep, monkeypatch):
     monkeypatch.setattr(run_sweep.Sweep, "run", lambda self, cells, axes: seen.extend(cells))
     monkeypatch.setattr(run_sweep.Sweep, "outcome", lambda self, cells: (0.0, None))
@@ -797,6 +803,7 @@ def test_without_optuna_the_command_to_install_it_is_named(monkeypatch, place):
     assert "hydra/sweeper=optuna" in found
 
 
+@pytest.mark.slow
 def test_a_study_packs_the_cells_of_each_batch(optuna, sweep, started):
     ran = sweep(*STUDY)
     assert ran.code == 0
@@ -822,6 +829,7 @@ def test_a_study_over_repeats_sees_their_mean(optuna, sweep, started):
     assert found["best_value"] == pytest.approx(sum(run["metrics"]["eval_loss"] for run in values) / 3)
 
 
+@pytest.mark.slow
 def test_a_failed_cell_is_a_failed_trial(optuna, sweep):
     words = ["hydra/sweeper=optuna", "hydra.sweeper.n_trials=4", "hydra.sweeper.n_jobs=2", "lora.r=4,8"]
     words += ["hydra/sweeper/sampler=grid", "seed=0,1"]
