@@ -35,6 +35,9 @@ class _Tried(NamedTuple):
     dates: tuple[str, ...] = ()
 
 
+_did_well: dict[str, _Tried] = {}
+
+
 def apply_template(tokenizer: Any, settings: TemplateSettings) -> list[str]:
     """Give the tokenizer the run's template and stop token, so that both are saved with the adapter.
 
@@ -127,16 +130,26 @@ def _issues(tokenizer: Any, settings: TemplateSettings) -> Iterator[Issue]:
 
 
 def _try(tokenizer: Any, settings: TemplateSettings) -> _Tried:
-    """Render a few conversations in a process that is ended when one step of the template takes too long."""
+    """Render a few conversations in a process that is ended when one step of the template takes too long.
+
+    One that did well is not tried again by this process, as in a sweep: with much in memory a fork, and the
+    copies of pages that follow, take 0.07 s.
+    """
     where = template_key(settings)
+    facts = repr((tokenizer.chat_template, tokenizer.special_tokens_map, settings, datetime.now().date()))
+    if facts in _did_well:
+        return _did_well[facts]
     try:
-        return in_child(lambda: _tried(tokenizer, settings), _MOST_SECONDS)
+        tried = in_child(lambda: _tried(tokenizer, settings), _MOST_SECONDS)
     except TooMuch as error:
         return _Tried(too_much(settings, error))
     except Died as error:
         return _Tried(Issue(where, str(error), "another one: template=chatml"))
     except ConfigError as error:
         return _Tried(error.issues[0])
+    if tried.issue is None:
+        _did_well[facts] = tried
+    return tried
 
 
 def _tried(tokenizer: Any, settings: TemplateSettings) -> _Tried:
