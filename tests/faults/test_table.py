@@ -1,4 +1,4 @@
-"""The table of the fault suite numbers its rows, and names tests that are there."""
+"""The table of the fault suite numbers its rows; it and the page on security name tests that are there."""
 
 from __future__ import annotations
 
@@ -7,7 +7,18 @@ import re
 from fnmatch import fnmatch
 from pathlib import Path
 
+from helpers.paths import ROOT
+
 FOLDER = Path(__file__).parent
+# In the page on security: short names of files, and what follows without one is in the file named before.
+SHORT = {"trust": "faults/test_trust.py", "files": "faults/test_trust_files.py"}
+
+
+def named_tests(file: Path, pattern: str) -> list[str]:
+    """The tests of a file by name, in which a star stands for anything."""
+    tree = ast.parse(file.read_text(encoding="utf-8"))
+    tests = [node.name for node in tree.body if isinstance(node, ast.FunctionDef)]
+    return [name for name in tests if name.startswith("test_") and fnmatch(name, pattern)]
 
 
 def test_every_row_has_tests_that_exist():
@@ -18,7 +29,16 @@ def test_every_row_has_tests_that_exist():
         named = re.findall(r"`([\w./]+\.py)::([\w*]+)`", text)
         assert named, f"row {number} names no test"
         for file, pattern in named:
-            tree = ast.parse((FOLDER / file).read_text(encoding="utf-8"))
-            tests = [node.name for node in tree.body if isinstance(node, ast.FunctionDef)]
-            found = [name for name in tests if name.startswith("test_") and fnmatch(name, pattern)]
-            assert found, f"row {number}: {file} has no {pattern}"
+            assert named_tests(FOLDER / file, pattern), f"row {number}: {file} has no {pattern}"
+
+
+def test_every_claim_on_security_has_tests_that_exist():
+    page = (ROOT / "SECURITY.md").read_text(encoding="utf-8")
+    cells = re.findall(r"^\|[^|]*\|[^|]*\|([^|]*)\|$", page, re.M)
+    assert all("test" in cell for cell in cells if not cell.startswith("-"))
+    file = Path()
+    for name, pattern in re.findall(r"`([\w/.]*)(?:::([\w*]+))?`", page):
+        if not pattern and not name.endswith(".py"):
+            continue
+        file = ROOT / "tests" / SHORT.get(name, name) if name else file
+        assert named_tests(file, pattern or "*"), f"{file} has no {pattern}"

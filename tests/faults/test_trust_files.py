@@ -10,6 +10,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
+import datasets
 import pytest
 import torch
 from transformers import LlamaConfig
@@ -224,6 +225,23 @@ def test_template_of_an_adapter_stays_in_its_box(said, trained: Path, tmp_path: 
     run, text = said("recipe=chat", "prompt=hi", f"adapter={theirs}")
     assert run.code == ExitCode.CONFIG_ERROR
     assert "template.chat_template: it takes more than 1 GiB of memory" in text
+
+
+@pytest.mark.parametrize("name", ["theirs.py", "rows.pkl", "rows.pickle"])
+def test_data_set_of_the_hub_runs_nothing(said, tmp_path: Path, monkeypatch, name: str) -> None:
+    """``datasets`` itself reads the folder, in place of a repository of the hub."""
+    (tmp_path / "theirs").mkdir()
+    if name == "theirs.py":
+        (tmp_path / "theirs" / name).write_text(
+            "import os; os.system('touch \"$MARKER\"')\n", encoding="utf-8"
+        )
+    else:
+        plain(tmp_path / "theirs" / name)
+    load = datasets.load_dataset
+    monkeypatch.setattr(datasets, "load_dataset", lambda _, *args, **given: load("./theirs", *args, **given))
+    run, text = said(*SHORT, "data=file", "data.path=them/theirs", "data.eval_path=null", "data.metric=null")
+    assert run.code == ExitCode.CONFIG_ERROR
+    assert "the hub gave no data set" in text
 
 
 CODE = """import os; os.system('touch "$MARKER"')
