@@ -25,6 +25,7 @@ _CLOSED = {
     "callbacks": ("no class may be named here", "leave it out"),
     "job.env_set": ("a config does not set the environment", "set variables in the shell"),
     "job.env_copy": ("a config does not read the environment", "set variables in the shell"),
+    "verbose": ("has no effect on a run", "set TRANSFORMERS_VERBOSITY=debug in the shell"),
     "searchpath": ("a config does not say where others are", "add your folder with --config-dir"),
 }
 # The folder of a cell in the sweep's: with Hydra's own launcher named by all overrides.
