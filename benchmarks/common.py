@@ -43,7 +43,7 @@ def compose(overrides: list[str]) -> Any:
     from recipes import OBJECTIVES
     from runner.cli import run_config
 
-    (run,) = run_config.check(run_config.parse(overrides, OBJECTIVES))
+    (run,) = run_config.check(run_config.parse(overrides, OBJECTIVES)).configs
     return run
 
 

@@ -94,6 +94,24 @@ def test_steady_step(monkeypatch):
         steady_step([9, 18], warmup=2)
 
 
+def test_the_config_is_that_of_the_command(monkeypatch):
+    monkeypatch.syspath_prepend(str(FOLDER))
+    from common import compose
+
+    assert compose(["model=tiny", "lora.r=4"]).lora["r"] == 4
+
+
+@pytest.mark.slow
+def test_templates_are_counted(tmp_path):
+    turns = "{% for m in messages %}{{ m.role }}: {{ m.content }}{{ eos_token }}\n{% endfor %}"
+    (tmp_path / "mine.jinja").write_text(turns + "{% if add_generation_prompt %}assistant:{% endif %}")
+    script = [sys.executable, str(FOLDER / "templates.py"), str(tmp_path)]
+    done = subprocess.run(script, capture_output=True, text=True, timeout=120)
+    assert done.returncode == 0, done.stderr
+    assert "1 of 1 templates: all everyday shapes right" in done.stdout
+    assert "0 of 1 templates: a shape that is wrong without a word" in done.stdout
+
+
 def test_rates_differ(monkeypatch):
     monkeypatch.syspath_prepend(str(FOLDER))
     from sweep_sides import _rate
