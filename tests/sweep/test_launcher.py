@@ -699,8 +699,10 @@ def test_an_exit_code_in_words():
 
 # --- ending early
 
+# a shell that starts the tests in its background has interrupts ignored, here and in all that they start
 SCRIPT = """
-import sys
+import signal, sys
+signal.signal(signal.SIGINT, signal.default_int_handler)
 from runner.sweep import processes, run_sweep
 processes.WORKER = [sys.argv.pop(1)]
 run_sweep.devices = list
