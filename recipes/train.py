@@ -60,6 +60,8 @@ def train(config: RunConfig, folder: RunFolder, objective: Objective) -> None:
             trainer = objective.trainer()(
                 trained.model, setup.arguments, setup.base.tokenizer, datasets, context
             )
+            if setup.packs:
+                folder.warn(setup.warmup_notes(len(trainer.train_dataset)))
             with attempts.attempt(trainer):
                 result = trainer.train(resume_from_checkpoint=attempts.checkpoint)
                 break

@@ -102,9 +102,9 @@ def _composed(command: Command, overrides: list[str]) -> DictConfig:
     given: Any = OmegaConf.to_container(composed.hydra.overrides)
     if {*given["task"], *given["hydra"]} - {*overrides}:  # by these the origin of a value is found
         raise ValueError("hydra.overrides is set by the command line only, not in a file")
+    HydraConfig.instance().set_config(composed)  # for ${hydra:...} in a value
     if not OmegaConf.is_interpolation(composed, "hydra"):
         _resolve(composed.hydra)
-    HydraConfig.instance().set_config(composed)  # for ${hydra:...} in a value
     return composed
 
 

@@ -191,11 +191,16 @@ def freeze(composed: DictConfig, objectives: Objectives, multirun: bool = False)
     origins = Origins(typed, hydra.runtime.choices, lambda: compose.layers(hydra))  # type: ignore[arg-type]
     issues: list[Issue] = []
     values = plain_values(composed, origins, issues)
-    if hydra.run.dir != "." or hydra.output_subdir is not None:
-        where = f"{hydra.job.config_name}.yaml"
-        issues.append(
-            Issue(where, "the base of the runner is missing", "start its defaults list with: - runner")
-        )
+    for key in ("hydra.run.dir", "hydra.output_subdir"):
+        if OmegaConf.select(composed, key) in (".", None):
+            continue
+        if (where := origins.where(key)) != key:
+            issues.append(Issue(where, f"{key} is decided elsewhere", "set output_dir"))
+        else:
+            where = f"{hydra.job.config_name}.yaml"
+            message = "the base of the runner is missing"
+            issues.append(Issue(where, message, "start its defaults list with: - runner"))
+            break
     issues += check_classes(composed)
     # a value that could not be resolved is missing below: reported once
     named = {issue.where for issue in issues}

@@ -77,7 +77,11 @@ def _rescue(file: Path) -> str:
     return "an adapter in a folder without it can be used: it then says less about its run"
 
 
-_BASE_KEYS = (("model", dict), ("identity", dict), ("classes", list))
+# What has to be of a type in the files beside an adapter, where it is given.
+_TYPES: dict[str, dict[str, type]] = {
+    "base": {"model": dict, "identity": dict, "classes": list},
+    "record": {"status": str, "digests": dict, "parents": list},
+}
 
 
 def adapters(config: RunConfig) -> list[Adapter]:
@@ -137,10 +141,11 @@ def _check_readable(adapter: Adapter) -> None:
     for name in ("config", "base", "sections", "record"):
         try:
             values = getattr(adapter, name)
-            if name == "base" and any(type(values.get(key, kind())) is not kind for key, kind in _BASE_KEYS):
-                message = "is damaged: a key has a value of another type"
-                file = adapter.folder / BASE_FILE
-                issues.append(Issue(str(file), message, _rescue(file)))
+            file = adapter.folder / BASE_FILE if name == "base" else Path(adapter.run or "") / "run.json"
+            for key, kind in _TYPES.get(name, {}).items():
+                if key in values and not isinstance(values[key], kind):
+                    message = f"is damaged: {key} has a value of another type"
+                    issues.append(Issue(str(file), message, _rescue(file)))
         except ConfigError as error:
             issues += error.issues
     if issues:

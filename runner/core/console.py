@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import shlex
 from collections.abc import Iterable
 from pathlib import Path
@@ -20,6 +21,11 @@ class _Terminal(Console):
     def print(self, *objects: Any, **options: Any) -> None:
         """Print, with every secret in a text replaced."""
         super().print(*(masked(each) if isinstance(each, str) else each for each in objects), **options)
+
+    def on_broken_pipe(self) -> None:
+        """Go on in silence where nobody reads any more (``| head``): a run is worth more than its lines."""
+        self.quiet = True
+        os.dup2(os.open(os.devnull, os.O_WRONLY), self.file.fileno())
 
 
 out = _Terminal(highlight=False, soft_wrap=True)

@@ -47,7 +47,7 @@ def _line_of(adapter: Adapter) -> list[set[str]]:
 def _parent(entry: dict[str, Any], run: Path) -> tuple[set[str], Adapter | None]:
     """The marks of a parent that the ``run.json`` of ``run`` names, and the parent if it is still there."""
     marks = {str(entry["digest"])} if entry.get("digest") else set[str]()
-    folder = find_parent(entry, run)
-    with contextlib.suppress(ConfigError):  # damaged since, or a model
+    with contextlib.suppress(ConfigError, OSError):  # damaged since, a model, or no path at all
+        folder = find_parent(entry, run)
         return marks, find_adapter(str(folder)) if folder else None
     return marks, None

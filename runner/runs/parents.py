@@ -50,7 +50,7 @@ def find_parent(entry: dict[str, Any], run: Path) -> Path | None:
         if entry.get("kind") == "model":
             if path.is_dir():
                 return path
-        elif any(adapter_digest(each) == entry.get("digest") for each in (path / "adapter", path)):
+        elif (digest := entry.get("digest")) and digest in map(adapter_digest, (path / "adapter", path)):
             return path
     return None
 

@@ -148,6 +148,13 @@ class RunFolder:
             found = self.compared.other_inputs(self.record)
             self.notes += [note for note in found if note not in self.notes]
 
+    def warn(self, notes: Iterable[str]) -> None:
+        """Note, and say, what was found behind the opening table."""
+        for note in notes:
+            if note not in self.notes:
+                self.notes.append(note)
+                console.warn(note)
+
     def finish(self, status: str, error: BaseException | None = None) -> None:
         """Write the final status, the error if there is one, the digests of the results, and the report."""
         try:
@@ -156,9 +163,7 @@ class RunFolder:
             if status == "completed" and self.compared is not None:
                 self.warn_of_other_inputs()
                 found = self.compared.other_results(self.record)
-                self.notes += found
-                for note in found:
-                    console.warn(note)
+                self.warn(found)
             self.write()
             from runner.reports.run_report import write_report
 

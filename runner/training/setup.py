@@ -77,11 +77,31 @@ class TrainingSetup:
             "rows_from_cache": data.cached,
         }
 
+    @property
+    def packs(self) -> bool:
+        """Whether the trainer packs rows into fewer, of which it alone knows the number."""
+        return bool(getattr(self.arguments, "packing", False))
+
+    def warmup_notes(self, rows: int) -> list[str]:
+        """A warning where warmup never ends: its first step has a learning rate of 0, and a run of one step
+        no other. ``rows`` are those that the trainer makes batches of."""
+        steps = total_steps(self.arguments, rows)
+        schedule = str(self.arguments.lr_scheduler_type.value)
+        if self.arguments.get_warmup_steps(steps) < steps or schedule in _WITHOUT_WARMUP:
+            return []
+        what = (
+            "the only step has a learning rate of 0: nothing is trained"
+            if steps == 1
+            else f"all {steps} steps are warmup: the learning rate does not reach trainer.learning_rate"
+        )
+        return [f"{what}; trainer.warmup_steps=0, or more steps"]
+
     def record_inputs(self, folder: RunFolder, data: Data) -> None:
         """Record which model is trained on which examples, with every warning so far."""
         foreign = foreign_rows(self.data)
         folder.notes += [*self.base.notes, *self.warnings, *data.notes, *filter(None, [foreign])]
-        folder.notes += _warmup_notes(self.arguments, total_steps(self.arguments, len(data.train.rows)))
+        if not self.packs:
+            folder.notes += self.warmup_notes(len(data.train.rows))
         folder.record |= self.inputs(data)
         for parent in folder.record.get("parents", ()):
             if parent["kind"] == "model":
@@ -159,20 +179,6 @@ def _check_adapter(
                 message += ", and the embedding is tied to the head"
             hint = "'lora.modules_to_save=[lm_head]' trains the whole head"
             raise ConfigError(Issue("lora.target_modules", message, hint))
-
-
-def _warmup_notes(arguments: Any, steps: int) -> list[str]:
-    """A warning where warmup never ends: its first step has a learning rate of 0, and a run of one step no
-    other."""
-    warmup = arguments.get_warmup_steps(steps)
-    if warmup < steps or str(arguments.lr_scheduler_type.value) in _WITHOUT_WARMUP:
-        return []
-    what = (
-        "the only step has a learning rate of 0: nothing is trained"
-        if steps == 1
-        else (f"all {steps} steps are warmup: the learning rate does not reach trainer.learning_rate")
-    )
-    return [f"{what}; trainer.warmup_steps=0, or more steps"]
 
 
 def total_steps(arguments: Any, rows: int) -> int:

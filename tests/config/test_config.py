@@ -402,3 +402,8 @@ def test_help_fits_a_screen_and_names_what_there_is():
 def test_a_short_name_is_answered_with_the_field_of_the_library(typed, meant, capsys):
     assert main([typed]) == 2
     assert f"did you mean '{meant}'?" in capsys.readouterr().err
+
+
+def test_a_value_may_read_what_hydra_knows():
+    run = one("model=tiny", "output_dir=${hydra:runtime.cwd}/${hydra:runtime.choices.model}")
+    assert run.output_dir == f"{Path.cwd()}/tiny"

@@ -184,8 +184,10 @@ def test_bad_row(row: dict, row_format: str, says: str) -> None:
         to_example(row, 1, row_format)
 
 
-@pytest.mark.parametrize(("label", "liked", "name"), [(1.0, True, "1"), (0.0, False, "0"), (1, True, "1")])
-def test_whole_numbers_of_a_table_with_gaps_are_labels(label: float, liked: bool, name: str) -> None:
+@pytest.mark.parametrize(
+    ("label", "liked", "name"), [(1.0, True, "1"), (0.0, False, "0"), (1, True, "1"), ("1.0", True, "1.0")]
+)
+def test_whole_numbers_of_a_table_with_gaps_are_labels(label: object, liked: bool, name: str) -> None:
     row = {"prompt": "q", "completion": "a", "label": label}
     assert to_example(row, 1, "feedback", kind="unpaired_preference").label is liked
     row = {"text": "a", "label": label}

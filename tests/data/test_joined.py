@@ -86,6 +86,13 @@ def test_whole_conversations_beside_one_with_an_answer_of_its_own(
     assert [says in note for note in data.notes] == [True] * (kind != "completion" or "chosen" not in case)
 
 
+def test_an_answer_behind_the_last_question_that_is_asked_again_is_left_out(tmp_path: Path) -> None:
+    row = {"prompt": [USER, GOLD, SECOND, answer("old")], **sides(SECOND)}
+    data = prepared(jsonl(tmp_path / "a.jsonl", row), "preference")
+    assert texts(data.train)[0] == shown(FIRST, ("assistant", GOLD["content"]), ("user", "and?"))
+    assert any(LEFT_OUT in note for note in data.notes)
+
+
 @pytest.mark.parametrize("key", ["prompt", "messages"])
 def test_a_prompt_that_ends_in_an_answer_is_said(tmp_path: Path, key: str) -> None:
     row = {key: [USER, GOLD], "chosen": "good", "rejected": "bad"}

@@ -312,6 +312,14 @@ def test_a_message_that_cannot_be_read_is_refused(tmp_path: Path, message: dict,
         )
 
 
+@pytest.mark.parametrize("key", ["tools", "functions"])
+def test_a_schema_that_json_cannot_hold_is_refused(tmp_path: Path, key: str) -> None:
+    schema = {"name": "f", "parameters": {"type": "number", "maximum": float("nan")}}
+    assert f"{key} holds NaN or an infinity" in refusal(
+        jsonl(tmp_path / "a.jsonl", {**chat(USER, answer()), key: [schema]})
+    )
+
+
 def test_what_is_missing_in_a_message_is_said_in_our_words(tmp_path: Path) -> None:
     file = jsonl(tmp_path / "a.jsonl", chat({"role": "user", "text": "hi"}, answer()))
     assert "messages[0] has no text content, got null; it has ['role', 'text']; a message has" in refusal(

@@ -105,6 +105,7 @@ IN_HYDRA = [
     ("run: {dir: '${nothing}'}", "mine.yaml:3: Interpolation key 'nothing' not found"),
     ("sweep: {dir: '${nothing}'}", "mine.yaml:3: Interpolation key 'nothing' not found"),
     ("launcher: {_target_: '${nothing}'}", "mine.yaml:3: Interpolation key 'nothing' not found"),
+    ("run: {dir: there}", "mine.yaml:3: hydra.run.dir is decided elsewhere"),
     ("verbose: true", "hydra.verbose: has no effect on a run"),
     ("launcher: null", "hydra.launcher._target_: None is not allowed"),
     ("sweeper: null", "hydra.sweeper._target_: None is not allowed"),

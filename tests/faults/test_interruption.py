@@ -6,6 +6,8 @@ import json
 import os
 import shutil
 import signal
+import subprocess
+import sys
 import threading
 from pathlib import Path
 from typing import Any
@@ -287,3 +289,17 @@ def test_32_two_starts_in_the_same_second_get_two_folders(tmp_path, monkeypatch)
     for thread in threads:
         thread.join()
     assert len(set(made)) == 8
+
+
+@pytest.mark.slow
+def test_a_terminal_that_goes_away_ends_no_run(tmp_path: Path) -> None:
+    words = [*TINY, "trainer.max_steps=2", "output_dir=run"]
+    process = subprocess.Popen(
+        [sys.executable, "-m", "runner", *words], cwd=tmp_path, stdout=subprocess.PIPE, stderr=subprocess.PIPE
+    )
+    assert process.stdout is not None
+    process.stdout.close()
+    _, said = process.communicate(timeout=120)
+    assert (process.returncode, b"Error" in said) == (0, False), said
+    assert json.loads((tmp_path / "run" / "run.json").read_text())["status"] == "completed"
+    assert (tmp_path / "run" / "report.html").is_file()

@@ -203,3 +203,14 @@ def test_an_adapter_of_the_prompt_is_evaluated(cli, parent, option):
     run = cli("recipe=evaluate", "adapter=start", "evaluate.metrics=[]")
     assert run.code == 0
     assert run.record["metrics"]["loss"] > 0
+
+
+@pytest.mark.parametrize("values", [{"parents": 5}, {"digests": [1]}, {"status": ["x"]}])
+def test_a_record_with_values_of_another_type_is_refused(trained, tmp_path, values):
+    run = Path(shutil.copytree(trained(*TINY, *QUIET), tmp_path / "run"))
+    record = json.loads((run / "run.json").read_text(encoding="utf-8"))
+    (run / "run.json").write_text(json.dumps(record | values), encoding="utf-8")
+    with pytest.raises(
+        ConfigError, match=f"run.json: is damaged: {next(iter(values))} has a value of another"
+    ):
+        find_adapter(str(run))

@@ -303,6 +303,10 @@ def test_padding_free_rows_have_the_loss_of_padded_rows(cli):
         (("trainer.max_steps=2", "trainer.warmup_steps=2"), "all 2 steps are warmup"),
         (("trainer.max_steps=1", "trainer.warmup_steps=0"), None),
         (("trainer.max_steps=1", "trainer.lr_scheduler_type=constant"), None),
+        (
+            ("trainer.max_steps=-1", "trainer.packing=true", "trainer.per_device_train_batch_size=24"),
+            "the only step has a learning rate of 0: nothing is trained",
+        ),
     ],
 )
 def test_a_run_that_is_all_warmup_says_so(cli, words, says):

@@ -16,9 +16,9 @@ def tools_of(row: ReadRow) -> tuple[dict[str, Any], ...]:
 
     A list, JSON text of one, or a list of JSON texts; empty text and null are none. Raises ``BadRow``.
     """
-    if is_given(tools := _list(row.get("tools"), "tools", "JSON schemas")):
+    if is_given(tools := _schemas(row, "tools")):
         return tuple(tools)
-    functions = _list(row.get("functions"), "functions", "JSON schemas")
+    functions = _schemas(row, "functions")
     if functions:
         row.doubts.add("functions, which are read as tools")
     return tuple(each if "function" in each else {"type": "function", "function": each} for each in functions)
@@ -39,6 +39,13 @@ def calls_of(item: dict[str, Any], where: str) -> list[dict[str, Any]]:
     if made and call["function"] not in [each["function"] for each in made]:
         raise BadRow(f"{where} has tool_calls and another function_call: one of them")
     return made or [call]
+
+
+def _schemas(row: ReadRow, key: str) -> list[dict[str, Any]]:
+    schemas = _list(row.get(key), key, "JSON schemas")
+    if not is_finite(schemas):
+        raise BadRow(f"{key} holds NaN or an infinity, which JSON does not have")
+    return schemas
 
 
 def _list(value: Any, key: str, what: str) -> list[dict[str, Any]]:

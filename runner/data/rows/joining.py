@@ -23,10 +23,9 @@ def joined(prompt: list[Message], answer: list[Message], key: str) -> list[Messa
     if system and other and not _equal(system, other):
         raise BadRow(f"the prompt and {key!r} have different system prompts")
     asked = _without_answer(before)
-    if asked and asked != before and _equal(asked, after[: len(asked)]):  # it begins anew, to another answer
+    if asked != before and _shared(asked, after):  # it asks again, for another answer
         before = asked
-    most = min(len(before), len(after))
-    shared = next((n for n in range(most, 0, -1) if _equal(before[-n:], after[:n])), 0)
+    shared = _shared(before, after)
     if not shared and before and after and (before[-1]["role"], after[0]["role"]) == ("user", "user"):
         raise BadRow(f"{key!r} begins with another question than the prompt")
     return (system or other) + before + after[shared:]
@@ -52,6 +51,12 @@ def _without_answer(messages: list[Message]) -> list[Message]:
     """Messages up to the last question or result."""
     last = max((i for i, message in enumerate(messages) if message["role"] != "assistant"), default=-1)
     return messages[: last + 1]
+
+
+def _shared(before: list[Message], after: list[Message]) -> int:
+    """How many messages end the one and begin the other, at most."""
+    most = min(len(before), len(after))
+    return next((n for n in range(most, 0, -1) if _equal(before[-n:], after[:n])), 0)
 
 
 def _parted(messages: list[Message]) -> tuple[list[Message], list[Message]]:

@@ -11,7 +11,7 @@ from runner.data.rows.values import BadRow, shown
 def liked(row: ReadRow) -> bool:
     """Whether an answer was liked. Raises ``BadRow``."""
     value = _whole(row.get("label"))
-    known = {"true": True, "1": True, "false": False, "0": False}
+    known = {"true": True, "1": True, "1.0": True, "false": False, "0": False, "0.0": False}
     if str(value).lower() not in known:
         raise BadRow(f"'label' must be true or false, got {shown(value)}")
     return known[str(value).lower()]
