@@ -128,6 +128,7 @@ def test_answers_are_scored_by_the_chosen_metrics(cli, answers):
     assert "signature" not in scores["exact_match"]
 
 
+@pytest.mark.slow
 def test_answers_that_became_right_are_more_than_noise_and_those_of_few_rows_are_not(cli, parent, answers):
     parent(*TRAIN)
     rows = [{"prompt": f"Say {number}.", "completion": str(number)} for number in range(20)]

@@ -196,6 +196,7 @@ def test_the_reference_is_computed_once_for_all_cells(tmp_path, monkeypatch, tin
     assert len(seen) == 2 * 14 - 1
 
 
+@pytest.mark.slow
 def test_an_interrupted_pack_goes_on_to_the_same_weights(tmp_path, monkeypatch):
     calm = run_pack(tmp_path / "calm", BASE, GRID[:2])
     step = PackedTrainer.training_step

@@ -51,9 +51,8 @@ def test_float64(cli, tmp_path):
     compare(cli, tmp_path, (*BASE, "model.dtype=float64"), GRID, 1e-8, 1e-8, 1e-8)
 
 
-@pytest.mark.parametrize(
-    "split", ["data.eval_split=0.2", pytest.param("data.eval_split=0", marks=pytest.mark.slow)]
-)
+@pytest.mark.slow
+@pytest.mark.parametrize("split", ["data.eval_split=0.2", "data.eval_split=0"])
 def test_seeds_in_float64(cli, tmp_path, tiny_model, split):
     """Own initialisation, own order of rows, and where rows are split off, own rows; also a few at a time."""
     base = (*BASE, "model.weights=pretrained", f"model.path={tiny_model}", "model.dtype=float64", split)

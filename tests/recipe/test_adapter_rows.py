@@ -128,6 +128,7 @@ def test_a_chat_needs_no_rows_and_an_evaluation_only_those_it_scores(cli, start)
     assert cli("recipe=chat", "adapter=start", "prompt=hi", "chat.max_new_tokens=2", folder="e").code == 0
 
 
+@pytest.mark.slow
 def test_a_merge_compares_on_the_rows_that_are_at_hand(cli, start, capsys):
     alone = cli("recipe=merge", "adapter=alone", "trainer.precision=fp32", folder="a")
     assert places(alone) == {"train": ["embedded:orders_eval"]}

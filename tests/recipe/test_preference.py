@@ -83,6 +83,7 @@ def _chosen_log_probability(model, run) -> float:
     return sum(sums) / len(sums)
 
 
+@pytest.mark.slow
 def test_reference_log_probabilities_computed_before_give_the_same_result(cli):
     words = ("recipe=dpo", *PAIRS, "trainer.learning_rate=0.01", "trainer.precompute_ref_log_probs")
     runs = [cli(*words[:-1], f"{words[-1]}={early}", folder=f"early-{early}") for early in ("false", "true")]

@@ -50,6 +50,7 @@ def test_the_loss_trajectory_is_the_golden_one(parent):
     assert losses == pytest.approx(GOLDEN, abs=2e-4)
 
 
+@pytest.mark.slow
 def test_the_saved_config_runs_again_to_the_same_bytes(cli, tmp_path):
     first = cli(*TINY, "lora.lora_dropout=0.1")
     again = cli("--config-path", str(first.folder), "--config-name", "config", folder="again")

@@ -243,6 +243,7 @@ def test_a_signal_during_an_evaluation_leaves_a_checkpoint_too(cli, runs, monkey
     assert weights(run.folder) == weights(runs / "whole")
 
 
+@pytest.mark.slow
 def test_checkpoints_without_optimizer_are_enough_behind_the_last_step_only(cli, capsys):
     words, whole = (*WORDS, "trainer.save_only_model=true"), None
     whole = cli(*words, folder="whole")
@@ -254,6 +255,7 @@ def test_checkpoints_without_optimizer_are_enough_behind_the_last_step_only(cli,
         assert evaluations(run) == evaluations(whole)
 
 
+@pytest.mark.slow
 def test_a_run_whose_batches_shrank_ends_alike(cli, monkeypatch):
     compute = GuardedSFTTrainer.compute_loss
 

@@ -516,6 +516,7 @@ def test_a_preempted_run_resumes_from_its_checkpoint(sweep, started):
     assert started() == [f"cell-1:{name}"]
 
 
+@pytest.mark.slow
 def test_a_result_of_another_config_is_refused_before_anything_runs(sweep, started):
     sweep("lora.r=4,8")
     before = started()
@@ -614,6 +615,7 @@ def test_a_folder_that_is_no_sweep_is_refused_and_left_alone(sweep, place):
     assert len(list((place / "s").iterdir())) == 1
 
 
+@pytest.mark.slow
 def test_two_processes_do_not_run_one_sweep(sweep, place):
     sweep("lora.r=4,8")
     with holding(place / "s" / "jobs") as other:
