@@ -1,4 +1,7 @@
-"""SIGTERM and SIGINT end a run after its current step, with a checkpoint; outside of training at once."""
+"""SIGTERM and SIGINT end a run after its current step, with a checkpoint; outside of training at once.
+
+In the process of a sweep, which trains nothing itself, both are a ``KeyboardInterrupt``.
+"""
 
 from __future__ import annotations
 
@@ -63,3 +66,24 @@ def _on_signal(number: int, _: FrameType | None) -> None:
         _state.pending = name
         return
     raise Preempted(f"ended by {name}")
+
+
+class Terminated(KeyboardInterrupt):
+    """SIGTERM, as a scheduler sends it."""
+
+
+@contextmanager
+def terminate_as_interrupt() -> Iterator[None]:
+    """Raise ``Terminated`` in this block on SIGTERM. Only in the main thread."""
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+
+    def stop(*_: object) -> None:
+        raise Terminated
+
+    before = signal.signal(signal.SIGTERM, stop)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, before)

@@ -5,7 +5,6 @@ from __future__ import annotations
 import contextlib
 import shlex
 import signal
-import threading
 from collections import deque
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
@@ -21,6 +20,7 @@ from runner.core.hydra_quoting import hydra_value
 from runner.core.process.folder_lock import FolderLock, hold
 from runner.core.process.posix import KILL
 from runner.core.secrets import masked
+from runner.core.signals import Terminated, terminate_as_interrupt
 from runner.sweep.cells import Cell, check_cells
 from runner.sweep.jobs import Job, make_jobs, record_jobs, write_job
 from runner.sweep.ledger import DONE, INTERRUPTED, Ledger
@@ -69,7 +69,7 @@ class Sweep:
         self.ledger.write()
         files = [write_job(job, self.folder, self.command, self.settings) for job in jobs]
         try:
-            with _terminate_as_interrupt():
+            with terminate_as_interrupt():
                 self._work(deque(zip(jobs, files, strict=True)))
         finally:
             self.ledger.write()
@@ -221,26 +221,6 @@ class Sweep:
         """The command that runs the cells that are not done."""
         kept = [word for word in self._typed if not word.startswith("output_dir=")]
         return shlex.join(["python", "-m", "runner", *kept, f"output_dir={hydra_value(str(self.folder))}"])
-
-
-class Terminated(KeyboardInterrupt):
-    """SIGTERM, as a scheduler sends it."""
-
-
-@contextlib.contextmanager
-def _terminate_as_interrupt() -> Iterator[None]:
-    if threading.current_thread() is not threading.main_thread():
-        yield
-        return
-
-    def stop(*_: Any) -> None:
-        raise Terminated
-
-    before = signal.signal(signal.SIGTERM, stop)
-    try:
-        yield
-    finally:
-        signal.signal(signal.SIGTERM, before)
 
 
 @contextlib.contextmanager
