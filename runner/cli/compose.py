@@ -62,6 +62,7 @@ def started(command: Command) -> Iterator[None]:
         folder = f"file://{command.extra_dir}"
         path.prepend("command-line", folder, anchor=SearchPathQuery(provider="schema"))
     Hydra.create_main_hydra2("runner", path)
+    OmegaConf.register_new_resolver("hydra", _of_hydra, replace=True)
     try:
         yield
     finally:
@@ -94,6 +95,16 @@ def _no_environment(name: str, *default: Any) -> None:
     """In place of OmegaConf's own, which would put a secret of the environment into ``config.yaml``."""
     hint = "write it on the command line, where the shell fills it in: data.path=$ROWS/rows.jsonl"
     raise InterpolationResolutionError(f"a config does not read the environment (oc.env:{name}); {hint}")
+
+
+def _of_hydra(path: str) -> Any:
+    """In place of Hydra's own, which gives null for a key that it does not have, or not yet."""
+    absent = object()
+    node: Any = HydraConfig.get()
+    value = OmegaConf.select(node, path, default=absent)
+    if value is absent:
+        raise InterpolationResolutionError(f"Hydra has no {path!r}")
+    return value
 
 
 def _composed(command: Command, overrides: list[str]) -> DictConfig:

@@ -407,3 +407,9 @@ def test_a_short_name_is_answered_with_the_field_of_the_library(typed, meant, ca
 def test_a_value_may_read_what_hydra_knows():
     run = one("model=tiny", "output_dir=${hydra:runtime.cwd}/${hydra:runtime.choices.model}")
     assert run.output_dir == f"{Path.cwd()}/tiny"
+
+
+@pytest.mark.parametrize("key", ["runtime.cwdd", "runtime.output_dir", "job.num"])
+def test_a_value_that_hydra_does_not_have_is_refused(key):
+    (message,) = issues("model=tiny", f"template.system=${{hydra:{key}}}")
+    assert f"Hydra has no {key!r}" in message
