@@ -35,28 +35,30 @@ def main(argv: list[str] | None = None) -> int:
     """Run one command line and return its exit code (see ``ExitCode``)."""
     typed = sys.argv[1:] if argv is None else argv
     command = run_config.parse(typed, OBJECTIVES)
-    words = masked(shlex.join(["python", "-m", "runner", *typed]))
     try:
         if command.informational:
             run_config.check_shown(command)
         elif not (checked := run_config.check(command)).multirun and not command.shown:
-            return _run(checked.configs[0], command, words, checked.overrides)
+            return _run(checked.configs[0], command, typed, checked.overrides)
     except ConfigError as error:
         console.config_errors(error.issues)
         return ExitCode.CONFIG_ERROR
-    return _hand_over(command, Handle(typed, command), words)
+    return _hand_over(Handle(typed, command))
 
 
-def _run(config: RunConfig, command: Command, words: str, overrides: list[str]) -> int:
+def _run(config: RunConfig, command: Command, typed: list[str], overrides: list[str]) -> int:
+    """Run one config of a command; returns the exit code."""
     # the recipe's libraries are imported only once the config is known to be right
     from recipes.run import run_recipe
 
+    words = masked(shlex.join(["python", "-m", "runner", *typed]))
     repeats = command.saved.parent if command.saved else None
     return run_recipe(config, words, [masked(text) for text in overrides], repeats=repeats)
 
 
-def _hand_over(command: Command, handle: Handle, words: str) -> int:
+def _hand_over(handle: Handle) -> int:
     """Have Hydra run a sweep, or show what its flags ask for; returns the exit code."""
+    command = handle.command
     run_config.register(command)
     codes: list[int] = []
 
@@ -70,7 +72,7 @@ def _hand_over(command: Command, handle: Handle, words: str) -> int:
             console.config_errors(error.issues)
             codes.append(ExitCode.CONFIG_ERROR)
         else:
-            codes.append(_run(frozen, command, words, overrides))
+            codes.append(_run(frozen, command, handle.typed, overrides))
 
     task.sweep = handle  # by which the packed launcher knows the runner's own task
     start = hydra.main(version_base="1.3", config_path=str(CONFIG_DIR), config_name="config")(task)

@@ -162,8 +162,7 @@ class RunFolder:
             self.record["digests"] = result_digests(self.path)
             if status == "completed" and self.compared is not None:
                 self.warn_of_other_inputs()
-                found = self.compared.other_results(self.record)
-                self.warn(found)
+                self.warn(self.compared.other_results(self.record))
             self.write()
             from runner.reports.run_report import write_report
 
