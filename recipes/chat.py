@@ -67,7 +67,8 @@ def run(config: RunConfig, folder: RunFolder) -> None:
             for note in notes:
                 console.warn(note)
         elif config.prompt is not None:
-            print("".join(conversation.ask(config.prompt)).strip())
+            with console.answering() as write:
+                write("".join(conversation.ask(config.prompt)).strip() + "\n")
         else:
             Terminal(conversation, folder.path).run()
             rows = [{"messages": messages} for messages in conversation.finished]

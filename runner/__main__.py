@@ -7,7 +7,7 @@ import shlex
 import sys
 import traceback
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from pathlib import Path
 
 from runner.core.library_env import set_library_env
@@ -28,6 +28,7 @@ from runner.core.errors import ConfigError, ExitCode, Issue, RunnerError
 from runner.core.paths import CONFIG_DIR
 from runner.core.process.folder_lock import unwritable
 from runner.core.secrets import mask_uncaught, masked
+from runner.core.signals import end_with_reader
 from runner.sweep import Handle
 
 
@@ -43,7 +44,9 @@ def main(argv: list[str] | None = None) -> int:
     except ConfigError as error:
         console.config_errors(error.issues)
         return ExitCode.CONFIG_ERROR
-    return _hand_over(Handle(typed, command))
+    only_prints = command.informational or command.shown
+    with end_with_reader() if only_prints else nullcontext():
+        return _hand_over(Handle(typed, command))
 
 
 def _run(config: RunConfig, command: Command, typed: list[str], overrides: list[str]) -> int:

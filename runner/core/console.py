@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import os
 import shlex
-from collections.abc import Iterable
+import sys
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
 from rich.console import Console
 from rich.markup import escape
@@ -25,11 +27,35 @@ class _Terminal(Console):
     def on_broken_pipe(self) -> None:
         """Go on in silence where nobody reads any more (``| head``): a run is worth more than its lines."""
         self.quiet = True
-        os.dup2(os.open(os.devnull, os.O_WRONLY), self.file.fileno())
+        discard(self.file)
+
+
+def discard(stream: IO[str]) -> None:
+    """Send what is still written to a stream to nowhere; Python writes its buffer when it ends."""
+    nowhere = os.open(os.devnull, os.O_WRONLY)
+    os.dup2(nowhere, stream.fileno())
+    os.close(nowhere)
 
 
 out = _Terminal(highlight=False, soft_wrap=True)
 err = _Terminal(stderr=True, highlight=False, soft_wrap=True)
+
+
+@contextmanager
+def answering() -> Iterator[Callable[[str], None]]:
+    """Give what writes a model's words to stdout, as they are and at once.
+
+    The block ends in silence where nobody reads any more.
+    """
+
+    def write(text: str) -> None:
+        sys.stdout.write(text)
+        sys.stdout.flush()
+
+    try:
+        yield write
+    except BrokenPipeError:
+        discard(sys.stdout)
 
 
 def config_errors(issues: Iterable[Issue]) -> None:

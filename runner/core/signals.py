@@ -6,6 +6,7 @@ In the process of a sweep, which trains nothing itself, both are a ``KeyboardInt
 from __future__ import annotations
 
 import signal
+import sys
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -43,6 +44,23 @@ def signal_handlers() -> Iterator[None]:
         _state.pending = None
         for number, handler in before.items():
             signal.signal(number, handler)
+
+
+@contextmanager
+def end_with_reader() -> Iterator[None]:
+    """End the process quietly when nobody reads its stdout any more (``| head``), as Unix tools end.
+
+    For commands that do nothing but print: Python's own way is a traceback, of ``--info`` one a line.
+    """
+    if not hasattr(signal, "SIGPIPE") or threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    before = signal.signal(signal.SIGPIPE, signal.SIG_DFL)
+    try:
+        yield
+        sys.stdout.flush()
+    finally:
+        signal.signal(signal.SIGPIPE, before)
 
 
 @contextmanager

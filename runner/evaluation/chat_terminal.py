@@ -37,12 +37,17 @@ class Terminal:
         self._ended = False
 
     def run(self) -> None:
-        """Talk until ``/quit`` or the end of the input; Ctrl-C stops an answer only."""
+        """Talk until ``/quit``, the end of the input or of its reader; Ctrl-C stops an answer only."""
         with contextlib.suppress(ImportError):
             import readline  # noqa: F401  (gives input() a history and editing)
         if sys.stdin.isatty():
             self._help("")
-        while not self._ended:
+        with console.answering() as write:
+            self._talk(write)
+        self._conversation.reset()
+
+    def _talk(self, write: Callable[[str], None]) -> None:
+        while not self._ended and not console.out.quiet:
             try:
                 text = self._read()
             except EOFError:
@@ -53,8 +58,7 @@ class Terminal:
             if text.startswith("/"):
                 self._command(text)
             elif text.strip():
-                self._answer(text)
-        self._conversation.reset()
+                self._answer(text, write)
 
     def _read(self) -> str:
         """One turn; a line that ends in a backslash continues in the next."""
@@ -65,17 +69,14 @@ class Terminal:
             lines.append(input("... " if asks else ""))
         return "\n".join(lines)
 
-    def _answer(self, text: str) -> None:
+    def _answer(self, text: str, write: Callable[[str], None]) -> None:
         pieces = self._conversation.ask(text)
         if dropped := self._conversation.forget():
             console.warn(f"the oldest {dropped} messages are forgotten: the model has no room for them")
-        try:
+        with contextlib.closing(pieces), contextlib.suppress(KeyboardInterrupt):
             for piece in pieces:
-                sys.stdout.write(piece)
-                sys.stdout.flush()
-        except KeyboardInterrupt:
-            pieces.close()
-        sys.stdout.write("\n")
+                write(piece)
+        write("\n")
 
     def _command(self, text: str) -> None:
         name, _, rest = text[1:].partition(" ")
