@@ -19,6 +19,11 @@ def hydra_value(text: str) -> str:
     return f"'{escaped}'"
 
 
+def hydra_key(text: str) -> str:
+    """A text as a key of a mapping in an override, ``KEY={KEY: VALUE}``, which Hydra 1.3 takes unquoted."""
+    return re.sub(r"[\\()\[\]{}:=,]|^\s|\s$", lambda found: "\\" + found[0], text)
+
+
 def typed_override(key: str, text: str) -> str:
     """``KEY=TEXT`` as it is typed into a shell, where needed quoted for the shell too."""
     whole = f"{key}={hydra_value(text)}"

@@ -1,11 +1,10 @@
-"""Row formats: recognise them by their columns and turn every row into messages (or plain text).
+"""Rows of every format become messages (or plain text).
 
 Alpaca's user messages also carry ``instruction`` and ``input``, so that a template can keep them apart.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterable
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -15,33 +14,8 @@ from runner.data.rows.calls import tools_of
 from runner.data.rows.joining import joined, repeats, without_prompt
 from runner.data.rows.labels import class_of, liked
 from runner.data.rows.read_row import ReadRow
+from runner.data.rows.recognise import CONVERSATION, holds
 from runner.data.rows.values import BadRow, Message, Row, is_given, listed, parsed, shown
-
-CONVERSATION = ("messages", "conversations", "conversation")
-
-# What each format needs (any of the alternatives of each part), most specific first.
-FORMATS: dict[str, tuple[tuple[str, ...], ...]] = {
-    "preference": (("chosen",), ("rejected",)),
-    "feedback": (("completion", *CONVERSATION), ("label",)),
-    "classification": (("text",), ("label",)),
-    "messages": (CONVERSATION,),
-    "alpaca": (("instruction",), ("output",)),
-    "prompt_completion": (("prompt",), ("completion",)),
-    "text": (("text",),),
-}
-
-# What a row may have besides, and all columns that are read.
-OPTIONAL = ("system", "input", "history", "tools", "functions")
-COLUMNS = {*OPTIONAL, *(name for parts in FORMATS.values() for part in parts for name in part)}
-
-# What a recipe learns from, and the formats that hold it: an answer, the better of two answers, answers that
-# were liked or not, or the class of a text.
-KINDS: dict[Kind, tuple[str, ...]] = {
-    "completion": ("preference", "messages", "alpaca", "prompt_completion", "text"),
-    "preference": ("preference",),
-    "unpaired_preference": ("preference", "feedback"),
-    "classification": ("classification",),
-}
 
 
 @dataclass(frozen=True)
@@ -78,24 +52,6 @@ class Example:
         return not self.answer.strip() if self.text is not None else not has_content(self.messages[-1])
 
 
-def recognise(columns: Iterable[str], kind: Kind = "completion") -> str | None:
-    """Name the format that a set of column names fits, of those that hold this kind, or None."""
-    names = set(columns)
-    return next((name for name in FORMATS if name in KINDS[kind] and not missing(name, names)), None)
-
-
-def missing(row_format: str, columns: Iterable[str]) -> list[str]:
-    """The columns that a format needs and that are not there."""
-    names = set(columns)
-    return [part[0] for part in FORMATS[row_format] if not names & set(part)]
-
-
-def expected(kind: Kind = "completion") -> str:
-    """The formats that hold this kind and their columns, for a message."""
-    parts = {name: " + ".join("|".join(part) for part in FORMATS[name]) for name in FORMATS}
-    return "; ".join(f"{name}: {columns}" for name, columns in parts.items() if name in KINDS[kind])
-
-
 def to_example(
     row: Row, source: int, row_format: str, place: str = "row ", kind: Kind = "completion"
 ) -> Example:
@@ -117,7 +73,8 @@ def to_example(
     messages = _CONVERTERS[row_format](row)
     answers = [message for message in messages if message["role"] == "assistant"]
     if all(message.get("weight") == 0 for message in answers):
-        raise BadRow("has no assistant message to train on")
+        masked = ": all are masked (weight, loss or train)" if answers else ""
+        raise BadRow(f"has no assistant message to train on{masked}")
     return Example(source, messages=tuple(_up_to_answer(messages, row)), tools=tools_of(row), place=place)
 
 
@@ -178,8 +135,12 @@ def _feedback(row: ReadRow) -> tuple[Message, ...]:
 
 
 def _require_loss(messages: list[Message], side: str) -> None:
-    if not any(is_trained(message) for message in messages):
-        raise BadRow(f"{side!r} is empty")
+    if any(is_trained(message) for message in messages):
+        return
+    answers = [message for message in messages if message["role"] == "assistant"]
+    if any(map(has_content, answers)):
+        raise BadRow(f"the answer in {side!r} is masked (weight, loss or train), so that nothing is trained")
+    raise BadRow(f"the answer in {side!r} is empty" if side in CONVERSATION else f"{side!r} is empty")
 
 
 def _masked(messages: list[Message]) -> list[Message]:
@@ -285,7 +246,7 @@ def _conversation(row: ReadRow) -> list[Message]:
 
 def _conversation_key(row: ReadRow) -> str | None:
     """The column with the conversation; None where all are empty."""
-    return next((name for name in CONVERSATION if row.get(name)), None)
+    return next((name for name in CONVERSATION if holds(row, name)), None)
 
 
 _CONVERTERS = {

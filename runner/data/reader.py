@@ -15,16 +15,18 @@ from typing import Any
 
 import numpy as np
 
+from runner.config.objective import Kind
 from runner.config.settings import DataSettings
 from runner.core.errors import ConfigError, Issue, nearest
 from runner.data.clean import MASKED_ROW, clean, drop_reason, identity, prompt_identity
 from runner.data.example_store import Examples, ExampleWriter
 from runner.data.files import Rows, content_digest, file_notes, file_rows
-from runner.data.formats import FORMATS, KINDS, OPTIONAL, Kind, recognise, to_example
+from runner.data.formats import to_example
 from runner.data.issue_list import IssueList
 from runner.data.rows.doubts import doubts
 from runner.data.rows.flags import row_flag
 from runner.data.rows.read_row import ReadRow, Tally
+from runner.data.rows.recognise import FORMATS, KINDS, OPTIONAL, recognise
 from runner.data.rows.values import BadRow, Row
 from runner.data.sources.columns import explain, format_issue, mapping_issue, renamed
 from runner.data.sources.folders import find_files
@@ -160,7 +162,7 @@ def _convert(name: str, place: str, rows: Rows, reading: _Reading) -> None:
             if row_format:
                 _add(row, number, row_format, place, displaced, reading)
         except BadRow as error:
-            wrong.add(Issue(f"{place}{number}", explain(row, row_format, reading.kind, error)))
+            wrong.add(Issue(f"{place}{number}", explain(row, row_format, given, reading.kind, error)))
     if first is None:
         reading.issues.extend(unreadable)
         if not unreadable:

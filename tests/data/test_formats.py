@@ -2,8 +2,9 @@
 
 import pytest
 
-from runner.data.formats import recognise, to_example
+from runner.data.formats import to_example
 from runner.data.messages import BadRow
+from runner.data.rows.recognise import recognise
 
 
 def words(row: dict, row_format: str | None = None) -> list[tuple[str, str]]:
@@ -195,7 +196,7 @@ def test_whole_numbers_of_a_table_with_gaps_are_labels(label: object, liked: boo
 
 
 def test_formats_are_recognised_by_their_columns() -> None:
-    assert recognise(["text"]) == "text"
-    assert recognise(["prompt", "chosen", "rejected"]) == "preference"
-    assert recognise(["instruction", "input", "output", "text"]) == "alpaca"
-    assert recognise(["question", "answer"]) is None
+    assert recognise(dict.fromkeys(["text"])) == "text"
+    assert recognise(dict.fromkeys(["prompt", "chosen", "rejected"])) == "preference"
+    assert recognise(dict.fromkeys(["instruction", "input", "output", "text"])) == "alpaca"
+    assert recognise(dict.fromkeys(["question", "answer"])) is None

@@ -36,9 +36,18 @@ def calls_of(item: dict[str, Any], where: str) -> list[dict[str, Any]]:
     if not isinstance(legacy, dict):
         raise BadRow(f"{place} must be a call with name and arguments, got {shown(legacy)}")
     call = _call(legacy, place)
-    if made and call["function"] not in [each["function"] for each in made]:
+    if made and _called(call) not in map(_called, made):
         raise BadRow(f"{where} has tool_calls and another function_call: one of them")
     return made or [call]
+
+
+def same_calls(one: list[dict[str, Any]] | None, other: list[dict[str, Any]] | None) -> bool:
+    """Whether calls are of the same functions with the same arguments, whatever else is written of them."""
+    return list(map(_called, one or [])) == list(map(_called, other or []))
+
+
+def _called(call: dict[str, Any]) -> tuple[str, dict[str, Any]]:
+    return call["function"]["name"], call["function"]["arguments"]
 
 
 def _schemas(row: ReadRow, key: str) -> list[dict[str, Any]]:

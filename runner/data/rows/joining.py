@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
+from runner.data.rows.calls import same_calls
 from runner.data.rows.values import BadRow, Message
 
 _WORDS = 3  # of a prompt, below which an answer may begin alike by chance
@@ -66,8 +67,9 @@ def _parted(messages: list[Message]) -> tuple[list[Message], list[Message]]:
 
 
 def _equal(one: list[Message], other: list[Message]) -> bool:
-    return list(map(_content, one)) == list(map(_content, other))
+    return len(one) == len(other) and all(map(_equal_messages, one, other))
 
 
-def _content(message: Message) -> tuple[Any, ...]:
-    return message["role"], " ".join(message["content"].split()), message.get("tool_calls")
+def _equal_messages(one: Message, other: Message) -> bool:
+    alike = one["role"] == other["role"] and one["content"].split() == other["content"].split()
+    return alike and same_calls(one.get("tool_calls"), other.get("tool_calls"))

@@ -7,6 +7,7 @@ from collections.abc import Iterable
 from difflib import get_close_matches
 from typing import Any
 
+from runner.core.hydra_quoting import hydra_key
 from runner.data.rows.values import check_value, is_given, printable
 
 _SHOWN = 50  # columns or keys that a warning names
@@ -107,5 +108,5 @@ def _meant(columns: dict[str, int], readable: list[str]) -> str:
     for name in list(columns)[:_COMPARED]:
         known = _OTHER_NAMES.get(name.lower())
         close = [known] if known in readable else get_close_matches(name.lower(), readable, 1, 0.75)
-        pairs += [f"{printable(name)}: {match}" for match in close]
+        pairs += [f"{hydra_key(name)}: {match}" for match in close]
     return f"; 'data.columns={{{', '.join(pairs)}}}' reads it" if pairs else ""

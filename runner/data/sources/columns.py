@@ -7,9 +7,11 @@ from difflib import get_close_matches
 from itertools import islice
 from typing import Any
 
+from runner.config.objective import Kind
 from runner.core.errors import nearest
-from runner.data.formats import COLUMNS, FORMATS, Kind, expected, missing, recognise
-from runner.data.rows.values import BadRow, Row, is_given, listed, printable
+from runner.core.hydra_quoting import hydra_key
+from runner.data.rows.recognise import COLUMNS, FORMATS, KINDS, expected, fills, missing, recognise
+from runner.data.rows.values import BadRow, Row, is_given, listed
 
 _NAMES = sorted({name for parts in FORMATS.values() for part in parts for name in part})
 _COMPARED = 100  # columns whose names are compared with right ones: of 20,000 it would take a minute
@@ -66,19 +68,24 @@ def suggested(columns: Iterable[str], kind: Kind) -> str:
     compared = islice(columns, _COMPARED)
     close = {column: get_close_matches(column.lower(), _NAMES, n=1, cutoff=0.75) for column in compared}
     pairs = [
-        f"{printable(column)}: {match[0]}" for column, match in close.items() if match and match[0] != column
+        f"{hydra_key(column)}: {match[0]}" for column, match in close.items() if match and match[0] != column
     ]
     if pairs:
         return f"did you mean 'data.columns={{{', '.join(pairs)}}}'? {expected(kind)}"
     return f"map them, as in 'data.columns={{question: prompt, answer: completion}}'; {expected(kind)}"
 
 
-def explain(row: Row, row_format: str, kind: Kind, error: BadRow) -> str:
+def explain(row: Row, row_format: str, given: bool, kind: Kind, error: BadRow) -> str:
     """Why a row cannot be used, where the reason may be that it is in another format than the file."""
-    lost, other = missing(row_format, row) if row_format else [], recognise(row, kind)
-    if lost and other:
-        return f"is in the format {other!r}, but the file began in {row_format!r}: one format a file"
+    if not row_format:
+        return str(error)
+    lost, other = missing(row_format, row), recognise(row, kind)
+    if other not in (None, row_format) and (lost or not fills(row, row_format)):
+        read = "is read as" if given else "the file began in"
+        return f"is in the format {other!r}, but {read} {row_format!r}: one format a file"
     if lost:
         close = get_close_matches(lost[0], islice(row, _COMPARED), n=1)
         return f"has no {lost[0]!r}; it has {listed(row)}" + (f"; is it {close[0]!r}?" if close else "")
+    if "text" in KINDS[kind] and not fills(row, row_format) and fills(row, "text"):
+        return f"{error}; data.format=text reads its 'text'"
     return str(error)
