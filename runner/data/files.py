@@ -10,9 +10,18 @@ from pathlib import Path
 
 from runner.core.errors import Issue
 from runner.core.paths import ROW_FILES
+from runner.data.rows.values import printable
 from runner.data.sources.folders import find_files
 from runner.data.sources.tables import arrow_rows, parquet_rows
-from runner.data.sources.text_files import Rows, csv_rows, json_rows, separator, usual_separator
+from runner.data.sources.text_files import (
+    Rows,
+    csv_rows,
+    json_rows,
+    quoted_in_vain,
+    separator,
+    skips_spaces,
+    usual_separator,
+)
 
 
 def local_files(path: str, key: str) -> list[Path]:
@@ -40,6 +49,13 @@ def file_rows(file: Path) -> tuple[str, Rows]:
 
 def file_notes(file: Path) -> list[str]:
     """What was recognised by a file's content against its ending."""
-    if ROW_FILES.get(file.suffix.lower()) != "csv" or (found := separator(file)) == usual_separator(file):
+    if ROW_FILES.get(file.suffix.lower()) != "csv":
         return []
-    return [f"{file}: its cells are separated by {found!r}"]
+    found = separator(file)
+    notes = [] if found == usual_separator(file) else [f"{file}: its cells are separated by {found!r}"]
+    if skips_spaces(file, found):
+        notes.append(f"{file}: the spaces behind its separators belong to no cell, as in its header")
+    elif cell := quoted_in_vain(file, found):
+        message = f"a space before a quote makes the quotes part of the text, as in {printable(cell)}"
+        notes.append(f"{file}: {message}; with a space in the header too they quote")
+    return notes

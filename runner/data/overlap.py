@@ -1,18 +1,25 @@
-"""Held-out rows that are trained on too: a score on them says nothing about new rows."""
+"""Equal rows where there should be none: held out and trained on too, or with opposite labels.
+
+A score on a held-out row that is trained on says nothing about new rows.
+"""
 
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
+import numpy as np
 import xxhash
 
 from runner.core.errors import Issue
+from runner.data.example_store import first_equal
 from runner.data.formats import Example
 from runner.data.messages import Message
 
 _SHOWN = 3  # rows named in a note
+_SWAPPED = "the two answers of an earlier pair, swapped"
+_OTHER_LABEL = "the content of an earlier row, and another label"
 
 
 @dataclass(frozen=True)
@@ -62,6 +69,27 @@ def overlap(train: Iterable[Example], held_out: Iterable[Example]) -> Overlap:
         hint = "rows that are not trained on; data.eval_split=0.1 holds some of the training rows out"
         issue = Issue("data.eval_path", message, hint)
     return Overlap(shared, notes, issue)
+
+
+def contradictions(name: str, examples: Sequence[Example]) -> list[str]:
+    """A warning about rows of a split whose label, for the same content, is not that of an earlier row.
+
+    Of pairs: whose better answer is the worse one of an earlier pair, and the other way round.
+    """
+    digests, labels = np.zeros((len(examples), 2), np.uint64), list[object]()
+    pairs = False
+    for number, example in enumerate(examples):
+        pairs = bool(example.rejected)
+        sides = [_plain(example.messages), _plain(example.rejected)] if pairs else []
+        labels.append(sides == sorted(sides) if pairs else example.label)
+        digest = _digest("".join(sorted(sides))) if pairs else _content_digest(example)
+        digests[number] = np.frombuffer(digest, np.uint64)
+    codes = np.unique(list(map(str, labels)), return_inverse=True)[1]
+    found = np.flatnonzero(codes != codes[first_equal(digests)])
+    if not len(found):
+        return []
+    what = _SWAPPED if pairs else _OTHER_LABEL
+    return [f"{name}: {len(found):,} rows with {what}, {examples[int(found[0])].where} first"]
 
 
 def _content_digest(example: Example) -> bytes:

@@ -20,7 +20,7 @@ from runner.data.clean import DROP_REASONS
 from runner.data.encode import Encoder, encode_split
 from runner.data.example_store import Examples, first_equal
 from runner.data.formats import Example, Kind, unpaired
-from runner.data.overlap import overlap
+from runner.data.overlap import contradictions, overlap
 from runner.data.reader import Source, read_sources
 from runner.data.rows.label_notes import label_notes
 from runner.data.rows.near_duplicates import check_installed, near_duplicates
@@ -88,6 +88,8 @@ def _prepared(folder: Path, data: DataSettings, encoder: Encoder, seed: int) -> 
     notes += [note for split in splits for note in _notes(split, encoder.max_length)]
     if "label" in splits[0].rows.dataset.column_names:
         notes += label_notes(splits[0].rows.labels(), encoder.kind)
+    if encoder.kind != "completion":
+        notes += [note for split in splits for note in contradictions(split.name, split.examples)]
     return Data(splits[0], splits[1] if held_out is not None else None, notes, issue)
 
 

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 from runner.core.errors import ConfigError, Issue
 from runner.data.formats import Example
 from runner.data.reader import Source
+from runner.data.rows.label_notes import plain_class
 from runner.data.sequences import Sequences
 
 if TYPE_CHECKING:
@@ -110,7 +111,11 @@ def number_classes(data: Data) -> list[str]:
         raise ConfigError(Issue("data.path", f"the training rows have one class only: {classes}"))
     if unknown:
         message = f"held-out rows have classes that no training row has: {', '.join(unknown)}"
-        raise ConfigError(Issue("data (eval)", message, f"the classes are: {', '.join(classes)}"))
+        alike = {plain_class(name): name for name in classes}
+        pairs = {name: alike.get(plain_class(name)) for name in unknown}
+        meant = [f"{name!r} may be {other!r}" for name, other in pairs.items() if other]
+        hint = f"the classes are: {', '.join(classes)}"
+        raise ConfigError(Issue("data (eval)", message, "; ".join([*meant, hint])))
     for split in data.splits:
         split.rows = split.rows.with_class_numbers(classes)
     return classes

@@ -213,7 +213,8 @@ def test_labels_of_feedback_are_counted_where_all_are_alike(tmp_path: Path) -> N
     rows = [{"prompt": f"q{n}", "completion": "a", "label": True} for n in range(3)]
     alike = "train: all labels are alike: 3 liked, 0 not liked; KTO contrasts the two"
     assert notes(tmp_path, *rows, kind="unpaired_preference") == [alike]
-    assert notes(tmp_path, *rows, {**rows[0], "label": 0}, kind="unpaired_preference") == []
+    other = {**rows[0], "completion": "b", "label": 0}
+    assert notes(tmp_path, *rows, other, kind="unpaired_preference") == []
 
 
 def test_classes_are_listed_and_nearly_equal_ones_named(tmp_path: Path) -> None:

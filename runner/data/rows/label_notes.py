@@ -33,7 +33,7 @@ def _nearly_equal(labels: Counter[Any]) -> list[str]:
     """Classes that differ in case, spaces, punctuation or in how a number is written."""
     groups: defaultdict[str, list[str]] = defaultdict(list)
     for name in sorted(map(str, labels)):
-        groups[_plain(name)].append(name)
+        groups[plain_class(name)].append(name)
     alike = [" and ".join(map(repr, names)) for names in groups.values() if len(names) > 1]
     if not alike:
         return []
@@ -41,7 +41,8 @@ def _nearly_equal(labels: Counter[Any]) -> list[str]:
     return [f"train: nearly equal classes, trained as different ones: {', '.join(alike[:_SHOWN])}{more}"]
 
 
-def _plain(name: str) -> str:
+def plain_class(name: str) -> str:
+    """A class as nearly equal ones are written too: without case and punctuation, or as a number."""
     try:
         return repr(float(name))
     except ValueError:

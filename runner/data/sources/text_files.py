@@ -6,6 +6,7 @@ Only a JSON array is held in memory as a whole; everything else is read row by r
 from __future__ import annotations
 
 import csv
+import re
 from collections import Counter
 from collections.abc import Iterable, Iterator
 from contextlib import suppress
@@ -20,6 +21,7 @@ _CELL_LIMIT = 2**31 - 1  # characters; the csv module's own limit is 128 Ki, les
 _MARK = b"\xef\xbb\xbf"  # the byte order mark, with which some editors begin UTF-8
 _SPACE = " \t\r\n"
 _SEPARATORS = (",", ";", "\t", "|")
+_SPACED_QUOTE = re.compile(r'\s+"')
 _SAMPLE = 50  # rows by which the separator of a table is recognised
 # The csv module's words, which are about its own arguments, in ours.
 _CSV_ERRORS = {
@@ -141,7 +143,8 @@ def csv_rows(file: Path) -> Iterator[tuple[int, Row | Issue]]:
             broken = True
     if broken:
         return
-    reader = _reader(file, separator(file))
+    between = separator(file)
+    reader = _reader(file, between, skips_spaces(file, between))
     header: list[str] = []
     number = 0
     try:
@@ -160,7 +163,8 @@ def csv_rows(file: Path) -> Iterator[tuple[int, Row | Issue]]:
                 yield number, dict(zip(header, cells, strict=True))
             else:
                 message = f"has {len(cells)} cells, but the header names {len(header)} columns"
-                hint = "quote cells that hold separators"
+                spaced = any(_SPACED_QUOTE.match(cell) for cell in cells)
+                hint = "no space before a quote" if spaced else "quote cells that hold separators"
                 yield number, Issue(f"{file}:{reader.line_num}", message, hint)
     except csv.Error as error:
         reason = next((ours for words, ours in _CSV_ERRORS.items() if words in str(error)), str(error))
@@ -178,6 +182,21 @@ def separator(file: Path) -> str:
     return best if fits[best] > 0 else usual
 
 
+def skips_spaces(file: Path, between: str) -> bool:
+    """Whether the spaces behind a separator belong to no cell: where a name of the header begins with one.
+
+    A quote behind such a space would not be one, but a part of the text.
+    """
+    header = next(_sample(file, between), [])
+    return any(name[:1] == " " and name.strip() for name in header[1:])
+
+
+def quoted_in_vain(file: Path, between: str) -> str:
+    """The first cell of a table's first rows whose quotes a space before them makes part of the text."""
+    cells = (cell for row in _sample(file, between) for cell in row)
+    return next((cell for cell in cells if _SPACED_QUOTE.match(cell) and cell.rstrip()[-1] == '"'), "")
+
+
 def usual_separator(file: Path) -> str:
     """The separator that a file's ending names."""
     return "\t" if file.suffix.lower() == ".tsv" else ","
@@ -185,16 +204,19 @@ def usual_separator(file: Path) -> str:
 
 def _fit(file: Path, between: str) -> float:
     """Of the first rows, the share that has as many cells as the header; 0 where that is in one piece."""
-    counts: list[int] = []
-    with suppress(csv.Error):
-        for cells in islice(filter(None, _reader(file, between)), _SAMPLE + 1):
-            counts.append(len(cells))
+    counts = [len(cells) for cells in _sample(file, between)]
     if not counts or counts[0] < 2:
         return 0.0
     return (1 + counts[1:].count(counts[0])) / (1 + len(counts[1:]))
 
 
-def _reader(file: Path, between: str) -> Any:
+def _sample(file: Path, between: str) -> Iterator[list[str]]:
+    """The header and the first rows, up to one that is not CSV."""
+    with suppress(csv.Error):
+        yield from islice(filter(None, _reader(file, between)), _SAMPLE + 1)
+
+
+def _reader(file: Path, between: str, skips: bool = False) -> Any:
     csv.field_size_limit(_CELL_LIMIT)
     lines = (line for _, line in _lines(file) if isinstance(line, str))
-    return csv.reader(lines, delimiter=between, strict=True)
+    return csv.reader(lines, delimiter=between, strict=True, skipinitialspace=skips)
