@@ -61,8 +61,8 @@ class Command:
 
     ``argv`` is the same command for Hydra, with absolute folders and the flags in front. ``saved`` is the
     file when the primary config is one that a run has saved. ``inherited`` are the values of groups that the
-    run behind ``adapter=`` decides. With ``shown`` the config is printed (``--cfg``). A file may say
-    ``multirun`` and ``sweeper`` too, once it is composed.
+    run behind ``adapter=`` decides, ``inherited_files`` where they stand. With ``shown`` the config is
+    printed (``--cfg``). A file may say ``multirun`` and ``sweeper`` too, once it is composed.
     """
 
     overrides: list[str]
@@ -77,6 +77,7 @@ class Command:
     argv: list[str] = field(default_factory=list)
     issues: list[Issue] = field(default_factory=list)
     inherited: dict[str, Any] = field(default_factory=dict)
+    inherited_files: dict[str, list[inherit.File]] = field(default_factory=dict)
     objectives: Objectives = field(default_factory=dict)
 
     @property
@@ -141,10 +142,10 @@ def parse(argv: list[str], objectives: Objectives) -> Command:
         value = getattr(args, action.dest, None)
         if value and action.dest not in _OWN_FLAGS:
             words += [action.option_strings[0], *([] if value is True else [str(value)])]
-    overrides, taken = [quote_nested(text) for text in args.overrides], {}
+    overrides, taken, files = [quote_nested(text) for text in args.overrides], {}, {}
     if saved is None:
         folders = [folder for folder in (config_dir, extra_dir) if folder]
-        taken, others = inherit.inherited(overrides, folders, objectives)
+        taken, others, files = inherit.inherited(overrides, folders, objectives)
         overrides = [*(f"{group}={inherit.OPTION}" for group in taken), *others, *overrides]
         if (config_dir, config_name) == (CONFIG_DIR, "config"):
             overrides = [*inherit.without_rate(overrides, folders), *overrides]
@@ -162,6 +163,7 @@ def parse(argv: list[str], objectives: Objectives) -> Command:
         argv=words if args.help or args.hydra_help else [*words, *overrides],
         issues=issues,
         inherited=taken,
+        inherited_files=files,
         objectives=objectives,
     )
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import re
 import sys
 from collections.abc import Iterator
@@ -31,6 +32,7 @@ from omegaconf.errors import (
 from runner.cli.axes import register_arithmetic
 from runner.cli.command import OPTUNA, SAVED_NAME, Command
 from runner.cli.config_source import check_config_files
+from runner.cli.inherit import OPTION
 from runner.cli.plain import bound_interpolations
 from runner.config.origins import Layer, line_of, short
 from runner.core.errors import Issue, nearest
@@ -184,6 +186,9 @@ def layers(node: DictConfig) -> list[Layer]:
         files = [folder / f"{name}.yaml" for folder in folders]
         if default.primary and name == SAVED_NAME:
             files = [Path(str(ConfigStore.instance().load(f"{name}.yaml").provider))]
-        if file := next((file for file in files if file.is_file()), None):
+        if name.rpartition("/")[2] == OPTION:
+            given = json.loads(str(ConfigStore.instance().load(f"{name}.yaml").provider))
+            layers += [Layer(Path(file), package, tuple(keys)) for file, package, keys in given]
+        elif file := next((file for file in files if file.is_file()), None):
             layers.append(Layer(file, default.package or ""))
     return layers

@@ -12,20 +12,22 @@ from typing import Any
 
 import yaml
 
-from runner.config.adapters import Adapter, find_adapter
+from runner.config.adapters import BASE_FILE, CONFIG_FILE, Adapter, find_adapter
 from runner.config.objective import Objectives
 from runner.core.errors import ConfigError
 from runner.core.yaml_reader import parse_yaml, read_yaml
 
 OPTION = "of-adapter"
 # What the shape of a LoRA adapter is; the run's own section may say otherwise, where PEFT converted it.
+File = tuple[str, str, list[str]]  # its path, the section it is placed in, and the keys that it sets
 _SHAPE = ("r", "lora_alpha", "lora_dropout", "use_rslora", "use_dora", "modules_to_save")
 
 
 def inherited(
     overrides: Iterable[str], folders: Iterable[Path], objectives: Objectives
-) -> tuple[dict[str, Any], list[str]]:
-    """The groups that ``adapter=`` fills, each with its values, and other overrides that belong to them.
+) -> tuple[dict[str, Any], list[str], dict[str, list[File]]]:
+    """The groups that ``adapter=`` fills, each with its values, other overrides that belong to them, and the
+    files from which each group's values are, the strongest last.
 
     Groups which the command line chooses, or an experiment in one of the config ``folders``, are left alone.
     The run's rows come along where the recipe reads rows of that kind, with the seed that split them.
@@ -33,7 +35,7 @@ def inherited(
     typed = dict(text.lstrip("+").split("=", 1) for text in overrides if "=" in text)
     adapter = _adapter(typed.get("adapter", ""))
     if adapter is None:
-        return {}, []
+        return {}, [], {}
     files = [folder / "experiment" / f"{typed.get('experiment')}.yaml" for folder in folders]
     chosen = {**{group: option for file in files for group, option in _chosen_in(file).items()}, **typed}
     recipe = chosen.get("recipe", "sft")
@@ -44,7 +46,7 @@ def inherited(
     more = list(_more(adapter, typed)) if drawn or recipe not in objectives else []
     if recipe in objectives and "data" in groups and data and data.get("path"):
         more += _beside_rows(adapter, chosen, more)
-    return groups, more
+    return groups, more, {name: list(_files(adapter, name, values)) for name, values in groups.items()}
 
 
 def without_rate(overrides: Iterable[str], folders: Iterable[Path]) -> list[str]:
@@ -134,6 +136,19 @@ def _groups(adapter: Adapter) -> dict[str, Any]:
         where = groups["lora"] or {"target_modules": _sorted(shape.get("target_modules"))}
         groups["lora"] = where | {"_target_": "peft.LoraConfig", "init_lora_weights": True, **kept}
     return {name: values for name, values in groups.items() if values is not None}
+
+
+def _files(adapter: Adapter, group: str, values: dict[str, Any]) -> Iterator[File]:
+    """The files that the values of a group are from."""
+    section = adapter.sections.get(group)
+    own = bool(section) and (group != "data" or values == section)
+    if own and adapter.run:
+        yield str(adapter.run / "config.yaml"), "", [group]
+    if group == "lora":
+        keys = _SHAPE if own else (*_SHAPE, "target_modules")
+        yield str(adapter.folder / CONFIG_FILE), group, [f"{group}.{key}" for key in keys]
+    if group == "model" and not own and adapter.base.get("model"):
+        yield str(adapter.folder / BASE_FILE), "", [group]
 
 
 def _sorted(targets: Any) -> Any:

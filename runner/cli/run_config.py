@@ -7,6 +7,7 @@ OmegaConf.
 from __future__ import annotations
 
 import dataclasses
+import json
 import re
 import shlex
 from typing import Any, NamedTuple
@@ -85,7 +86,8 @@ def register(command: Command | None = None) -> None:
     ConfigStore.instance().store(name="runner", node=root)
     for group, values in command.inherited.items():
         options = OmegaConf.create(_escaped(values))
-        ConfigStore.instance().store(group=group, name=inherit.OPTION, node=options)
+        files = json.dumps(command.inherited_files.get(group, []))  # by which a value's origin is found
+        ConfigStore.instance().store(group=group, name=inherit.OPTION, node=options, provider=files)
     if command.saved:
         node = _saved_node(command)
         ConfigStore.instance().store(name=SAVED_NAME, node=node, provider=str(command.saved))

@@ -23,7 +23,7 @@ from runner.core.process.folder_lock import holder
 from runner.core.yaml_reader import parse_yaml
 
 _NAMES_BASE = ("base_model_name_or_path", "revision")  # keys of adapter_config.json
-_CONFIG = "adapter_config.json"
+CONFIG_FILE = "adapter_config.json"
 BASE_FILE = "base.json"  # beside adapter_config.json: the base's settings and identity
 
 
@@ -38,7 +38,7 @@ class Adapter:
     @property
     def config(self) -> dict[str, Any]:
         """Its ``adapter_config.json``."""
-        return _mapping(self.folder / _CONFIG)
+        return _mapping(self.folder / CONFIG_FILE)
 
     @property
     def base(self) -> dict[str, Any]:
@@ -72,7 +72,7 @@ def _mapping(file: Path) -> dict[str, Any]:
 
 
 def _rescue(file: Path) -> str:
-    if file.name == _CONFIG:
+    if file.name == CONFIG_FILE:
         return "no adapter can be used without it: fetch it again, or train the adapter again"
     return "an adapter in a folder without it can be used: it then says less about its run"
 
@@ -121,7 +121,7 @@ def find_adapter(path: str) -> Adapter:
     """
     given = Path(path).expanduser()
     for folder in (given / "adapter", given):
-        if (folder / _CONFIG).is_file():
+        if (folder / CONFIG_FILE).is_file():
             run = folder.parent if (folder.parent / "run.json").is_file() else None
             found = Adapter((run or folder).resolve().name.replace(".", "-"), folder, run)
             _check_readable(found)
@@ -237,7 +237,7 @@ def adapter_digests(folder: Path) -> dict[str, str]:
 
     The name of the base is left out: who publishes an adapter may write another. Empty without an adapter.
     """
-    weights, config = folder / "adapter_model.safetensors", _mapping(folder / _CONFIG)
+    weights, config = folder / "adapter_model.safetensors", _mapping(folder / CONFIG_FILE)
     digests = {"adapter": sha256_of_file(weights)} if weights.is_file() else {}
     if config:
         facts = {key: value for key, value in config.items() if key not in _NAMES_BASE}

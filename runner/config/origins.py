@@ -15,10 +15,31 @@ from runner.core.yaml_reader import read_text
 
 @dataclass(frozen=True)
 class Layer:
-    """A composed file and the section it is placed in ('' for the whole config)."""
+    """A composed file and the section it is placed in ('' for the whole config).
+
+    With ``keys`` it sets these and what is in them, whatever else it holds: a file beside an adapter.
+    """
 
     file: Path
     package: str = ""
+    keys: tuple[str, ...] | None = None
+
+    def place(self, key: str) -> str | None:
+        """File and line that set ``key``; None where the file does not."""
+        if self.keys is not None and not any(f"{key}.".startswith(f"{each}.") for each in self.keys):
+            return None
+        package, path = self.package.split(".") if self.package else [], key.split(".")
+        if path[: len(package)] != package:
+            return None
+        try:
+            line = _line(self._root, path[len(package) :])
+        except yaml.YAMLError:  # JSON that is indented with tabs, which is no YAML
+            return short(self.file)
+        return f"{short(self.file)}:{line}" if line else None
+
+    @cached_property
+    def _root(self) -> yaml.Node | None:
+        return yaml.compose(read_text(self.file))
 
 
 class Origins:
@@ -61,7 +82,7 @@ class Origins:
             if name == key or (inside and key.rpartition(".")[2] in value):
                 return True
         rank = self.rank(key)
-        return 0 < rank <= len(self._files) and self._files[rank - 1][0].file.is_relative_to(CONFIG_DIR)
+        return 0 < rank <= len(self._files) and self._files[rank - 1].file.is_relative_to(CONFIG_DIR)
 
     def typed(self, key: str) -> str | None:
         """The override of the command line that sets ``key`` or a part of it."""
@@ -78,16 +99,13 @@ class Origins:
         if text := self.typed(key):
             return len(self._files) + 1, text
         for rank in range(len(self._files), 0, -1):
-            layer, root = self._files[rank - 1]
-            package = layer.package.split(".") if layer.package else []
-            path = key.split(".")
-            if path[: len(package)] == package and (line := _line(root, path[len(package) :])):
-                return rank, f"{short(layer.file)}:{line}"
+            if place := self._files[rank - 1].place(key):
+                return rank, place
         return 0, key
 
     @cached_property
-    def _files(self) -> list[tuple[Layer, yaml.Node | None]]:
-        return [(layer, yaml.compose(read_text(layer.file))) for layer in self._layers()]
+    def _files(self) -> list[Layer]:
+        return list(self._layers())
 
 
 def line_of(file: Path, text: str) -> str | None:

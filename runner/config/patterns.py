@@ -11,6 +11,7 @@ from runner.config.origins import Origins
 from runner.core.errors import Issue
 
 MOST_CHARACTERS = 5_000  # of one pattern; a list of all modules of a large model has 3,000
+NO_PATTERN = "names of modules, [q_proj, v_proj], need none"
 _WORDS = ("all-linear", "attention")  # of target_modules: no patterns
 _PLAIN = re.compile(r"[\w./-]*")  # of a name that is no pattern
 
@@ -56,7 +57,7 @@ def check_patterns(values: dict[str, Any], origins: Origins) -> Iterator[Issue]:
         key = f"lora.{pattern.key}"
         if reason := not_regular(pattern):
             message = f"{key}: {pattern.given[:80]!r} is not a regular expression: {reason}"
-            yield Issue(origins.where(key), message, "names of modules, [q_proj, v_proj], need none")
+            yield Issue(origins.where(key), message, NO_PATTERN)
 
 
 def not_regular(pattern: Pattern) -> str | None:

@@ -13,7 +13,7 @@ import sys
 from collections.abc import Collection, Iterator, Mapping
 from typing import Any
 
-from runner.config.patterns import Pattern, not_regular, patterns
+from runner.config.patterns import NO_PATTERN, Pattern, not_regular, patterns
 from runner.core.errors import Issue
 
 SECONDS = 2.0  # the patterns of an ordinary config take less than a millisecond, the process 30
@@ -55,7 +55,7 @@ def unbounded_patterns(where: str, values: Mapping[str, Any], names: Collection[
     for pattern in others:
         if reason := not_regular(pattern):
             message = f"{pattern.key}: {pattern.given[:80]!r} is not a regular expression: {reason}"
-            return [Issue(where, message)]
+            return [Issue(where, message, NO_PATTERN)]
     results = _tried(others, names) if others else []
     return [_too_slow(f"{where}: {pattern.key}", pattern) for pattern in others[len(results) :][:1]]
 
