@@ -21,7 +21,7 @@ from hydra.core.global_hydra import GlobalHydra
 from hydra.core.hydra_config import HydraConfig
 from hydra.errors import MissingConfigException
 from hydra.types import RunMode
-from omegaconf import DictConfig, OmegaConf
+from omegaconf import DictConfig, Node, OmegaConf
 from omegaconf.errors import (
     InterpolationResolutionError,
     InterpolationToMissingValueError,
@@ -46,6 +46,8 @@ if str(PLUGINS) not in sys.path:
 # Lines of Hydra's messages that name its inner objects.
 _NOISE = ("See ", "object_", "reference_type", "full_key", "Config search path")
 
+
+_resolving: list[tuple[str, str]] = []  # the ${hydra:...} that are being resolved: in which key, of which
 
 Composed = tuple[DictConfig | None, list[Issue]]
 
@@ -99,11 +101,24 @@ def _no_environment(name: str, *default: Any) -> None:
     raise InterpolationResolutionError(f"a config does not read the environment (oc.env:{name}); {hint}")
 
 
-def _of_hydra(path: str) -> Any:
-    """In place of Hydra's own, which gives null for a key that it does not have, or not yet."""
+def _of_hydra(path: str, *, _node_: Node) -> Any:
+    """In place of Hydra's own, which gives null for a key that it does not have, or not yet.
+
+    OmegaConf does not see that a value leads back to itself through a resolver, and recurses.
+    """
+    asked = (str(_node_._get_full_key(None)), f"hydra.{path}")
+    if asked in _resolving:
+        keys = [key for pair in [*_resolving[_resolving.index(asked) :], asked[:1]] for key in pair]
+        chain = [key for key, before in zip(keys, ["", *keys], strict=False) if key != before]
+        circle = " -> ".join(chain if chain[1:] else chain * 2)
+        raise InterpolationResolutionError(f"'${{hydra:{path}}}' leads back to itself: {circle}")
     absent = object()
     node: Any = HydraConfig.get()
-    value = OmegaConf.select(node, path, default=absent)
+    _resolving.append(asked)
+    try:
+        value = OmegaConf.select(node, path, default=absent)
+    finally:
+        _resolving.pop()
     if value is absent:
         raise InterpolationResolutionError(f"Hydra has no {path!r}")
     return value
