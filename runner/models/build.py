@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib
+import json
 from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -131,13 +132,14 @@ def check_adapter(
     """Refuse names of modules that the model lacks, and LoftQ where PEFT cannot run it.
 
     ``modules`` are the model's, each with whether LoRA has a form for it; PEFT passes over most names that it
-    misses.
+    misses. Where only the model's own code knows them its ``config.json`` says what can be said.
     """
     if config.lora.get("init_lora_weights") == "loftq" and not (has_cuda and base.folder):
         lacks = "there is no CUDA device" if base.folder else "random weights have none"
         message = f"LoftQ is computed on CUDA from a checkpoint's weights, and {lacks}"
         raise ConfigError(Issue("lora.init_lora_weights", message, "lora=r16 quantization=nf4"))
     if not modules:
+        _check_tokens(config, task_type, base)
         return
     heads = {"score", "classifier"} if task_type == "SEQ_CLS" else set()
     issues = [
@@ -146,6 +148,22 @@ def check_adapter(
     ]
     if issues:
         raise ConfigError(issues)
+
+
+def _check_tokens(config: RunConfig, task_type: TaskType, base: Base) -> None:
+    """Refuse tokens to train of an embedding that is tied to the head.
+
+    PEFT puts them on both, and TRL's losses multiply with the head's own weight, past what is on it.
+    """
+    tokens = config.lora.get("trainable_token_indices")
+    if not tokens or config.adapter or task_type == "SEQ_CLS" or base.folder is None:
+        return
+    # the file's own word: transformers' class says true where a model's says nothing
+    facts = json.loads((base.folder / "config.json").read_text(encoding="utf-8"))
+    if facts.get("tie_word_embeddings"):
+        message = "an adapter on the output head would not be trained, and the embedding is tied to the head"
+        hint = "'lora.modules_to_save=[lm_head]' trains the whole head"
+        raise ConfigError(Issue("lora.trainable_token_indices", message, hint))
 
 
 # The keys that list names of modules, and whether they mean linear ones only.
