@@ -36,6 +36,9 @@ def test_every_claim_on_security_has_tests_that_exist():
     page = (ROOT / "SECURITY.md").read_text(encoding="utf-8")
     cells = re.findall(r"^\|[^|]*\|[^|]*\|([^|]*)\|$", page, re.M)
     assert all("test" in cell for cell in cells if not cell.startswith("-"))
+    bullets = page.partition("## Runs code")[2].partition("\n## ")[0].split("\n- ")
+    assert len(bullets) == 6
+    assert all("test_" in bullet for bullet in bullets)
     file = Path()
     for name, pattern in re.findall(r"`([\w/.]*)(?:::([\w*]+))?`", page):
         if not pattern and not name.endswith(".py"):
