@@ -14,6 +14,7 @@ from runner.core.atomic import json_text, write_atomically
 from runner.core.errors import ExitCode, Issue
 from runner.core.paths import SWEEP_FILE
 from runner.core.timestamp import utc_now
+from runner.runs.run_folder import REPORT
 from runner.sweep.cells import Cell, code_of
 
 DONE = ("completed", "dropped")
@@ -174,6 +175,12 @@ class Ledger:
         if value is None and metric == "eval_loss":
             value = (record.get("dropped") or {}).get("eval_loss")
         return value if isinstance(value, (int, float)) else None
+
+    def without_report(self) -> list[Path]:
+        """The run folders that record an end and have no report: their process was killed in between."""
+        folders = [self.folder / name for name in self.cells]
+        ended = [folder for folder in folders if _status_of(_read(folder / "run.json")) in ENDED]
+        return [folder for folder in ended if not (folder / REPORT).is_file()]
 
     def _take(self, entry: dict[str, Any]) -> None:
         """The status of a run folder is the truth about its cell, as far as it has ended."""

@@ -188,6 +188,7 @@ class Sweep:
                 children.send(KILL)
 
     def _conclude(self) -> None:
+        from runner.reports import run_report
         from runner.reports.leaderboard import leaderboard
         from runner.reports.sweep_report import write_sweep_report
         from runner.reports.table import print_leaderboard
@@ -200,6 +201,8 @@ class Sweep:
         print_leaderboard(board)
         for note in board.sweep.notes:
             console.warn(note)
+        for folder in self.ledger.without_report():
+            run_report.write_report(folder)
         write_sweep_report(self.folder)
 
     def _say_end(self, code: int) -> None:
