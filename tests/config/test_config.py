@@ -1,34 +1,12 @@
-"""Every mistake of a command is found before anything is loaded; a saved config is the same run again."""
+"""Every mistake of a command is found before anything is loaded."""
 
-import dataclasses
-import random
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
 
-from helpers.paths import ROOT
-from recipes import OBJECTIVES
+from helpers.command import check, issues, one
 from runner.__main__ import main
-from runner.cli import run_config
-from runner.config.settings import RunConfig
-from runner.core.errors import ConfigError, ExitCode
-
-
-def check(*words: str) -> list[RunConfig]:
-    return run_config.check(run_config.parse(list(words), OBJECTIVES)).configs
-
-
-def one(*words: str) -> RunConfig:
-    (run,) = check(*words)
-    return run
-
-
-def issues(*words: str) -> list[str]:
-    with pytest.raises(ConfigError) as caught:
-        check(*words)
-    return [str(issue) for issue in caught.value.issues]
+from runner.core.errors import ExitCode
 
 
 @pytest.fixture
@@ -275,81 +253,6 @@ def test_a_sweep_in_a_file_is_checked_too(own):
     assert "add -m" in issues(*words)[0]
 
 
-def save(run: RunConfig, folder: Path) -> None:
-    folder.mkdir(exist_ok=True)
-    (folder / "config.yaml").write_text(run_config.to_yaml(run), encoding="utf-8")
-    for name in ("adapter", "model", "checkpoints"):  # as a run leaves them: they are no config groups
-        (folder / name).mkdir(exist_ok=True)
-
-
-SAVED = ("--config-path", "run", "--config-name", "config")
-
-
-def test_a_saved_config_composes_to_the_same_run(tmp_path, monkeypatch):
-    monkeypatch.chdir(tmp_path)
-    run = one("quantization=nf4", "lora=r8", "template=alpaca", "trainer.max_steps=3", "seed=7")
-    save(run, tmp_path / "run")
-    assert one(*SAVED) == run
-    assert one("--config-path=run/", "-cn", "config") == run
-    assert one("--config-path", str(tmp_path / "run")) == run
-
-
-def test_a_saved_config_takes_overrides(tmp_path, monkeypatch):
-    monkeypatch.chdir(tmp_path)
-    save(one("lora=dora", "trainer.max_steps=3"), tmp_path / "run")
-    run = one(*SAVED, "trainer.max_steps=5", "trainer.adam_beta2=0.9", "lora.r=4", "adapter=run/adapter")
-    assert (run.trainer["max_steps"], run.trainer["adam_beta2"], run.lora["r"]) == (5, 0.9, 4)
-    assert run.lora["use_dora"] is True
-    assert run.adapter == "run/adapter"
-    # an option replaces the whole section: nothing of the saved one stays behind
-    run = one(*SAVED, "lora=r8", "model=qwen3-4b")
-    assert run.lora == one("lora=r8").lora
-    assert run.model.path == "Qwen/Qwen3-4B"
-    assert {run.lora["r"] for run in check(*SAVED, "-m", "lora=r8,r16")} == {8, 16}
-    assert "num_train_epochs" not in one(*SAVED).trainer
-    assert "unknown lora 'r9'" in issues(*SAVED, "lora=r9")[0]
-    assert "'lora.r'" in issues(*SAVED, "lora.rr=1")[0]
-
-
-def test_a_mistake_in_a_saved_config_is_named_with_its_line(tmp_path, monkeypatch):
-    monkeypatch.chdir(tmp_path)
-    save(one(), tmp_path / "run")
-    file = tmp_path / "run" / "config.yaml"
-    file.write_text(file.read_text().replace("lora_alpha:", "lora_alpa:"))
-    line = file.read_text().splitlines().index("  lora_alpa: 32") + 1
-    assert issues(*SAVED)[0].startswith(f"run/config.yaml:{line}: unknown key 'lora.lora_alpa'")
-
-
-AWKWARD = [
-    *["no", "yes", "null", "~", "1e-4", "0x1F", "1_000", "12:30", "2020-01-01", "", " ", "#", "- a", "a: b"],
-    *[
-        "{{ x }}",
-        "{% if a %}\n  {{ b }}\n{% endif %}",
-        "tab\there",
-        "  lead and trail  ",
-        "end\n\n",
-        "你好 \u2028",
-    ],
-    *["${foo}", "a ${foo.bar} b", r"\${foo}", r"\\${foo} \\", "${", "$ {a}", r"C:\dir\ ", "'\"", "${a}\\"],
-]
-
-
-def random_texts():
-    source = random.Random(0)
-    return ["".join(source.choices(["\\", "$", "{", "}", "${", "a", "'", '"', " "], k=8)) for _ in range(60)]
-
-
-def test_any_text_survives_being_saved(tmp_path, monkeypatch):
-    monkeypatch.chdir(tmp_path)
-    run = one()
-    values = {str(number): text for number, text in enumerate([*AWKWARD, *random_texts()])}
-    kwargs = {**values, "list": [1e-05, None, True, 3, "off", {"a": "${b}"}], "on": 1, "empty": {}}
-    run = dataclasses.replace(run, template=dataclasses.replace(run.template, kwargs=kwargs))
-    save(run, tmp_path / "run")
-    assert one(*SAVED).template.kwargs == kwargs
-    assert one(*SAVED) == run
-
-
 def test_a_primary_config_of_ones_own_builds_on_the_packaged_one(own, tmp_path):
     own("defaults: [config, _self_]\nseed: 5\n", "own")
     own("trainer: {max_steps: 2}\n")
@@ -365,43 +268,6 @@ def test_folders_with_spaces_and_commas(tmp_path):
     folder.mkdir(parents=True)
     (folder / "mine.yaml").write_text("# @package _global_\nseed: 4\n")
     assert one("--config-dir", str(folder.parent), "experiment=mine").seed == 4
-
-
-def run_python(*words: str) -> subprocess.CompletedProcess[str]:
-    return subprocess.run([sys.executable, *words], cwd=ROOT, capture_output=True, text=True, check=False)
-
-
-@pytest.mark.parametrize(
-    ("words", "code"),
-    [(["--help", "lora=typo"], 0), (["--cfg", "job"], 0), (["lora.r=0"], 2), (["--lr=1"], 2)],
-)
-def test_help_and_mistakes_do_not_import_a_library(words, code):
-    script = (
-        "import sys; from runner.__main__ import main\n"
-        f"try: code = main({words!r})\n"
-        "except SystemExit as end: code = end.code\n"
-        "heavy = {'torch', 'transformers', 'trl', 'peft', 'datasets'} & set(sys.modules)\n"
-        "assert not heavy, heavy\nsys.exit(code)"
-    )
-    done = run_python("-c", script)
-    assert (done.returncode, "Traceback" in done.stderr) == (code, False), done.stderr
-
-
-def test_help_fits_a_screen_and_names_what_there_is():
-    done = run_python("-m", "runner", "--help")
-    lines = done.stdout.splitlines()
-    assert len(lines) <= 60
-    assert "learning_rate: 0.0002" not in done.stdout
-    for word in ("sft", "qwen3-4b", "nf4", "alpaca", "-m lora.r=8,16", "--config-path"):
-        assert word in done.stdout
-
-
-@pytest.mark.parametrize(
-    ("typed", "meant"), [("lora.rank=8", "lora.r"), ("trainer.lr=1e-4", "trainer.learning_rate")]
-)
-def test_a_short_name_is_answered_with_the_field_of_the_library(typed, meant, capsys):
-    assert main([typed]) == 2
-    assert f"did you mean '{meant}'?" in capsys.readouterr().err
 
 
 def test_a_value_may_read_what_hydra_knows():

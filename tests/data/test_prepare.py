@@ -1,46 +1,16 @@
 """From files to labelled rows: what is dropped is counted and said, and the rest is what was meant."""
 
-import hashlib
-import json
 from pathlib import Path
 from typing import Any
 
 import pytest
 
+from helpers.made_rows import ALPACA, SHAREGPT_PAIRS, made, written
 from runner.config.settings import DataSettings, TemplateSettings
 from runner.core.errors import ConfigError
-from runner.data.prepare import Data, Split, prepare
-from runner.data.splits import number_classes
-from runner.data.template import IGNORE, Renderer
+from runner.data.prepare import Split, prepare
+from runner.data.template import Renderer
 from runner.models.model import byte_tokenizer
-
-ALPACA = [  # the shape of alpaca_en_demo.json and huanhuan.json
-    {"instruction": "List two fruits.", "input": "", "output": "1. Apple\n2. Pear\n\nEnjoy!"},
-    {"instruction": "Translate.", "input": "Guten Tag", "output": "Good day"},
-    {"instruction": "大人，这雪下得——\n真大啊。", "input": "", "output": "是啊，\n“瑞雪兆丰年”呢……"},
-]
-SHAREGPT_PAIRS = [  # the shape of dpo_en_demo.json
-    {
-        "conversations": [
-            {"from": "human", "value": "Let us play."},
-            {"from": "gpt", "value": "Gladly!\n- You start."},
-            {"from": "human", "value": "Chess?"},
-        ],
-        "chosen": {"from": "gpt", "value": "Chess it is:\n1. e4"},
-        "rejected": {"from": "gpt", "value": "No."},
-    },
-    {
-        "conversations": [{"from": "human", "value": "Hi"}],
-        "chosen": {"from": "gpt", "value": "Hello 🙂"},
-        "rejected": {"from": "gpt", "value": "What?"},
-    },
-]
-
-
-def written(folder: Path, rows: list[dict], name: str = "rows.json") -> str:
-    file = folder / name
-    file.write_text(json.dumps(rows, ensure_ascii=False), encoding="utf-8")
-    return str(file)
 
 
 def pairs(*said: tuple[str, str]) -> list[dict]:
@@ -48,19 +18,6 @@ def pairs(*said: tuple[str, str]) -> list[dict]:
 
 
 NUMBERED = pairs(*((f"question {n}", f"answer {n}") for n in range(40)))
-
-
-def made(
-    path: Any,
-    max_length: int | None = None,
-    seed: int = 0,
-    template: dict | None = None,
-    kind: Any = "completion",
-    **data: Any,
-) -> Data:
-    settings = DataSettings(path=path, **data)
-    renderer = Renderer(byte_tokenizer(), TemplateSettings(**(template or {})), settings.train_on)
-    return prepare(settings, renderer, max_length, seed, kind)
 
 
 def trained(split: Split | None) -> list[str]:
@@ -267,48 +224,6 @@ def test_doubtful_rows_stay_and_are_said(tmp_path: Path) -> None:
     data = made(path)
     assert len(data.train.rows) == 3
     assert data.notes == [f"train: 2 rows with control tokens in its words, {path}, row 2 first"]
-
-
-def test_fingerprint_changes_with_tokens_or_labels_only(tmp_path: Path) -> None:
-    path = written(tmp_path, ALPACA)
-    first = made(path).train
-    (tmp_path / "same.jsonl").write_text("".join(json.dumps(row) + "\n" for row in ALPACA))
-    assert made(str(tmp_path / "same.jsonl")).train.fingerprint == first.fingerprint
-    everything = made(path, train_on="all").train
-    system = made(path, template={"system": "Be brief."}).train
-    order = made(written(tmp_path, ALPACA[::-1], "order.json")).train
-    assert len({split.fingerprint for split in (first, everything, system, order)}) == 4
-    assert first.fingerprint == written_out([[row.input_ids, row.labels] for row in first.rows])
-
-
-def written_out(rows: list) -> str:
-    """The digest of the rows as JSON, which run.json and checkpoints of earlier versions hold."""
-    return f"sha256:{hashlib.sha256(''.join(map(json.dumps, rows)).encode()).hexdigest()}"
-
-
-def test_fingerprint_holds_both_answers_and_the_labels(tmp_path: Path) -> None:
-    path = written(tmp_path, SHAREGPT_PAIRS)
-    rows = made(path, kind="preference").train.rows
-    both = [[p.input_ids, p.labels, r.input_ids, r.labels] for p in rows for r in [p.rejected]]
-    assert rows.totals.fingerprint == written_out(both)
-    rows = made(path, kind="unpaired_preference").train.rows
-    assert [row.label for row in rows] == [True, False] * 2
-    assert rows.totals.fingerprint == written_out([[r.input_ids, r.labels, r.label] for r in rows])
-    texts = [{"text": f"text {n}", "label": label} for n, label in enumerate(['"a"', "é", '"a"'])]
-    data = made(written(tmp_path, texts), kind="classification")
-    assert data.train.fingerprint == written_out([[r.input_ids, r.labels, r.label] for r in data.train.rows])
-    assert number_classes(data) == ['"a"', "é"]
-    assert data.train.dataset()["label"][:] == [row.label for row in data.train.rows] == [0, 1, 0]
-    assert data.train.fingerprint == written_out([[r.input_ids, r.labels, r.label] for r in data.train.rows])
-
-
-def test_dataset_holds_ids_and_labels(tmp_path: Path) -> None:
-    split = made(written(tmp_path, ALPACA)).train
-    table = split.dataset()
-    assert table["input_ids"][:] == [row.input_ids for row in split.rows]
-    assert table["labels"][:] == [row.labels for row in split.rows]
-    assert split.tokens == sum(map(len, table["input_ids"]))
-    assert split.trained_tokens == sum(label != IGNORE for row in table["labels"] for label in row)
 
 
 def test_plain_text_rows(tmp_path: Path) -> None:

@@ -6,67 +6,29 @@ from types import SimpleNamespace
 from typing import Any
 
 import pytest
-import torch
-import yaml
 
-from helpers.command import TINY
-from helpers.packs import run_pack
+from helpers.reasoning import (
+    _KEPT,
+    ANALYSIS,
+    CHANNELS,
+    FINAL,
+    MARKS,
+    OPENS,
+    PLAIN,
+    QWEN,
+    RESPONSE,
+    _template,
+    renderer,
+)
 from helpers.tiny_model import tiny_base
-from runner.config.settings import ChatSettings, TemplateSettings
+from runner.config.settings import TemplateSettings
 from runner.data.formats import Example
 from runner.data.template import Renderer
 from runner.evaluation.answers import AnswerParser, AnswerReader, answerable, reasoning_notes
-from runner.evaluation.chat import Conversation
 from runner.evaluation.generate import generate
 from runner.models.model import byte_tokenizer
 
-_TURNS = """{%- for m in messages -%}
-<|im_start|>{{ m.role }}
-{% if m.role == 'assistant' %}ANSWER{% else %}{{ m.content }}{% endif %}<|im_end|>
-{% endfor %}{% if add_generation_prompt %}<|im_start|>assistant
-PROMPT{% endif %}"""
-_KEPT = "{% if loop.last %}<think>\n{{ m.reasoning_content or '' }}\n</think>\n\n{% endif %}{{ m.content }}"
-_OPENED = (
-    "{% if loop.last %}<think>\n{{ m.reasoning_content or '' }}</think>\n{% endif %}"
-    "{{ m.content.split('</think>')[-1] }}"
-)
-
-
-def _template(answer: str, prompt: str = "") -> str:
-    return _TURNS.replace("ANSWER", answer).replace("PROMPT", prompt)
-
-
-QWEN = _template(_KEPT)  # an empty block before every answer without reasoning
-OPENS = _template(_OPENED, "<think>\n")  # the generation prompt begins the block, as for DeepSeek-R1
-PLAIN = _template("{{ m.content }}")  # reads no reasoning
-MARKS = _template("{% if m.thinking %}[THINK]{{ m.thinking }}[/THINK]{% endif %}{{ m.content }}")
-RESPONSE = _template(
-    "{% if m.reasoning_content %}<|START_THINKING|>{{ m.reasoning_content }}<|END_THINKING|>{% endif %}"
-    "<|START_RESPONSE|>{{ m.content }}<|END_RESPONSE|>"
-)
-CHANNELS = """{%- for m in messages -%}
-{%- if m.role == 'assistant' -%}
-{%- if m.thinking and loop.last -%}
-<|start|>assistant<|channel|>analysis<|message|>{{ m.thinking }}<|end|>{% endif -%}
-<|start|>assistant<|channel|>final<|message|>{{ m.content }}<|im_end|>
-{%- else -%}<|start|>{{ m.role }}<|message|>{{ m.content }}<|end|>{%- endif -%}
-{%- endfor -%}{% if add_generation_prompt %}<|start|>assistant{% endif %}"""
-SPECIALS = {
-    MARKS: ["[THINK]", "[/THINK]"],
-    RESPONSE: ["<|START_THINKING|>", "<|END_THINKING|>", "<|START_RESPONSE|>", "<|END_RESPONSE|>"],
-    CHANNELS: ["<|start|>", "<|channel|>", "<|message|>", "<|end|>"],
-}
 RESPONDS = "<|START_RESPONSE|>4<|END_RESPONSE|>"
-ANALYSIS = "<|channel|>analysis<|message|>2 + 2.<|end|><|start|>assistant"
-FINAL = "<|channel|>final<|message|>4"
-
-
-def renderer(template: str) -> Renderer:
-    tokenizer = byte_tokenizer()
-    tokenizer.chat_template = template
-    if template in SPECIALS:
-        tokenizer.add_special_tokens({"additional_special_tokens": SPECIALS[template]})
-    return Renderer(tokenizer, TemplateSettings())
 
 
 def example(answer: str = "4", **keys) -> Example:
@@ -208,21 +170,6 @@ def test_the_default_length_has_room_for_the_reasoning_of_the_rows(monkeypatch):
 
 
 @pytest.fixture
-def said(monkeypatch):
-    """Let a model write what is given here, in turn."""
-    from runner.evaluation import generate as module
-
-    def say(*texts: list[str]) -> None:
-        turns = iter(texts)
-        monkeypatch.setattr(module, "generate", lambda *args, **kwargs: next(turns))
-
-    return say
-
-
-DATA = ("data=file", "data.path=train.jsonl", "data.eval_path=rows.jsonl", "data.eval_max_rows=null")
-
-
-@pytest.fixture
 def rows(tmp_path, monkeypatch):
     """Write the files of ``DATA``; one of the held-out answers has its reasoning among its words."""
     monkeypatch.chdir(tmp_path)
@@ -233,119 +180,3 @@ def rows(tmp_path, monkeypatch):
     ]
     Path("rows.jsonl").write_text("".join(json.dumps(row) + "\n" for row in held_out))
     Path("train.jsonl").write_text(json.dumps({"prompt": "Say ten.", "completion": "ten"}) + "\n")
-
-
-@pytest.fixture
-def qwen(tmp_path) -> tuple[str, ...]:
-    """The words that choose ``QWEN``."""
-    folder = tmp_path / "own" / "template"
-    folder.mkdir(parents=True)
-    (folder / "reasons.yaml").write_text(yaml.safe_dump({"chat_template": QWEN}))
-    return ("--config-dir", str(folder.parent), "template=reasons")
-
-
-RIGHT = [f"<think>\n\n</think>\n\n{word}" for word in ("one", "two", "three")]
-CUT = ["<think>\nSo", "<think>\n\n</think>\n\nfour", "three"]
-
-
-def test_a_run_scores_the_answers_and_keeps_what_was_written(cli, said, rows, qwen, capsys):
-    said(CUT, RIGHT)
-    run = cli(*TINY, *qwen, *DATA, "data.metric=exact_match", "trainer.max_steps=1")
-    assert run.code == 0
-    metrics = run.record["metrics"]
-    assert (metrics["exact_match_before"], metrics["exact_match_after"]) == (pytest.approx(1 / 3), 1)
-    samples = run.lines("samples.jsonl")
-    assert [line["after"] for line in samples] == RIGHT
-    assert [line["after_answer"] for line in samples] == ["one", "two", "three"]
-    assert [line.get("before_answer") for line in samples] == ["", "four", None]
-    assert [line.get("expected_answer") for line in samples] == [None, "two", None]
-    assert [line["after_match"] for line in samples] == [True] * 3
-    notes = [
-        "scored without the reasoning block: 2 of 3 answers before, 3 of 3 answers after",
-        "1 of 3 answers before ended inside their reasoning and count as empty: "
-        "raise generation.max_new_tokens",
-    ]
-    assert [note for note in run.record["notes"] if "reasoning" in note] == notes
-    printed = capsys.readouterr().out
-    assert all(f"warning {note}" in printed for note in notes)
-
-
-def test_evaluate_gives_the_answer_alone_to_all_metrics_and_the_users_function(cli, said, rows, qwen):
-    said(RIGHT)
-    Path("own.py").write_text("def short(answer, expected):\n    return len(answer) <= len(expected) <= 5\n")
-    chosen = ("evaluate.function=own.py:short", "evaluate.metrics=[exact_match,rouge_l,chrf,bleu]")
-    run = cli("recipe=evaluate", *TINY[:2], *qwen, *DATA, *chosen)
-    assert run.code == 0
-    evaluation = json.loads((run.folder / "evaluation.json").read_text())
-    scores = {name: score["value"] for name, score in evaluation["models"]["model"].items()}
-    assert {name: scores[name] for name in ("exact_match", "rouge_l", "short")} == {
-        "exact_match": 1,
-        "rouge_l": 1,
-        "short": 1,
-    }
-    assert [scores[name] for name in ("chrf", "bleu")] == pytest.approx([100, 100])
-    note = "scored without the reasoning block: 3 of 3 answers of model"
-    assert evaluation["notes"] == [note]
-    assert note in run.record["notes"]
-    sample = run.lines("samples.jsonl")[0]
-    assert (sample["after"], sample["after_answer"], sample["after_match"]) == (RIGHT[0], "one", True)
-
-
-def test_each_cell_of_a_pack_is_scored_by_its_own_answers(said, rows, tmp_path):
-    said(CUT, RIGHT + CUT)
-    base = (*TINY, *DATA, "data.metric=exact_match", "trainer.max_steps=1")
-    runs = run_pack(tmp_path / "cells", base, [("lora.r=4",), ("lora.r=8",)])
-    scores = [run.record["metrics"]["exact_match_after"] for run in runs]
-    assert scores == [1, pytest.approx(1 / 3)]
-    assert [run.lines("samples.jsonl")[0]["after_answer"] for run in runs] == ["one", ""]
-    counted = [[note for note in run.record["notes"] if "3 of 3 answers after" in note] for run in runs]
-    assert [len(notes) for notes in counted] == [1, 0]
-
-
-def test_answers_to_a_file_of_prompts_stand_apart_from_their_reasoning(cli, said, rows, qwen):
-    said(["<think>\n2 + 2.\n</think>\n\n4", "<think>\nSo", "5"])
-    Path("asks.txt").write_text("one\ntwo\nthree\n")
-    run = cli("recipe=chat", "model=tiny", *qwen, "prompts=asks.txt")
-    assert run.code == 0
-    lines = [(line["answer"], line.get("reasoning_content")) for line in run.lines("answers.jsonl")]
-    assert lines == [("4", "2 + 2."), ("", "So"), ("5", None)]
-    assert run.record["notes"][-1] == (
-        "1 of 3 answers ended inside their reasoning and count as empty: raise chat.max_new_tokens"
-    )
-
-
-class Writer:
-    """A model that writes given token ids, whatever it is asked."""
-
-    def __init__(self, *answers: list[int]) -> None:
-        self.device, self.config = torch.device("cpu"), SimpleNamespace()
-        self.generation_config = SimpleNamespace(eos_token_id=None)
-        self._answers = iter(answers)
-
-    def generate(self, input_ids, streamer, **_):
-        streamer.put(input_ids)
-        for token in next(self._answers):
-            streamer.put(torch.tensor([token]))
-        streamer.end()
-
-
-@pytest.mark.parametrize(
-    ("template", "text", "kept"),
-    [
-        (QWEN, "<think>\n2 + 2.\n</think>\n\n4", {"content": "4", "reasoning_content": "2 + 2."}),
-        (QWEN, "<think>\n\n</think>\n\n4", {"content": "4"}),
-        (QWEN, "4", {"content": "4"}),
-        (OPENS, "2 + 2.</think>\n4", {"content": "4", "reasoning_content": "2 + 2."}),
-        (OPENS, "2 + 2.", {"content": "", "reasoning_content": "2 + 2."}),
-        (PLAIN, "<think>2 + 2.</think>4", {"content": "<think>2 + 2.</think>4"}),
-        (CHANNELS, ANALYSIS + FINAL, {"content": "4", "reasoning_content": "2 + 2."}),
-    ],
-)
-def test_a_chat_shows_the_reasoning_and_keeps_it_as_the_template_expects(template, text, kept):
-    chosen = renderer(template)
-    ids = chosen.tokenizer(text + "<|im_end|>", add_special_tokens=False)["input_ids"]
-    chat = Conversation(Writer(ids), chosen, ChatSettings(), [], None)
-    assert "".join(chat.ask("2+2?")) == text
-    assert chat.turns[-1] == {"role": "assistant", **kept}
-    chat.turns.append({"role": "user", "content": "Why?"})
-    assert ("2 + 2." in chosen.tokenizer.decode(chat.prompt_ids())) is (template == PLAIN)

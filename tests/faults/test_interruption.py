@@ -1,4 +1,4 @@
-"""Rows 27 to 33: however a run is ended, it resumes to the bytes of an undisturbed one, or says why not."""
+"""Rows 27 to 31: however a run is ended, it resumes to the bytes of an undisturbed one, or says why not."""
 
 from __future__ import annotations
 
@@ -6,9 +6,6 @@ import json
 import os
 import shutil
 import signal
-import subprocess
-import sys
-import threading
 from pathlib import Path
 from typing import Any
 
@@ -21,7 +18,7 @@ from helpers.starts import kill_while_saving, start
 from runner.__main__ import main
 from runner.core.signals import Preempted
 from runner.packed.trainer import PackedTrainer
-from runner.runs import checkpoint, run_folder
+from runner.runs import checkpoint
 from runner.training.sft import GuardedSFTTrainer
 
 # Uneven windows (5 batches in windows of 2), epochs, dropout, lines of three steps, saves between them.
@@ -278,28 +275,3 @@ def test_31_a_used_folder_is_refused(cli, capsys):
     assert cli(*WORDS, "trainer.max_steps=1").code == 2
     assert "a run needs a folder of its own" in capsys.readouterr().err
     assert (first.folder / "run.json").read_bytes() == before
-
-
-def test_32_two_starts_in_the_same_second_get_two_folders(tmp_path, monkeypatch):
-    monkeypatch.chdir(tmp_path)
-    made: list[Path] = []
-    threads = [threading.Thread(target=lambda: made.append(run_folder.create(None, "sft"))) for _ in range(8)]
-    for thread in threads:
-        thread.start()
-    for thread in threads:
-        thread.join()
-    assert len(set(made)) == 8
-
-
-@pytest.mark.slow
-def test_a_terminal_that_goes_away_ends_no_run(tmp_path: Path) -> None:
-    words = [*TINY, "trainer.max_steps=2", "output_dir=run"]
-    process = subprocess.Popen(
-        [sys.executable, "-m", "runner", *words], cwd=tmp_path, stdout=subprocess.PIPE, stderr=subprocess.PIPE
-    )
-    assert process.stdout is not None
-    process.stdout.close()
-    _, said = process.communicate(timeout=120)
-    assert (process.returncode, b"Error" in said) == (0, False), said
-    assert json.loads((tmp_path / "run" / "run.json").read_text())["status"] == "completed"
-    assert (tmp_path / "run" / "report.html").is_file()

@@ -14,28 +14,15 @@ from typing import Any
 import pytest
 
 from helpers.command import TINY, Run
-from helpers.kills import PHASES, Point, call, command, strike
+from helpers.kills import PHASES, SAVES, SFT, Point, call, command, finished, killed, log, strike
 from helpers.packs import run_pack
 from helpers.paths import ROOT
-from helpers.rows import ANSWERS, PAIRS
+from helpers.rows import PAIRS
 from helpers.starts import start
 from runner.__main__ import main
 
 TIMES = ("seconds", "_runtime", "_per_second", "total_flos")
-SAVES = (
-    "data.max_rows=10",
-    "data.eval_max_rows=3",
-    "trainer.per_device_train_batch_size=2",
-    "trainer.per_device_eval_batch_size=2",
-    "trainer.gradient_accumulation_steps=2",
-    "trainer.save_strategy=steps",
-    "trainer.save_steps=1",
-    "trainer.logging_steps=1",
-    "lora.lora_dropout=0.1",
-    "trainer.learning_rate=1e-2",
-    "generation.samples=2",
-)
-SFT = (*TINY, *ANSWERS, *SAVES)
+
 # Steps that end inside an epoch (of 3), and epochs with a part of one, which are measured at their ends.
 KINDS = {
     "steps": (*SFT, "trainer.max_steps=5", "trainer.eval_strategy=steps", "trainer.eval_steps=2"),
@@ -130,24 +117,6 @@ def test_27_a_run_that_ends_in_any_phase_resumes_exactly(cli, undisturbed, monke
     run = cli(*KINDS["steps"], "resume=auto")
     assert run.code == 0
     assert results(run.folder) == undisturbed(KINDS["steps"])
-
-
-def log(folder: Path) -> str:
-    return (folder / "out.log").read_text()[-3000:]
-
-
-def killed(folder: Path, words: tuple[str, ...], point: Point) -> None:
-    """Start a command that is killed at a point."""
-    process = start(command, folder, words, point)
-    process.join()
-    assert process.exitcode == -signal.SIGKILL, log(folder)
-
-
-def finished(folder: Path, words: tuple[str, ...]) -> None:
-    """Run a command to its end."""
-    process = start(command, folder, words)
-    process.join()
-    assert process.exitcode == 0, log(folder)
 
 
 ALL = [(phase, point) for phase, points in PHASES.items() for point in points]
@@ -291,50 +260,3 @@ def test_27_kill_9_of_a_sweep_and_the_same_command_at_once(tmp_path):
     assert len(cells) == 8
     for cell in cells:
         assert results(tmp_path / "cut" / cell.name) == results(cell)
-
-
-# --- merge and export
-
-MERGE_POINTS = [
-    Point("recipes.merge:check_merge"),
-    Point("recipes.merge:rows_to_compare"),
-    Point("recipes.merge:load_model"),
-    Point("recipes.merge:write_model"),
-    Point("recipes.merge:write_model", after=True),
-    Point("recipes.merge:compare"),
-    Point("recipes.merge:merged_card"),
-    Point("recipes.merge:_hand_over"),
-    Point("runner.runs.run_folder:RunFolder.finish"),
-]
-EXPORT_POINTS = [
-    Point("runner.export.api:export_model"),
-    Point("runner.export.gguf.writer:write_gguf"),
-    Point("runner.export.gguf.writer:write_gguf", after=True),
-    Point("runner.runs.run_folder:RunFolder.finish"),
-]
-
-
-@pytest.mark.slow
-@pytest.mark.parametrize(
-    ("export", "point"),
-    [*((False, point) for point in MERGE_POINTS), *((True, point) for point in EXPORT_POINTS)],
-    ids=str,
-)
-def test_27_kill_9_in_every_phase_of_a_merge(tmp_path, trained, export, point):
-    """A merge has nothing to resume: it starts again in a folder of its own, and the folder of the one that
-    was killed holds no model that is not whole."""
-    source = trained(*SFT, "trainer.max_steps=2")
-    words = ("recipe=merge", f"adapter={source}", *(["export=gguf"] if export else []))
-    finished(tmp_path, (*words, "output_dir=whole"))
-    killed(tmp_path, (*words, "output_dir=cut"), point)
-    finished(tmp_path, (*words, "output_dir=again"))
-    whole, again, cut = (weights(tmp_path / name) for name in ("whole", "again", "cut"))
-    assert whole
-    assert again == whole
-    assert all(content == whole[name] for name, content in cut.items())
-
-
-def weights(run: Path) -> dict[str, bytes]:
-    """What a reader would take for a model: the files under the names that a merge ends with."""
-    files = [*run.glob("model/*.safetensors"), *run.glob("*.gguf"), *run.glob("*/*.gguf")]
-    return {str(file.relative_to(run)): file.read_bytes() for file in files if "/." not in str(file)}

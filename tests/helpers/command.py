@@ -7,6 +7,13 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import pytest
+
+from recipes import OBJECTIVES
+from runner.cli import run_config
+from runner.config.settings import RunConfig
+from runner.core.errors import ConfigError
+
 # A run of seconds on any machine: random weights, bytes as tokens, float32 so that figures carry over.
 TINY = (
     "model=tiny",
@@ -56,3 +63,18 @@ class Run:
         """All files it left, but for the patch that is there when the project's checkout is not clean."""
         files = {str(path.relative_to(self.folder)) for path in self.folder.rglob("*") if path.is_file()}
         return files - {"uncommitted.diff"}
+
+
+def check(*words: str) -> list[RunConfig]:
+    return run_config.check(run_config.parse(list(words), OBJECTIVES)).configs
+
+
+def one(*words: str) -> RunConfig:
+    (run,) = check(*words)
+    return run
+
+
+def issues(*words: str) -> list[str]:
+    with pytest.raises(ConfigError) as caught:
+        check(*words)
+    return [str(issue) for issue in caught.value.issues]

@@ -8,8 +8,12 @@ import os
 import signal
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
+from helpers.command import TINY
+from helpers.rows import ANSWERS
+from helpers.starts import start
 from runner.__main__ import main
 
 
@@ -104,3 +108,43 @@ PHASES = {
         Point("runner.reports.run_report:write_report", after=True),
     ],
 }
+
+
+SAVES = (
+    "data.max_rows=10",
+    "data.eval_max_rows=3",
+    "trainer.per_device_train_batch_size=2",
+    "trainer.per_device_eval_batch_size=2",
+    "trainer.gradient_accumulation_steps=2",
+    "trainer.save_strategy=steps",
+    "trainer.save_steps=1",
+    "trainer.logging_steps=1",
+    "lora.lora_dropout=0.1",
+    "trainer.learning_rate=1e-2",
+    "generation.samples=2",
+)
+SFT = (*TINY, *ANSWERS, *SAVES)
+
+
+def log(folder: Path) -> str:
+    return (folder / "out.log").read_text()[-3000:]
+
+
+def killed(folder: Path, words: tuple[str, ...], point: Point) -> None:
+    """Start a command that is killed at a point."""
+    process = start(command, folder, words, point)
+    process.join()
+    assert process.exitcode == -signal.SIGKILL, log(folder)
+
+
+def finished(folder: Path, words: tuple[str, ...]) -> None:
+    """Run a command to its end."""
+    process = start(command, folder, words)
+    process.join()
+    assert process.exitcode == 0, log(folder)
+
+
+def weights(run: Path) -> dict[str, bytes]:
+    """What a reader would take for a model: the files under the names that a merge ends with."""
+    files = [*run.glob("model/*.safetensors"), *run.glob("*.gguf"), *run.glob("*/*.gguf")]
+    return {str(file.relative_to(run)): file.read_bytes() for file in files if "/." not in str(file)}

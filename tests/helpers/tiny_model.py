@@ -6,9 +6,10 @@ import shutil
 from pathlib import Path
 
 import torch
+from transformers import AutoConfig, AutoModelForCausalLM
 
 from runner.config.settings import ModelSettings
-from runner.models.model import find_base, load_model
+from runner.models.model import byte_tokenizer, find_base, load_model
 
 TINY_MODEL = ModelSettings(weights="random", architecture="tiny")
 
@@ -33,3 +34,29 @@ def copy(folder: Path, target: Path) -> Path:
 def using(folder: Path) -> tuple[str, ...]:
     """The words that train on a model's folder."""
     return ("model=tiny", "model.weights=pretrained", "model.architecture=null", f"model.path={folder}")
+
+
+SHAPE = {
+    "hidden_size": 64,
+    "intermediate_size": 96,
+    "num_hidden_layers": 2,
+    "num_attention_heads": 4,
+    "num_key_value_heads": 2,
+    "head_dim": 16,
+    "vocab_size": 320,
+    "max_position_embeddings": 512,
+    "tie_word_embeddings": False,
+}
+
+
+def random_model(folder: Path, model_type: str, **shape: object) -> Path:
+    """A folder with weights large enough that a wrong order of them shows in the logits."""
+    torch.manual_seed(0)
+    config = AutoConfig.for_model(model_type, **{**SHAPE, "initializer_range": 0.2, **shape})
+    model = AutoModelForCausalLM.from_config(config)
+    for name, parameter in model.named_parameters():
+        if name.endswith(("bias", "norm.weight")):
+            torch.nn.init.normal_(parameter, 1.0, 0.3)
+    model.save_pretrained(folder)
+    byte_tokenizer().save_pretrained(folder)
+    return folder
