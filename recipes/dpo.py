@@ -61,6 +61,7 @@ OBJECTIVE = Objective(
     ),
     check=_check,
     packed=_packed,
+    token_loss=True,
     # the loss is called for each cell with the cell's own arguments
     pack_axes=(
         "beta",

@@ -19,4 +19,4 @@ def _packed() -> Any:
     return PackedSft
 
 
-OBJECTIVE = Objective(kind="completion", tag="sft", trainer=_trainer, packed=_packed)
+OBJECTIVE = Objective(kind="completion", tag="sft", trainer=_trainer, packed=_packed, token_loss=True)

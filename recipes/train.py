@@ -37,7 +37,7 @@ def train(config: RunConfig, folder: RunFolder, objective: Objective) -> None:
         check_same(setup.start, setup.resume_facts(data))
     steps = total_steps(setup.arguments, len(data.train.rows))
     setup.record_inputs(folder, data)
-    terminal.opening(config, data, setup.precision, steps, folder.path, folder.notes)
+    terminal.opening(config, data, setup.precision, steps, folder.path, setup.pieces.line(), folder.notes)
 
     with folder.timed("load"):
         trained = load_trainable(config, objective, setup, steps, head)
@@ -53,7 +53,9 @@ def train(config: RunConfig, folder: RunFolder, objective: Objective) -> None:
 
     folder.rewind(setup.start.step_in(folder.path), setup.start.lines_in(folder.path))
     with folder.timed("train"), TrainingProgress(steps) as progress:
-        context = run_context(config, folder, progress, setup.resume_facts(data), trained.fresh_adapter)
+        context = run_context(
+            config, folder, progress, setup.resume_facts(data), trained.fresh_adapter, setup.pieces
+        )
         datasets = (data.train.dataset(), data.eval.dataset() if data.eval else None)
         attempts = BatchShrinker(setup.arguments, setup.start, context.on_shrink)
         while True:  # once; with on_oom=shrink again, with a smaller batch

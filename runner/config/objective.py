@@ -23,7 +23,8 @@ class Objective:
     ``trainer.loss_type`` (empty: not checked here), ``check`` yields further config errors of the
     ``trainer`` section as (key, message, hint). ``pack_axes`` are the fields of ``trainer`` that may differ
     between the cells of a pack, beside those of the optimizer. ``scores`` are the metrics of an evaluation
-    that the run keeps, by the trainer's names. ``tag`` is the model card's.
+    that the run keeps, by the trainer's names. ``token_loss`` says that the loss is made of the tokens'
+    log-probabilities, for which ``speed`` has pieces. ``tag`` is the model card's.
     """
 
     kind: Kind
@@ -35,6 +36,7 @@ class Objective:
     losses: tuple[str, ...] = ()
     check: Callable[[Mapping[str, Any]], Iterator[tuple[str, str, str]]] | None = None
     packed: Callable[[], Any] | None = None
+    token_loss: bool = False
     pack_axes: tuple[str, ...] = ()
     scores: tuple[str, ...] = ("eval_loss",)
 

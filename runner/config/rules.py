@@ -87,6 +87,7 @@ RANGES = {
     "chat.top_p": Range(0, 1, above=True),
     "chat.top_k": _NOT_NEGATIVE,
     "chat.repetition_penalty": _POSITIVE,
+    "speed.activation_memory_budget": _SHARE,
     "trainer.learning_rate": _NOT_NEGATIVE,
     "trainer.weight_decay": _NOT_NEGATIVE,
     "trainer.warmup_steps": _NOT_NEGATIVE,

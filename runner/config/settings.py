@@ -197,6 +197,25 @@ class SweepSettings:
 
 
 @dataclass(frozen=True)
+class SpeedSettings:
+    """How the training step is computed, which changes no result beyond rounding.
+
+    ``chunked_loss`` projects labelled tokens only, some at a time, and passes no attention mask; ``compile``
+    is ``torch.compile`` of each decoder layer; ``cuda_graphs`` records forward and backward pass once for
+    each length and replays them; ``async_logging`` reads losses a step later. False switches a piece off,
+    null takes it where the run can have it. ``activation_memory_budget`` is torch's: the share of the
+    activations of a compiled layer that is kept for the backward pass, null for all, and none with
+    ``trainer.gradient_checkpointing``.
+    """
+
+    chunked_loss: bool | None = None
+    compile: bool | None = None
+    cuda_graphs: bool | None = None
+    async_logging: bool | None = None
+    activation_memory_budget: float | None = None
+
+
+@dataclass(frozen=True)
 class TrainerExtras:
     """Keys of ``trainer`` that are the runner's own; all others belong to the library's config class.
 
@@ -244,6 +263,7 @@ class RunConfig:
     evaluate: EvaluateSettings = field(default_factory=EvaluateSettings)
     chat: ChatSettings = field(default_factory=ChatSettings)
     sweep: SweepSettings = field(default_factory=SweepSettings)
+    speed: SpeedSettings = field(default_factory=SpeedSettings)
 
     @classmethod
     def of(cls, values: Mapping[str, Any]) -> RunConfig:
@@ -263,5 +283,6 @@ OWN_SECTIONS = {
     "evaluate": EvaluateSettings,
     "chat": ChatSettings,
     "sweep": SweepSettings,
+    "speed": SpeedSettings,
 }
 LIBRARY_SECTIONS = ("quantization", "lora", "trainer")

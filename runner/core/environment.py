@@ -121,12 +121,13 @@ def _cpu_name() -> str:
 
 
 def peak_memory() -> int:
-    """Bytes: the most that CUDA tensors took at once, or without CUDA the largest size of this process."""
+    """Bytes: the most that torch held of the CUDA device at once, or without CUDA the largest size of this
+    process. What CUDA graphs work in counts, which is no tensor's while they are replayed."""
     import psutil
     import torch
 
     if torch.cuda.is_available():
-        return torch.cuda.max_memory_allocated()
+        return torch.cuda.max_memory_reserved()
     if resource is None:
         return psutil.Process().memory_info().peak_wset  # type: ignore[attr-defined]  # Windows has this one
     unit = 1 if sys.platform == "darwin" else 1024

@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import copy
 import itertools
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -81,7 +82,7 @@ class PackedAdapters:
         self.rows = [torch.nn.Parameter(row) for row in self.values]
         self._bind()
 
-    def add_gradients(self, gradients: tuple[torch.Tensor, ...], first: bool) -> None:
+    def add_gradients(self, gradients: Sequence[torch.Tensor], first: bool) -> None:
         """Add the gradients of ``tensors`` to those of the rows; of a step's ``first`` pass they are all."""
         flat = [gradient.flatten(1) for gradient in gradients]
         if first:

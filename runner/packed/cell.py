@@ -14,6 +14,7 @@ from runner.config.settings import RunConfig
 from runner.data.labels import Encoded
 from runner.runs.run_folder import RunFolder
 from runner.training.context import OnLog
+from runner.training.late_log import HostCopy
 from runner.training.token_loss import TokenLogprobs
 
 
@@ -58,7 +59,7 @@ class LogLine:
     """Metrics [names, cells] of a logged step, being copied to the host, with step, rates and time."""
 
     names: list[str]
-    copy: tuple[torch.Tensor, Any]
+    copy: HostCopy
     rates: list[float]
     facts: dict[str, int]
     epoch: float | None
@@ -66,20 +67,7 @@ class LogLine:
 
     def table(self) -> list[list[float]]:
         """The values, when they have arrived."""
-        values, arrived = self.copy
-        if arrived is not None:
-            arrived.synchronize()
-        return values.tolist()
-
-
-def to_host(values: torch.Tensor) -> tuple[torch.Tensor, Any]:
-    """A copy on the host, and the event after which it is complete."""
-    if not values.is_cuda:
-        return values, None
-    copy = torch.empty(values.shape, dtype=values.dtype, pin_memory=True).copy_(values, non_blocking=True)
-    arrived = torch.cuda.Event()
-    arrived.record()
-    return copy, arrived
+        return self.copy.read().tolist()
 
 
 def schedule(arguments: Any, steps: int) -> Callable[[int], float]:

@@ -61,9 +61,9 @@ def _forward_backward(passes: Passes, first: int, last: int, rows: int, longest:
     ids = torch.zeros((last - first) * rows, longest, dtype=torch.long)
     passes.adapters.state.show(first, last)
     passes.adapters.model.train()
-    with passes.compiled:
+    with passes.decoder.unrecorded():
         scores = passes.score({"input_ids": ids, "labels": ids})
-        torch.autograd.grad(scores.log_probs.sum(), passes.adapters.tensors)
+        passes.gradients(scores.log_probs.sum())
 
 
 def bytes_per_token(model: Any, checkpointing: bool) -> int:

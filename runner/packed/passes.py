@@ -8,9 +8,11 @@ from contextlib import AbstractContextManager
 
 import torch
 
+from runner.core import console
 from runner.data.labels import IGNORE
 from runner.packed.adapters import PackedAdapters
-from runner.packed.compiled import CompiledLayers
+from runner.speed.decoder import FastDecoder
+from runner.speed.pieces import Pieces
 from runner.training.token_loss import TokenLogprobs, token_logprobs
 
 # By name, on the host, from a collator: of each cell the same number of sequences, cell after cell.
@@ -21,7 +23,7 @@ class Passes:
     """Passes of the cells of a pack over their own rows of a batch.
 
     ``cells_per_pass`` cells share a pass. When the device runs out of memory it is halved, which changes no
-    result. Training passes run in the ``compiled`` layers; ``autocast`` is the trainer's.
+    result. Training passes have the ``pieces`` of ``speed``; ``autocast`` is the trainer's.
     """
 
     def __init__(
@@ -29,9 +31,13 @@ class Passes:
         adapters: PackedAdapters,
         cells_per_pass: int,
         autocast: Callable[..., AbstractContextManager[None]],
+        pieces: Pieces,
     ) -> None:
         self.adapters, self.cells_per_pass = adapters, cells_per_pass
-        self.compiled = CompiledLayers(adapters.model)
+        state = adapters.state
+        self.decoder = FastDecoder(
+            adapters.model, pieces, console.warn, fill=False, key=lambda: (state.first, state.last)
+        )
         self.device = next(adapters.model.parameters()).device
         self._autocast = autocast
 
@@ -52,7 +58,18 @@ class Passes:
         places = tuple(map(self.to_device, (labels[:, 1:] != IGNORE).nonzero(as_tuple=True)))
         ids, labels = self.to_device(ids), self.to_device(labels)
         with self._autocast():
-            return token_logprobs(self.adapters.model, ids, labels, places, mean_logits)
+            return token_logprobs(self.adapters.model, ids, labels, places, mean_logits, self.decoder)
+
+    def gradients(self, loss: torch.Tensor) -> list[torch.Tensor]:
+        """Those of the adapters' tensors, which stay as they are until the next pass."""
+        tensors = self.adapters.tensors
+        loss.backward()
+        found: list[torch.Tensor] = []
+        for tensor in tensors:
+            assert tensor.grad is not None
+            found.append(tensor.grad)
+            tensor.grad = None
+        return found
 
     def to_device(self, values: torch.Tensor) -> torch.Tensor:
         """Copy from the host, without waiting for the work that the GPU has still to do."""

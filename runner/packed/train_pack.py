@@ -192,11 +192,12 @@ def _trainer(
         packed, rows, longest, setup.arguments.gradient_checkpointing, settings.max_cells
     )
     counts, warnings = (len(pack.cells), cells_per_pass), pack.first.folder.notes
-    terminal.pack_opening(data, setup.precision, counts, steps, size, warnings)
+    terminal.pack_opening(data, setup.precision, counts, steps, size, setup.pieces.line(), warnings)
     folders = {cell.name: cell.folder for cell in pack.cells}
     plan = PackPlan(
         cells_per_pass=cells_per_pass,
         longest=longest,
+        pieces=setup.pieces,
         checkpoint_seconds=settings.checkpoint_seconds,
         after_step=Halving(settings, steps, pack.work),
         on_step=progress.update_pack,

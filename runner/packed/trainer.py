@@ -15,7 +15,7 @@ from runner.core import console
 from runner.packed import checkpoint
 from runner.packed.adapters import PackedAdapters, as_trl_prepares
 from runner.packed.batches import PackLoader, PackSampler, RowLists, distinct
-from runner.packed.cell import CellState, LogLine, keep_groups, log_line, schedule, to_host
+from runner.packed.cell import CellState, LogLine, keep_groups, log_line, schedule
 from runner.packed.checkpoint import load_states
 from runner.packed.evaluation import evaluate_cells
 from runner.packed.memory import probe_cells_per_pass
@@ -23,6 +23,7 @@ from runner.packed.objective import PackObjective
 from runner.packed.passes import Batch, Passes
 from runner.packed.plan import PackPlan
 from runner.training.context import TrainerContext
+from runner.training.late_log import HostCopy
 from runner.training.trainer import GuardedTrainer
 
 
@@ -43,10 +44,11 @@ class PackedTrainer(GuardedTrainer):
         plan: PackPlan,
     ) -> None:
         as_trl_prepares(adapters.model, cells[0].arguments)
+        # no pieces: the steps of a pack are its own, and so are those that it has
         context = TrainerContext(on_log=lambda entry: None, resume_facts={})
         super().__init__(adapters.model, cells[0].arguments, tokenizer, datasets, context)
         self.adapters, self.cells, self.objective, self._plan = adapters, cells, objective, plan
-        self.passes = Passes(adapters, plan.cells_per_pass, self.accelerator.autocast)
+        self.passes = Passes(adapters, plan.cells_per_pass, self.accelerator.autocast, plan.pieces)
         self._dropout = adapters.stream
         self._all = list(cells)  # every batch has rows of them all
         self._alive = list(range(len(cells)))
@@ -128,11 +130,10 @@ class PackedTrainer(GuardedTrainer):
     def _pass(self, inputs: Batch, first: int, last: int, divisors: torch.Tensor) -> Batch:
         """Forward and backward for some of the cells; their gradients are added only when all went well."""
         part = self.passes.select(inputs, first, last)
-        with self.passes.compiled:
-            scores = self.passes.score(part, self.objective.mean_logits)
-            losses, metrics = self.objective.measure(scores, part, self.cells[first:last])
-            losses = losses / divisors[first:last]
-            gradients = torch.autograd.grad(losses.sum(), self.adapters.tensors)
+        scores = self.passes.score(part, self.objective.mean_logits)
+        losses, metrics = self.objective.measure(scores, part, self.cells[first:last])
+        losses = losses / divisors[first:last]
+        gradients = self.passes.gradients(losses.sum())
         self.adapters.add_gradients(gradients, self._passes[1] == 0 and first == 0)
         return {"loss": losses.detach(), **metrics}
 
@@ -217,7 +218,7 @@ class PackedTrainer(GuardedTrainer):
         names = [*metrics, "grad_norm"]
         table = torch.stack([*metrics.values(), self._norms.double()])
         facts = {"steps": step - self._logged_step, "passes": window["passes"], "step": step}
-        self._line = LogLine(names, to_host(table), self._rates, facts, self.state.epoch, self._seconds())
+        self._line = LogLine(names, HostCopy(table), self._rates, facts, self.state.epoch, self._seconds())
         self._logged_step, self._window = step, self._empty_window()
 
     def _log_line(self, logged: bool = True) -> None:

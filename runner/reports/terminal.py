@@ -16,22 +16,30 @@ from runner.models.model import Precision
 
 
 def opening(
-    config: Any, data: Data, precision: Precision, steps: int, path: Path, warnings: list[str]
+    config: Any, data: Data, precision: Precision, steps: int, path: Path, speed: str, warnings: list[str]
 ) -> None:
-    """Print model, method, data and run folder before training, and every warning."""
+    """Print model, method, data, run folder and the pieces of ``speed`` before training; and warnings."""
     method = str(config.lora.get("_target_", "full fine-tuning")).removeprefix("peft.").removesuffix("Config")
     model = config.model.path or f"{config.model.architecture} (random weights)"
     out.print(f"[bold]{config.recipe}[/]  {escape(str(model).partition('#')[0])}, {method}, {precision.name}")
     _data(data)
     out.print(f"[bold]run[/]  {escape(str(path))}, about {steps:,} steps")
+    out.print(f"[bold]speed[/] {escape(speed)}")
     for warning in warnings:
         warn(warning)
 
 
 def pack_opening(
-    data: Data, precision: Precision, cells: tuple[int, int], steps: int, size: int, warnings: Iterable[str]
+    data: Data,
+    precision: Precision,
+    cells: tuple[int, int],
+    steps: int,
+    size: int,
+    speed: str,
+    warnings: Iterable[str],
 ) -> None:
-    """Print the data of a pack, its cells, how many share a pass, and its expected ``size`` in bytes."""
+    """Print the data of a pack, its cells, how many share a pass, its expected ``size`` in bytes, and the
+    pieces of ``speed``."""
     _data(data)
     count, cells_per_pass = cells
     passes = "in one pass" if cells_per_pass >= count else f"{cells_per_pass} in a pass, for memory"
@@ -39,6 +47,7 @@ def pack_opening(
         f"[bold]pack[/] {count} cells, {passes}, about {size / 2**30:.1f} GiB, "
         f"{precision.name}, {steps:,} steps"
     )
+    out.print(f"[bold]speed[/] {escape(speed)}")
     for warning in warnings:
         warn(warning)
 

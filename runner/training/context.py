@@ -10,6 +10,7 @@ from runner.config.settings import RunConfig
 from runner.core import console
 from runner.core.progress import TrainingProgress
 from runner.runs.run_folder import RunFolder
+from runner.speed.pieces import PLAIN, Pieces
 
 # Called at every logged step with what the trainer logs, the step and the seconds since training began.
 OnLog = Callable[[dict[str, Any]], None]
@@ -23,6 +24,7 @@ class TrainerContext:
     of lines of the log so far. ``on_shrink`` is called
     with a warning when memory runs out and batches shrink; without it, the error is raised.
     ``fresh_adapter`` says that the model without its adapter is the model as it was before training.
+    ``pieces`` are those of ``speed`` that the config allows; ``warn`` is told of what the model does not.
     """
 
     on_log: OnLog
@@ -30,6 +32,8 @@ class TrainerContext:
     on_shrink: Callable[[str], None] | None = None
     fresh_adapter: bool = True
     lines: Callable[[], int] = lambda: 0
+    pieces: Pieces = PLAIN
+    warn: Callable[[str], None] = lambda warning: None
 
 
 def run_context(
@@ -38,6 +42,7 @@ def run_context(
     progress: TrainingProgress,
     resume_facts: dict[str, Any],
     fresh_adapter: bool,
+    pieces: Pieces,
 ) -> TrainerContext:
     """The context of a run of its own: steps go to its folder and its progress bar."""
 
@@ -50,4 +55,12 @@ def run_context(
         console.warn(folder.notes[-1])
 
     shrinks = config.on_oom is not None
-    return TrainerContext(on_log, resume_facts, on_shrink if shrinks else None, fresh_adapter, folder.lines)
+    return TrainerContext(
+        on_log,
+        resume_facts,
+        on_shrink if shrinks else None,
+        fresh_adapter,
+        folder.lines,
+        pieces,
+        lambda warning: folder.warn([warning]),
+    )

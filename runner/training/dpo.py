@@ -7,6 +7,7 @@ from typing import Any
 from trl.trainer.dpo_trainer import DPOTrainer
 
 from runner.training.dpo_loss import by_pair, pair_weights, use_chunked_loss
+from runner.training.fast_loss import fast_decoder
 from runner.training.preference import ReferenceTrainer
 
 
@@ -20,7 +21,7 @@ class GuardedDPOTrainer(ReferenceTrainer, DPOTrainer):
         if not by_pair(args):
             args.per_device_eval_batch_size = 1  # the loss of a pair in a batch depends on the others
         super().__init__(model, args, *rows, **more)
-        use_chunked_loss(model, args)
+        use_chunked_loss(model, fast_decoder(model, self._context))
 
     def eval_weights(self, inputs: dict[str, Any]) -> dict[str, float]:
         """The loss and the rewards are means over pairs, what is read off tokens one over these."""

@@ -11,7 +11,8 @@ import torch
 from trl.trainer.dpo_trainer import DPOTrainer
 from trl.trainer.utils import FusedCausalLMOutput
 
-from runner.training.token_loss import TokenLogprobs, supports_chunked_loss, token_logprobs
+from runner.speed.decoder import FastDecoder
+from runner.training.token_loss import TokenLogprobs, token_logprobs
 
 # What TRL logs of a batch of pairs, in its order; ``num_tokens`` is a running total, which is kept elsewhere.
 METRICS = (
@@ -93,13 +94,12 @@ def _same(values: torch.Tensor) -> torch.Tensor:
     return values
 
 
-def use_chunked_loss(model: Any, arguments: Any) -> None:
-    """Let ``DPOTrainer`` score with ``runner.training.token_loss`` where the head is a plain frozen one.
+def use_chunked_loss(model: Any, decoder: FastDecoder | None) -> None:
+    """Let ``DPOTrainer`` score with ``runner.training.token_loss`` where there is a ``decoder`` for it.
 
-    It is faster than TRL's, and computes float64 models in float64. TRL's ``use_weighting`` needs what it
-    does not give.
+    It is faster than TRL's, and computes float64 models in float64.
     """
-    if not supports_chunked_loss(model) or arguments.use_weighting:
+    if decoder is None:
         return
     base = model.get_base_model() if hasattr(model, "get_base_model") else model
     before = base.forward
@@ -108,7 +108,7 @@ def use_chunked_loss(model: Any, arguments: Any) -> None:
     def forward(*args: Any, fused_lm_head: bool = False, **kwargs: Any) -> Any:
         if not fused_lm_head:
             return before(*args, **kwargs)
-        kwargs.pop("use_cache", None)
-        return as_output(token_logprobs(base, mean_logits=True, **kwargs))
+        ids, labels = kwargs["input_ids"], kwargs["labels"]
+        return as_output(token_logprobs(base, ids, labels, mean_logits=True, decoder=decoder))
 
     base.forward = forward

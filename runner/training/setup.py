@@ -33,6 +33,7 @@ from runner.models.model import Base, Precision, choose_precision, device, find_
 from runner.runs.parents import adapter_digest
 from runner.runs.resume import Start, find_start
 from runner.runs.run_folder import RunFolder
+from runner.speed.pieces import Pieces, choose_pieces
 from runner.training.argument_checks import check_optimizer
 
 # Schedules of transformers that take no warmup.
@@ -45,7 +46,8 @@ class TrainingSetup:
 
     ``identity`` are the digests of the base, ``max_length`` (tokens) is where sequences are cut,
     ``arguments`` the trainer's, ``data`` which rows. ``start`` is where training begins: at a checkpoint or
-    at step 0. ``parents`` are the digests of the adapters that it begins with.
+    at step 0. ``parents`` are the digests of the adapters that it begins with,
+    ``pieces`` those of ``speed``.
     """
 
     base: Base
@@ -58,6 +60,7 @@ class TrainingSetup:
     start: Start
     data: DataSettings
     parents: list[str | None]
+    pieces: Pieces
     warnings: list[str]
 
     def resume_facts(self, data: Data) -> dict[str, Any]:
@@ -73,6 +76,7 @@ class TrainingSetup:
                 "dtype": str(self.precision.dtype),
                 "autocast": str(self.precision.autocast),
             },
+            "speed": self.pieces.record(),
             "data": {split.name: split.record() for split in (data.train, data.eval) if split},
             "rows_from_cache": data.cached,
         }
@@ -146,6 +150,7 @@ def check_training(config: RunConfig, objective: Objective, folder: Path) -> Tra
         arguments=arguments,
         start=start,
         data=config.data,
+        pieces=choose_pieces(config, arguments, objective.token_loss, has_cuda),
         parents=[adapter_digest(adapter.folder) for adapter in adapters(config)],
         warnings=[*start.notes, *warnings, *template_notes, *stop_warnings, *loading_warnings],
     )

@@ -9,8 +9,9 @@ from trl.trainer.sft_config import SFTConfig
 from trl.trainer.sft_trainer import SFTTrainer
 
 from runner.data.labels import IGNORE
+from runner.training.fast_loss import fast_decoder
 from runner.training.means import labelled
-from runner.training.token_loss import TokenLogprobs, supports_chunked_loss, token_logprobs
+from runner.training.token_loss import TokenLogprobs, token_logprobs
 from runner.training.trainer import GuardedTrainer
 
 
@@ -28,12 +29,9 @@ class GuardedSFTTrainer(GuardedTrainer, SFTTrainer):
         if args.packing:
             self.train_dataset = _labelled(self.train_dataset)
             self.eval_dataset = _labelled(self.eval_dataset)
-        self._own_loss = (
-            args.loss_type == "nll"
-            and not args.label_smoothing_factor
-            and not (args.packing or args.padding_free)
-            and supports_chunked_loss(model)
-        )
+        self._decoder = fast_decoder(self.model, self._context)
+        if self._decoder is not None:
+            self.data_collator: Any = WithPlaces(self.data_collator)
 
     def eval_weights(self, inputs: dict[str, Any]) -> dict[str, float]:
         """Loss, entropy and accuracy are means over the labelled tokens."""
@@ -43,23 +41,40 @@ class GuardedSFTTrainer(GuardedTrainer, SFTTrainer):
         self, model: Any, inputs: dict[str, Any], return_outputs: bool = False, num_items_in_batch: Any = None
     ) -> Any:
         """The mean over the labelled tokens of the batch, or of all batches of the optimizer step."""
-        if not self._own_loss or return_outputs:
+        places, tokens = inputs.pop("places", None), inputs.pop("tokens", 0)
+        if self._decoder is None or return_outputs:
             return super().compute_loss(model, inputs, return_outputs, num_items_in_batch)
+        ids, labels = inputs["input_ids"], inputs["labels"]
         with self.accelerator.autocast():
-            mask = inputs["attention_mask"]
-            scores = token_logprobs(self.model, inputs["input_ids"], inputs["labels"], attention_mask=mask)
-        self._note(scores, int(mask.sum()))
+            scores = token_logprobs(self.model, ids, labels, tuple(places), decoder=self._decoder)
+        self._note(scores, tokens)
         count = scores.mask.sum() if num_items_in_batch is None else num_items_in_batch
-        return -scores.log_probs.sum() / torch.as_tensor(count, device=mask.device).clamp(min=1)
+        return -scores.log_probs.sum() / torch.as_tensor(count, device=scores.mask.device).clamp(min=1)
 
     def _note(self, scores: TokenLogprobs, tokens: int) -> None:
         """Keep the metrics that TRL logs with the loss, under its names."""
         mode = "train" if scores.log_probs.requires_grad else "eval"
         count = scores.mask.sum().clamp(min=1)
-        self._metrics[mode]["entropy"].append((scores.entropy.sum() / count).item())
-        self._metrics[mode]["mean_token_accuracy"].append((scores.is_top1.sum() / count).item())
+        found = {"entropy": scores.entropy, "mean_token_accuracy": scores.is_top1}
+        for name, values in found.items():
+            mean = (values.sum() / count).detach()
+            self._metrics[mode][name].append(mean if self.late_log is not None else mean.item())
         self._total_train_tokens += tokens if mode == "train" else 0
         self._metrics[mode]["num_tokens"] = [self._total_train_tokens]
+
+
+class WithPlaces:
+    """A collator's batches with ``places`` [2, labels], rows and positions of ``labels[:, 1:]`` that are not
+    ignored, and ``tokens`` without padding: counted on the host, as it would wait for a GPU."""
+
+    def __init__(self, collator: Any) -> None:
+        self._collator = collator
+
+    def __call__(self, rows: list[Any]) -> dict[str, Any]:
+        """One tensor a name, and ``tokens``."""
+        batch = dict(self._collator(rows))
+        places = (batch["labels"][:, 1:] != IGNORE).nonzero().T.contiguous()
+        return batch | {"places": places, "tokens": int(batch["attention_mask"].sum())}
 
 
 def _labelled(packed: Any) -> Any:

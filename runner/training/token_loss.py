@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from functools import cache
 from typing import Any
@@ -60,20 +61,24 @@ def token_logprobs(
     labels: torch.Tensor,
     places: Places | None = None,
     mean_logits: bool = False,
-    **inputs: Any,
+    decoder: Callable[[torch.Tensor, Places], torch.Tensor] | None = None,
 ) -> TokenLogprobs:
     """Score the tokens of ``input_ids`` [rows, length] whose label is not ignored; each given its past.
 
-    ``places`` are rows and positions of these labels in ``labels[:, 1:]``; to find them on a GPU waits for
-    all its work. ``inputs`` goes to the decoder, whose last hidden state is projected.
+    Rows are padded on the right, where a causal model looks at nothing that is labelled: it needs no
+    attention mask. ``places`` are rows and positions of these labels in ``labels[:, 1:]``; to find them on a
+    GPU waits for all its work. ``decoder`` stands for the model's own.
     """
     base = model.get_base_model() if hasattr(model, "get_base_model") else model
-    hidden = base.base_model(input_ids=input_ids, use_cache=False, **inputs).last_hidden_state[:, :-1]
     head = base.get_output_embeddings()
     targets = labels[:, 1:].to(head.weight.device)
     mask = targets != IGNORE
     places = places or mask.nonzero(as_tuple=True)
-    hidden = hidden.to(mask.device)[places]
+    if decoder is None:
+        hidden = base.base_model(input_ids=input_ids, use_cache=False).last_hidden_state[places]
+    else:
+        hidden = decoder(input_ids, places)
+    hidden = hidden.to(mask.device)
     found = _HeadScores.apply(hidden, head.weight, head.bias, targets[places])
     means = (_mean_logits(hidden.detach(), head),) if mean_logits else ()
     log_probs, entropy, is_top1, *means = (

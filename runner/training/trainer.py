@@ -27,6 +27,7 @@ from runner.models.keyed_dropout import key_dropout
 from runner.runs import checkpoint
 from runner.training.context import OnLog, TrainerContext
 from runner.training.evaluating import EvaluatingTrainer
+from runner.training.late_log import LateLog
 from runner.training.resumed import Resumed
 
 _BATCH = ("per_device_train_batch_size", "gradient_accumulation_steps")
@@ -60,10 +61,12 @@ class GuardedTrainer(EvaluatingTrainer, Trainer):
             processing_class=tokenizer,
             train_dataset=datasets[0],
             eval_dataset=datasets[1],
-            callbacks=[_Report(context.on_log), _Places(self)],
+            callbacks=[_Report(self, context.on_log), _Places(self)],
             **more,
         )
         self._context = context
+        self.late_log = LateLog(self) if context.pieces.async_logging else None
+        self._flos_per_token: float | None = None
         self.resumed = Resumed(self)
         self.resumed_tokens = 0
         self._saved_step = 0
@@ -86,7 +89,7 @@ class GuardedTrainer(EvaluatingTrainer, Trainer):
         self._count_pass()
         loss = super().training_step(*args, **kwargs)
         self._tr_loss = self._tr_loss.to(loss.dtype)  # the library would add float64 losses up in float32
-        if not torch.isfinite(loss):
+        if self.late_log is None and not torch.isfinite(loss):
             raise Diverged(f"the loss of step {self.state.global_step + 1} is {loss.item()}")
         return loss
 
@@ -114,6 +117,8 @@ class GuardedTrainer(EvaluatingTrainer, Trainer):
         """As the library does it, but the mean loss is that of all steps, also of those before a resume."""
         if "train_loss" in logs:
             logs["train_loss"] = self._mean_loss()
+        for found in self._train_metrics().values():  # tensors, where they are read late
+            found[:] = [each.item() if isinstance(each, torch.Tensor) else each for each in found]
         super().log(logs, start_time)
 
     def _mean_loss(self) -> float:
@@ -122,8 +127,8 @@ class GuardedTrainer(EvaluatingTrainer, Trainer):
     def _get_grad_norm(self, model: Any, grad_norm: Any = None) -> Any:
         """The norm before clipping, which must be finite: the optimizer would spoil every weight with it."""
         norm = super()._get_grad_norm(model, grad_norm)
-        if self.args.fp16:
-            return norm  # its scaler leaves such a step out, and takes a smaller scale
+        if self.args.fp16 or self.late_log is not None:
+            return norm  # fp16's scaler leaves such a step out, and takes a smaller scale
         if norm is not None and not torch.isfinite(torch.as_tensor(norm)):
             raise Diverged(f"the gradient norm of step {self.state.global_step + 1} is {float(norm)}")
         return norm
@@ -142,9 +147,27 @@ class GuardedTrainer(EvaluatingTrainer, Trainer):
         norm, rate = args[1], kwargs.get("learning_rate")
         if norm is not None or rate is not None:
             self.resumed.last = (norm, rate)
+        if self.late_log is not None:
+            self.late_log.take(norm, rate)
         self.resumed.postpone_on_signal()
+        if self.control.should_evaluate or self.control.should_save or self.resumed.ended():
+            self.read_log()
         super()._maybe_log_save_evaluate(*args, **kwargs)
         self._end_on_signal()
+
+    def read_log(self) -> None:
+        """Log what the last step left. Raises ``Diverged``."""
+        if self.late_log is not None:
+            self.late_log.read()
+
+    def floating_point_ops(self, inputs: Any) -> float:
+        """As the library counts them, which looks at every parameter for every batch."""
+        if "input_ids" not in inputs:
+            return super().floating_point_ops(inputs)
+        tokens = inputs["input_ids"].numel()
+        if self._flos_per_token is None:
+            self._flos_per_token = super().floating_point_ops(inputs) / max(tokens, 1)
+        return self._flos_per_token * tokens
 
     def _end_on_signal(self) -> None:
         if name := signals.pending_signal():
@@ -162,6 +185,7 @@ class GuardedTrainer(EvaluatingTrainer, Trainer):
 
         Raises ``Diverged`` rather than to save a weight that is not finite.
         """
+        self.read_log()
         self._check_weights()
         final, name = Path(str(self.args.output_dir)), f"checkpoint-{self.state.global_step}"
         limit, self.args.save_total_limit = self.args.save_total_limit, None
@@ -184,6 +208,7 @@ class GuardedTrainer(EvaluatingTrainer, Trainer):
 
     def leave_checkpoint(self) -> Path:
         """Write a checkpoint of the last step, from within one that did not end; returns its folder."""
+        self.read_log()
         self._total_train_tokens, self._tr_loss, metrics = self._before_step
         self._train_metrics().update(metrics)
         self.save_checkpoint()
@@ -247,8 +272,8 @@ class GuardedTrainer(EvaluatingTrainer, Trainer):
 class _Report(TrainerCallback):
     """Hands every logged step on."""
 
-    def __init__(self, on_log: OnLog) -> None:
-        self._on_log, self._started = on_log, time.monotonic()
+    def __init__(self, trainer: GuardedTrainer, on_log: OnLog) -> None:
+        self._trainer, self._on_log, self._started = trainer, on_log, time.monotonic()
 
     def on_train_begin(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
@@ -263,7 +288,9 @@ class _Report(TrainerCallback):
         logs: dict[str, Any] | None = None,
         **kwargs: Any,
     ) -> None:
-        seconds = round(time.monotonic() - self._started, 6)
+        late = self._trainer.late_log
+        ended = late.time if late and late.time else time.monotonic()
+        seconds = round(ended - self._started, 6)
         self._on_log(
             {"step": state.global_step, **(logs or {}), "seconds": seconds, "max_steps": state.max_steps}
         )

@@ -12,7 +12,7 @@ from transformers import LlamaConfig, LlamaForCausalLM
 
 from helpers.command import Run
 from helpers.packs import run_pack
-from runner.packed.compiled import ROUNDED
+from runner.speed.layers import ROUNDED
 
 BASE = (
     "data.max_rows=64",
@@ -39,11 +39,14 @@ def distances(one: Run, other: Run) -> tuple[float, float]:
     return gap, sum(far) / len(far)
 
 
-def compare(cli, tmp_path, monkeypatch, base) -> dict[str, float]:
-    """Mean distances over the cells: of the pack, compiled and not, and of two layouts of the solo run."""
-    packs = {"compiled": run_pack(tmp_path / "compiled", base, GRID)}
-    monkeypatch.setattr("runner.packed.compiled._decoder_layers", lambda model: [])
-    packs["eager"] = run_pack(tmp_path / "eager", base, GRID)
+def compare(cli, tmp_path, base) -> dict[str, float]:
+    """Mean distances over the cells: of the pack, compiled and recorded or not, and of two layouts of the solo run."""
+    packs = {
+        "fast": run_pack(tmp_path / "fast", base, GRID),
+        "eager": run_pack(
+            tmp_path / "eager", (*base, "speed.compile=false", "speed.cuda_graphs=false"), GRID
+        ),
+    }
     found: dict[str, list[tuple[float, float]]] = {}
     for number, overrides in enumerate(GRID):
         runs = {}
@@ -65,7 +68,7 @@ def compare(cli, tmp_path, monkeypatch, base) -> dict[str, float]:
 
 def assert_alike(means: dict[str, float]) -> None:
     most = max(value for name, value in means.items() if "solo" not in name)
-    assert means["compiled to solo"] <= ALIKE * most
+    assert means["fast to solo"] <= ALIKE * most
     assert means["eager to solo"] <= ALIKE * most
 
 
@@ -94,13 +97,13 @@ def test_compiled_layers_round_as_others_do():
 @pytest.mark.gpu
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="needs CUDA")
 @pytest.mark.parametrize("quantization", ["none", "nf4"])
-def test_distance_to_solo_on_cuda(cli, tmp_path, monkeypatch, quantization):
+def test_distance_to_solo_on_cuda(cli, tmp_path, quantization):
     base = ("model=qwen3-0.6b", "model.weights=random", "lora=r16", *BASE, f"quantization={quantization}")
-    assert_alike(compare(cli, tmp_path, monkeypatch, base))
+    assert_alike(compare(cli, tmp_path, base))
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("quantization", ["none", "nf4", "int8"])
-def test_distance_to_solo_on_a_cpu(cli, tmp_path, monkeypatch, quantization):
+def test_distance_to_solo_on_a_cpu(cli, tmp_path, quantization):
     base = ("model=tiny", "trainer.precision=bf16", *BASE, f"quantization={quantization}")
-    assert_alike(compare(cli, tmp_path, monkeypatch, base))
+    assert_alike(compare(cli, tmp_path, base))

@@ -1,0 +1,110 @@
+"""A model's decoder, set up for training steps: its layers compiled, its attention causal without a mask."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
+from typing import Any
+
+import torch
+from transformers import AttentionInterface
+from transformers.integrations.sdpa_attention import sdpa_attention_forward
+from transformers.masking_utils import ALL_MASK_ATTENTION_FUNCTIONS
+
+from runner.speed.pieces import Pieces
+
+# Between operations round to bfloat16, as layers that are not compiled do; compiled code would keep float32,
+# and a packed cell be three times as far from its solo run as batch layouts are apart
+# (tests/packed/test_packed_distance.py).
+ROUNDED = {"emulate_precision_casts": True}
+
+# SDPA, for which transformers makes no mask. It would make one while a CUDA graph is recorded, where it
+# cannot look whether there is padding; and SDPA takes its slow kernel for any mask.
+CAUSAL = "causal_without_mask"
+AttentionInterface.register(CAUSAL, sdpa_attention_forward)
+ALL_MASK_ATTENTION_FUNCTIONS.register(CAUSAL, lambda *args, **kwargs: None)
+
+_SHAPES = 64  # that layers are compiled for; torch gives up after 8
+
+
+class FastLayers:
+    """The decoder layers of a model, compiled, in the blocks of ``on``; elsewhere they are as they were.
+
+    The layers share their code, so that one compilation serves all.
+    """
+
+    def __init__(self, model: Any, pieces: Pieces) -> None:
+        self._pieces = pieces
+        self.layers = decoder_layers(model)
+        base = model.get_base_model() if hasattr(model, "get_base_model") else model
+        self._config = base.config.get_text_config()
+        self._compiled: list[Any] = []
+        self.causal = causal_only(model)
+
+    @contextmanager
+    def on(self, training: bool) -> Iterator[None]:
+        """No attention mask is made in this block, where that is possible; layers are compiled in
+        ``training``."""
+        with ExitStack() as stack:
+            if self.causal:
+                stack.enter_context(_set(self._config, "_attn_implementation_internal", CAUSAL))
+            if self._pieces.compile and training:
+                self._compile()
+                stack.enter_context(_compile_settings(self._pieces.activation_memory_budget))
+                for layer, call in zip(self.layers, self._compiled, strict=True):
+                    stack.enter_context(_set(layer, "_compiled_call_impl", call))
+                    if getattr(layer, "gradient_checkpointing", False):  # the memory budget is in its place
+                        stack.enter_context(_set(layer, "gradient_checkpointing", False))
+            yield
+
+    def _compile(self) -> None:
+        if self._compiled:
+            return
+        for layer in self.layers:
+            layer.compile(options=ROUNDED)
+            self._compiled.append(layer._compiled_call_impl)
+            layer._compiled_call_impl = None
+
+
+def decoder_layers(model: Any) -> list[torch.nn.Module]:
+    """The longest list of modules of one class."""
+    lists = [module for module in model.modules() if isinstance(module, torch.nn.ModuleList)]
+    alike = [list(found) for found in lists if len({type(module) for module in found}) == 1]
+    return max(alike, key=len, default=[])
+
+
+def causal_only(model: Any) -> bool:
+    """Whether every layer attends to all tokens before, through transformers' choice of attention functions,
+    and the choice is SDPA: then rows that are padded on the right need no mask."""
+    base = model.get_base_model() if hasattr(model, "get_base_model") else model
+    config = base.config.get_text_config()
+    kinds = set(getattr(config, "layer_types", None) or ["full_attention"])
+    return (
+        kinds == {"full_attention"}
+        and not (getattr(config, "sliding_window", None) and getattr(config, "use_sliding_window", True))
+        and config._attn_implementation == "sdpa"
+        and bool(getattr(base, "_supports_attention_backend", False))
+    )
+
+
+@contextmanager
+def _compile_settings(budget: float) -> Iterator[None]:
+    import torch._dynamo.config
+    import torch._functorch.config
+
+    with (
+        torch._functorch.config.patch(activation_memory_budget=budget),
+        torch._dynamo.config.patch(recompile_limit=_SHAPES),
+    ):
+        yield
+
+
+@contextmanager
+def _set(owner: Any, name: str, value: Any) -> Iterator[None]:
+    """An attribute that has another value in this block."""
+    before = getattr(owner, name)
+    setattr(owner, name, value)
+    try:
+        yield
+    finally:
+        setattr(owner, name, before)
