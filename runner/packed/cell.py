@@ -13,8 +13,8 @@ from transformers import get_scheduler
 from runner.config.settings import RunConfig
 from runner.data.labels import Encoded
 from runner.runs.run_folder import RunFolder
+from runner.speed.late_log import HostCopy
 from runner.training.context import OnLog
-from runner.training.late_log import HostCopy
 from runner.training.token_loss import TokenLogprobs
 
 

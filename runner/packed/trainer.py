@@ -22,8 +22,8 @@ from runner.packed.memory import probe_cells_per_pass
 from runner.packed.objective import PackObjective
 from runner.packed.passes import Batch, Passes
 from runner.packed.plan import PackPlan
+from runner.speed.late_log import HostCopy
 from runner.training.context import TrainerContext
-from runner.training.late_log import HostCopy
 from runner.training.trainer import GuardedTrainer
 
 

@@ -7,8 +7,8 @@ from typing import Any
 from trl.trainer.dpo_trainer import DPOTrainer
 
 from runner.training.dpo_loss import by_pair, pair_weights, use_chunked_loss
-from runner.training.fast_loss import fast_decoder
 from runner.training.preference import ReferenceTrainer
+from runner.training.token_loss import fast_decoder
 
 
 class GuardedDPOTrainer(ReferenceTrainer, DPOTrainer):

@@ -9,9 +9,8 @@ from trl.trainer.sft_config import SFTConfig
 from trl.trainer.sft_trainer import SFTTrainer
 
 from runner.data.labels import IGNORE
-from runner.training.fast_loss import fast_decoder
 from runner.training.means import labelled
-from runner.training.token_loss import TokenLogprobs, token_logprobs
+from runner.training.token_loss import TokenLogprobs, fast_decoder, token_logprobs
 from runner.training.trainer import GuardedTrainer
 
 

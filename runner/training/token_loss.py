@@ -11,6 +11,8 @@ import torch
 from torch.autograd.function import once_differentiable
 
 from runner.data.labels import IGNORE
+from runner.speed.decoder import FastDecoder
+from runner.training.context import TrainerContext
 
 # Logits held at once: on CUDA 256 MiB in bfloat16, elsewhere 32 MiB, which stays near the caches.
 _LOGITS_CUDA, _LOGITS = 2**27, 2**24
@@ -53,6 +55,16 @@ def supports_chunked_loss(model: Any) -> bool:
         and not hasattr(config, "router_aux_loss_coef")
         and not getattr(getattr(model, "active_peft_config", None), "is_prompt_learning", False)
     )
+
+
+def fast_decoder(model: Any, context: TrainerContext) -> FastDecoder | None:
+    """The decoder for ``token_logprobs``; None where the loss is the library's."""
+    if not context.pieces.chunked_loss:
+        return None
+    if not supports_chunked_loss(model):
+        context.warn("speed: the library's own loss: the model's head is not a plain frozen linear layer")
+        return None
+    return FastDecoder(model, context.pieces, context.warn)
 
 
 def token_logprobs(

@@ -25,9 +25,9 @@ from runner.core.errors import Diverged, RunnerError
 from runner.core.signals import Preempted
 from runner.models.keyed_dropout import key_dropout
 from runner.runs import checkpoint
+from runner.speed.late_log import LateLog
 from runner.training.context import OnLog, TrainerContext
 from runner.training.evaluating import EvaluatingTrainer
-from runner.training.late_log import LateLog
 from runner.training.resumed import Resumed
 
 _BATCH = ("per_device_train_batch_size", "gradient_accumulation_steps")

@@ -40,7 +40,8 @@ def distances(one: Run, other: Run) -> tuple[float, float]:
 
 
 def compare(cli, tmp_path, base) -> dict[str, float]:
-    """Mean distances over the cells: of the pack, compiled and recorded or not, and of two layouts of the solo run."""
+    """Mean distances over the cells: of the pack, with and without pieces of ``speed``, and of two layouts of
+    the solo run."""
     packs = {
         "fast": run_pack(tmp_path / "fast", base, GRID),
         "eager": run_pack(

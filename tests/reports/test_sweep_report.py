@@ -413,7 +413,7 @@ def test_a_sweep_folder_stands_for_its_best_cell(tmp_path: Path) -> None:
     found = find_adapter(str(folder))
     assert found.run == folder / "lora.r=16"
     assert found.config["r"] == 16
-    groups, others = inherited([f"adapter={folder}", "recipe=evaluate"], [], OBJECTIVES)
+    groups, others, _ = inherited([f"adapter={folder}", "recipe=evaluate"], [], OBJECTIVES)
     assert groups["lora"]["r"] == 16
     assert groups["model"] == {"path": "org/tiny"}
     assert groups["data"] == {"path": "rows.jsonl"}
