@@ -11,8 +11,8 @@ from transformers.quantizers.base import HfQuantizer
 from transformers.quantizers.quantizers_utils import get_module_from_name, should_convert_module
 from transformers.utils.quantization_config import QuantizationConfigMixin
 
+from runner.models.fp8 import support
 from runner.models.fp8.linear import Fp8Linear, fits, weight_tensors
-from runner.models.fp8.support import unsupported
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
@@ -70,7 +70,7 @@ class Fp8Quantizer(HfQuantizer):
 
     def validate_environment(self, *args: Any, **kwargs: Any) -> None:
         """Raises ``RuntimeError`` on a machine that cannot multiply in e4m3."""
-        if reason := unsupported():
+        if reason := support.unsupported():
             raise RuntimeError(f"a base in e4m3 cannot be loaded: {reason}")
 
     def param_needs_quantization(self, model: PreTrainedModel, param_name: str, **kwargs: Any) -> bool:
