@@ -14,12 +14,15 @@ from safetensors.torch import load_file
 from helpers.command import QUIET, TINY
 from helpers.packs import run_pack
 from helpers.tiny_model import TINY_MODEL, using
+from recipes import OBJECTIVES
+from runner.cli import run_config
 from runner.config.settings import ModelSettings
 from runner.models import base_digest
 from runner.models.adapter import add_adapter
+from runner.models.build import quantization_config
 from runner.models.fp8 import Fp8Config, support
 from runner.models.fp8.linear import E4M3, Fp8Linear, quantize_rows, weight_tensors
-from runner.models.model import find_base, load_model
+from runner.models.model import choose_precision, find_base, load_model
 from runner.training.load import total_parameters
 
 # e4m3 keeps 3 bits behind the leading one: a number is off by at most half of the last, 2^-4 of itself, and
@@ -144,13 +147,16 @@ def test_nothing_but_the_weight_is_kept_for_the_backward_pass():
 
 
 def test_it_compiles_as_one_graph_with_the_same_numbers():
-    layer = torch.nn.Sequential(quantised(drawn(48, 32, 0)), torch.nn.SiLU(), quantised(drawn(32, 48, 1)))
-    compiled = torch.compile(layer, backend="aot_eager", fullgraph=True, dynamic=False)
-    x, gradient = drawn(5, 32, 2), drawn(5, 32, 3)
-    for ours, plain in zip(
-        both_products(compiled, x, gradient), both_products(layer, x, gradient), strict=True
-    ):
+    """And without keeping the transposed weights, which the compiler might compute in the forward pass."""
+    layer = torch.nn.Sequential(quantised(drawn(48, 32, 0)), torch.nn.SiLU(), quantised(drawn(64, 48, 1)))
+    whole = {"backend": "aot_eager_decomp_partition", "fullgraph": True, "dynamic": False}
+    compiled = torch.compile(layer, **whole)
+    x, gradient = drawn(5, 32, 2), drawn(5, 64, 3)
+    results = (both_products(each, x, gradient) for each in (compiled, layer))
+    for ours, plain in zip(*results, strict=True):
         assert torch.equal(ours, plain)
+    kept = compiled(x.requires_grad_(True)).grad_fn.saved_tensors
+    assert [tuple(each.shape) for each in kept if each.dtype == E4M3] == [(48, 32), (64, 48)]
 
 
 def test_a_checkpoint_is_loaded_like_drawn_weights_and_keeps_head_and_identity(anywhere, tiny_model):
@@ -244,18 +250,21 @@ def test_a_pack_trains_like_solo_runs(cli, anywhere, tmp_path):
         assert totals[0] == totals[1]
 
 
-def test_a_new_head_of_classes_is_trained_in_full(cli, anywhere, tmp_path):
-    rows = [{"text": f"the sun is {mood}", "label": mood} for mood in ("good", "bad")] * 4
+def test_a_new_head_of_classes_is_not_quantised(cli, anywhere, tmp_path):
+    """Of 16 classes: ``torch._scaled_mm`` would take its weight."""
+    rows = [{"text": f"the sun is {number}", "label": f"number {number}"} for number in range(16)]
     (tmp_path / "rows.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
     words = ("recipe=classify", "data=file", "data.path=rows.jsonl", "model=tiny", "quantization=fp8")
+    listed = (*words, "quantization.modules_to_not_convert=[q_proj]")
+    (config,) = run_config.check(run_config.parse(list(listed), OBJECTIVES)).configs
+    made = quantization_config(config, choose_precision(config), "SEQ_CLS")
+    assert made.modules_to_not_convert == ["q_proj", "score"]
     run = cli(*words, "trainer.max_steps=2", "trainer.learning_rate=1e-2", "trainer.save_strategy=no")
     assert run.code == 0
-    (head,) = [
-        tensor
-        for name, tensor in load_file(run.folder / "adapter/adapter_model.safetensors").items()
-        if "score" in name
-    ]
+    weights = load_file(run.folder / "adapter/adapter_model.safetensors")
+    (head,) = [tensor for name, tensor in weights.items() if "score" in name]
     assert head.dtype in (torch.bfloat16, torch.float32)
+    assert head.shape == (16, 64)
 
 
 @pytest.fixture(scope="session")
@@ -342,7 +351,7 @@ def test_which_devices_have_no_product_of_e4m3(monkeypatch, name, capability, hi
 @pytest.mark.parametrize("compiled", [False, True])
 @pytest.mark.parametrize("transposed_copy", [False, True])
 def test_cuda_computes_what_is_emulated(compiled, transposed_copy):
-    """To the rounding of bf16 outputs (2^-9 of each) and of fast accumulation; e4m3 itself is 30 times that.
+    """To the rounding of bf16 and of fast accumulation (14 bits on Hopper), which e4m3's own, 3%, dwarfs.
 
     Compiled, a few numbers on the edge between two of e4m3's are rounded to the other one.
     """
@@ -352,7 +361,7 @@ def test_cuda_computes_what_is_emulated(compiled, transposed_copy):
     layer = layer.cuda()
     call = torch.compile(layer, fullgraph=True, dynamic=False) if compiled else layer
     for ours, theirs in zip(both_products(call, x.cuda(), gradient.cuda()), expected, strict=True):
-        assert distance(ours.cpu(), theirs).max() < (2**-7 if compiled else 2**-8)
+        assert distance(ours.cpu(), theirs).max() < (2**-6 if compiled else 2**-7)
 
 
 @pytest.mark.gpu

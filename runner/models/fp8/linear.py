@@ -7,9 +7,9 @@ saved for the backward pass but the weight: it is frozen, and has no gradient th
 torchao's ``Float8Linear`` is not used: it keeps a trainable bf16 weight, quantises it anew in each step and
 saves the input for the weight's gradient, and its releases are tied to those of torch. Its "rowwise" recipe
 is where the number formats are from (``torchao/float8/config.py``): e4m3 for inputs, weights and gradients
-alike, with fast accumulation. e5m2 has a bit less of mantissa, and the range that it has instead is not
-needed where every row has a scale. transformers' fine-grained fp8 has a backward pass that multiplies in
-bf16, and takes its kernels from the hub.
+alike, and fast accumulation, without which the row-wise kernels are slow. e5m2 has a bit less of mantissa,
+twice the error, for a range that is not needed where every row has a scale. transformers' fine-grained fp8
+multiplies in bf16 in the backward pass and takes its kernels from the hub; its fbgemm one does not train.
 """
 
 from __future__ import annotations
