@@ -110,21 +110,21 @@ def words(options: argparse.Namespace) -> list[str]:
 
 def table(figures: dict[str, dict[str, Any]], options: argparse.Namespace) -> str:
     """The figures as a Markdown table, a line a kind of base."""
-    seeds = len(options.seeds.split(","))
-    head = ["base", "MiB", "KL to bf16", "top-1 agreement", "exact match", "held-out loss", "by seed"]
+    tokens = next(iter(figures.values()))["tokens"]
+    note = f"{options.model}: logits of {tokens} tokens"
+    head = ["base", "MiB", "KL to bf16", "top-1 agreement"]
+    if options.steps:
+        head += ["exact match", "held-out loss", "by seed"]
+        note += f"; adapters of {options.steps} steps, seeds {options.seeds}"
     lines = [head, ["---"] * len(head)]
     for kind, found in figures.items():
         line = ["bf16" if kind == "none" else kind, f"{found['bytes'] / 2**20:,.0f}"]
         line += [f"{found['kl']:.2e}", f"{found['greedy_agreement']:.2%}"]
-        if "exact_match" in found:
+        if options.steps:
             match, loss = found["exact_match"], found["eval_loss"]
             line += [f"{statistics.mean(match):.1%}", f"{statistics.mean(loss):.4f}"]
             line += [", ".join(f"{one:.0%} {other:.4f}" for one, other in zip(match, loss, strict=True))]
-        else:
-            line += [""] * 3
         lines.append(line)
-    tokens = next(iter(figures.values()))["tokens"]
-    note = f"{options.model}: logits of {tokens} tokens; adapters of {options.steps} steps, {seeds} seeds"
     return "\n".join([*("| " + " | ".join(line) + " |" for line in lines), "", note])
 
 

@@ -356,7 +356,7 @@ def test_cuda_computes_what_is_emulated(compiled, transposed_copy):
     Compiled, a few numbers on the edge between two of e4m3's are rounded to the other one.
     """
     layer = quantised(drawn(1536, 1024, 0), transposed_copy=transposed_copy)
-    x, gradient = drawn(300, 1024, 1), drawn(300, 1536, 2)
+    x, gradient = drawn(1024, 300, 1).t(), drawn(300, 1536, 2)  # one laid out by columns, one by rows
     expected = both_products(layer, x, gradient)
     layer = layer.cuda()
     call = torch.compile(layer, fullgraph=True, dynamic=False) if compiled else layer
