@@ -19,6 +19,7 @@ from runner.evaluation.answers import AnswerParser, question, reasoning_notes
 from runner.models.adapter import attach, using
 from runner.models.base_digest import base_identity
 from runner.models.build import quantization_config
+from runner.models.check_fp8 import check_machine
 from runner.models.check_loading import check_loading
 from runner.models.model import choose_precision, find_base, load_model
 from runner.runs.run_folder import RunFolder
@@ -35,6 +36,7 @@ def run(config: RunConfig, folder: RunFolder) -> None:
         if issues := head_issues(config):
             raise ConfigError(issues)
         prompts = _prompts(config)
+        check_machine(config)
         base = find_base(config.model)
         precision = choose_precision(config)
         identity = base_identity(base, config.seed, precision.dtype)

@@ -38,6 +38,7 @@ from runner.evaluation.lm_eval_tasks import run_tasks, task_issues
 from runner.models.adapter import attach, using
 from runner.models.base_digest import base_identity
 from runner.models.build import quantization_config
+from runner.models.check_fp8 import check_machine
 from runner.models.check_loading import check_loading
 from runner.models.model import Precision, choose_precision, find_base, load_model
 from runner.reports import terminal
@@ -48,6 +49,7 @@ def run(config: RunConfig, folder: RunFolder) -> None:
     """Write ``evaluation.json`` and ``samples.jsonl``, and print a table. Raises ``ConfigError``."""
     with folder.timed("check"):
         names, function = _chosen(config)
+        check_machine(config)
         base = find_base(config.model)
         precision = choose_precision(config)
         identity = base_identity(base, config.seed, precision.dtype)

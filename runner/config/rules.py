@@ -9,6 +9,7 @@ from typing import Any
 from runner.config import path_rules
 from runner.config.origins import Origins
 from runner.config.patterns import check_patterns
+from runner.config.targets import FP8
 from runner.config.template_file import read_template
 from runner.config.trust import check_trust
 from runner.config.unused_keys import check_idle
@@ -16,6 +17,12 @@ from runner.core.errors import Issue, nearest
 from runner.core.paths import ARCHITECTURES
 
 Values = dict[str, Any]
+
+# Adapters of PEFT that leave a base's weights to its layers, or read them as PEFT reads quantised ones.
+_ON_FP8 = (
+    *("LoraConfig", "AdaLoraConfig", "IA3Config"),
+    *("PrefixTuningConfig", "PromptTuningConfig", "PromptEncoderConfig"),
+)
 
 # Two keys that say the same thing: of two sources the stronger wins, within one it is an error.
 EXCLUSIVE = (("trainer.max_steps", "trainer.num_train_epochs"),)
@@ -173,6 +180,12 @@ def _check_quantization(values: Values, origins: Origins) -> Iterator[Issue]:
     if quantization.get("load_in_4bit") and quantization.get("load_in_8bit"):
         yield Issue(
             origins.where(key), "load_in_4bit and load_in_8bit contradict each other", "keep one of them"
+        )
+    kind = str(lora.get("_target_", "")).rpartition(".")[2]
+    if quantization.get("_target_") == FP8 and lora and kind not in _ON_FP8:
+        message = f"{kind} may read the base's weights, which in fp8 are numbers without their scales"
+        yield Issue(
+            origins.where("lora._target_"), message, "lora=r16, dora, adalora or ia3; or quantization=nf4"
         )
     if isinstance(init, str) and init.split("_")[0] in ("pissa", "olora", "corda"):
         message = f"{init_key}={init} changes the base weights, which a quantised base does not allow"

@@ -9,10 +9,14 @@ from pathlib import Path
 from runner.config.library_fields import Field, ancestors, class_fields, classes, package_dir
 from runner.core.errors import nearest
 
+FP8 = "runner.models.fp8.Fp8Config"  # the class of quantization=fp8
 # By config section: the packages, where in each the classes are defined, and the base that they must have.
 ALLOWED_TARGETS = {
     "lora": (("peft", "tuners/**/config.py", "PeftConfig"),),
-    "quantization": (("transformers", "utils/quantization_config.py", "QuantizationConfigMixin"),),
+    "quantization": (
+        ("transformers", "utils/quantization_config.py", "QuantizationConfigMixin"),
+        ("runner", "models/fp8/*.py", "QuantizationConfigMixin"),
+    ),
     "trainer": (
         ("trl", "trainer/*_config.py", "TrainingArguments"),
         ("trl", "experimental/*/*_config.py", "TrainingArguments"),

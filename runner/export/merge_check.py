@@ -23,6 +23,7 @@ from runner.export.shards import Layout, plan_shards, total_bytes
 from runner.export.tensors import CheckpointTensors
 from runner.models.base_digest import base_identity
 from runner.models.build import quantization_config
+from runner.models.check_fp8 import check_machine
 from runner.models.check_loading import check_loading
 from runner.models.model import Base, Precision, choose_precision, find_base
 
@@ -70,6 +71,7 @@ def check_merge(config: RunConfig, objectives: Objectives, folder: Path) -> Merg
     found = adapters(config)
     check_combination(config.merge, found)
     plan_shards({}, config.merge.max_shard_size)
+    check_machine(config)
     base = find_base(config.model)
     template_notes = apply_template(base.tokenizer, config.template)
     _check_later_steps(config, base)

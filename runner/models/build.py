@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 from runner.config.library_fields import Field
 from runner.config.objective import TaskType
 from runner.config.settings import RunConfig, TrainerExtras
-from runner.config.targets import target_fields
+from runner.config.targets import FP8, target_fields
 from runner.core.errors import ConfigError, Issue
 from runner.models.model import Base, Precision
 from runner.models.module_patterns import check_patterns
@@ -42,7 +42,8 @@ def quantization_config(
         return None
     fields = dict(config.quantization)
     if task_type == "SEQ_CLS":
-        fields.setdefault("llm_int8_skip_modules", ["score"])  # the new head is trained
+        skipped = "modules_to_not_convert" if fields["_target_"] == FP8 else "llm_int8_skip_modules"
+        fields[skipped] = [*(fields.get(skipped) or ()), "score"]  # the new head is trained
     if fields.get("load_in_4bit"):
         fields.setdefault("bnb_4bit_compute_dtype", str(precision.dtype).removeprefix("torch."))
     return _build("quantization", fields)

@@ -9,6 +9,7 @@ from runner.config.settings import RunConfig
 from runner.core.errors import ConfigError
 from runner.models.adapter_fit import check_adapters
 from runner.models.base import Base
+from runner.models.check_fp8 import check_layers
 from runner.models.model import check_weights
 
 
@@ -24,4 +25,5 @@ def check_loading(
     if classes is None and (issues := head_issues(config)):
         raise ConfigError(issues)
     notes = check_base(config, identity)
+    notes += check_layers(config, base, classes)
     return [*check_weights(base, classes), *notes, *check_adapters(base, adapters(config), classes)]

@@ -5,6 +5,7 @@ transformers draws what is missing at random and says so in a table; a run would
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Iterator
 from typing import TYPE_CHECKING, Any
 
@@ -54,11 +55,15 @@ def check_finite(model: Any, where: str) -> None:
 
 
 def _weights(model: Any) -> Iterator[tuple[str, Any]]:
-    """Weights with numbers in floating point, and the scales of those that bitsandbytes has quantised."""
-    for name, parameter in model.named_parameters():
+    """Weights with numbers in floating point, and the scales of those that have been quantised."""
+    # a weight in e4m3 is known by its scales: those of a row that is not finite are not either
+    scales_of_fp8 = ((name, each) for name, each in model.named_buffers() if name.endswith(".weight_scale"))
+    for name, parameter in itertools.chain(model.named_parameters(), scales_of_fp8):
         scales = getattr(parameter, "quant_state", None)
         tensor = getattr(scales, "absmax", None) if scales is not None else parameter.data
-        if tensor is not None and tensor.is_floating_point() and not tensor.is_meta:
+        if tensor is None or tensor.is_meta or not tensor.is_floating_point():
+            continue
+        if tensor.element_size() > 1:
             yield name, tensor
 
 

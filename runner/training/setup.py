@@ -27,6 +27,7 @@ from runner.models.build import (
     quantization_config,
     training_arguments,
 )
+from runner.models.check_fp8 import check_machine
 from runner.models.check_loading import check_loading
 from runner.models.empty_model import empty_model, module_names
 from runner.models.model import Base, Precision, choose_precision, device, find_base
@@ -121,6 +122,7 @@ def check_training(config: RunConfig, objective: Objective, folder: Path) -> Tra
     """
     start = find_start(config)
     check_packing(config)
+    check_machine(config)
     check_shape(config)
     if config.push_to:
         from runner.runs.push_to_hub import check_publish

@@ -19,6 +19,7 @@ TARGETS = [
     ("lora", "peft.PromptEncoderConfig"),
     ("quantization", "transformers.BitsAndBytesConfig"),
     ("quantization", "transformers.HqqConfig"),
+    ("quantization", "runner.models.fp8.Fp8Config"),
     ("trainer", "trl.SFTConfig"),
     ("trainer", "trl.DPOConfig"),
     ("trainer", "trl.KTOConfig"),

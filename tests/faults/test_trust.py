@@ -78,7 +78,7 @@ def refusal(run: Run, capsys: pytest.CaptureFixture[str]) -> str:
         ("trainer._target_=trl.trainer.sft_config.SFTConfig", "allowed: trl.SFTConfig"),
         ("lora._target_=os.system", "'os.system' is not a peft class allowed here"),
         ("lora._target_=builtins.eval", "'builtins.eval' is not a peft class"),
-        ("quantization._target_=subprocess.run", "'subprocess.run' is not a transformers class"),
+        ("quantization._target_=subprocess.run", "'subprocess.run' is not a transformers or runner class"),
         ("lora._target_=trl.SFTConfig", "'trl.SFTConfig' is not a peft class"),
         ("+lora.alpha_pattern={a: {_target_: os.system}}", "lora.alpha_pattern.a._target_: no class may be"),
         (

@@ -101,6 +101,21 @@ def test_the_config_is_that_of_the_command(monkeypatch):
     assert compose(["model=tiny", "lora.r=4"]).lora["r"] == 4
 
 
+def test_the_table_of_quantised_bases(monkeypatch):
+    monkeypatch.syspath_prepend(str(FOLDER))
+    from types import SimpleNamespace
+
+    from quantization_distance import table as quantised
+
+    near = {"bytes": 3 * 2**20, "kl": 0.0, "greedy_agreement": 1.0, "tokens": 64}
+    far = near | {"bytes": 2**20, "kl": 0.0123, "greedy_agreement": 0.9}
+    scores = {"exact_match": [0.5, 0.25], "eval_loss": [0.5, 0.7]}
+    options = SimpleNamespace(model="m", steps=9, seeds="0,1")
+    first, second = lines(quantised({"none": near | scores, "fp8": far | scores}, options))
+    assert first[:4] == ["bf16", "3", "0.00e+00", "100.00%"]
+    assert second == ["fp8", "1", "1.23e-02", "90.00%", "37.5%", "0.6000", "50% 0.5000, 25% 0.7000"]
+
+
 @pytest.mark.slow
 def test_templates_are_counted(tmp_path):
     turns = "{% for m in messages %}{{ m.role }}: {{ m.content }}{{ eos_token }}\n{% endfor %}"
