@@ -87,6 +87,9 @@ RANGES = {
     "chat.top_p": Range(0, 1, above=True),
     "chat.top_k": _NOT_NEGATIVE,
     "chat.repetition_penalty": _POSITIVE,
+    "benchmark.steps": _COUNT,
+    "benchmark.warmup": _COUNT,
+    "benchmark.length": Range(64, 2**20),  # a template's own tokens and an answer must find room
     "trainer.learning_rate": _NOT_NEGATIVE,
     "trainer.weight_decay": _NOT_NEGATIVE,
     "trainer.warmup_steps": _NOT_NEGATIVE,
