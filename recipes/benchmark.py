@@ -60,7 +60,7 @@ def run(config: RunConfig, folder: RunFolder) -> None:
     recipe = str(training_recipe(config.trainer["_target_"], OBJECTIVES))
     objective, names = OBJECTIVES[recipe], peers(config.against)
     logs = folder.path / "logs"
-    logs.mkdir()
+    logs.mkdir(exist_ok=True)
     with tempfile.TemporaryDirectory(dir=folder.path, prefix=".sides-") as temporary:
         work = Path(temporary)
         measured = _measured_config(config, objective, recipe, work)
@@ -107,9 +107,9 @@ def _measured_config(config: RunConfig, objective: Objective, recipe: str, work:
         trainer["max_length"] = settings.length
         batch = trainer.get("per_device_train_batch_size", 8) * trainer.get("gradient_accumulation_steps", 1)
         data = write_rows(work / "rows.jsonl", objective.kind, settings.length, steps * batch)
-    return dataclasses.replace(
-        config, recipe=recipe, against=None, trainer=trainer, data=data, output_dir=None
-    )
+    # each cell of a sweep has resume=auto, of which nothing may reach the trainer
+    whole = {"recipe": recipe, "against": None, "resume": None, "output_dir": None}
+    return dataclasses.replace(config, trainer=trainer, data=data, **whole)
 
 
 def _benchmark(config: RunConfig, recipe: str, folder: RunFolder, sides: dict[str, Any]) -> dict[str, Any]:

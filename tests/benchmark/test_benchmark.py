@@ -1,5 +1,6 @@
 """``recipe=benchmark``: what it leaves and prints, what it refuses, and the arithmetic of its figures."""
 
+import dataclasses
 import json
 import sys
 
@@ -9,11 +10,14 @@ import torch
 import recipes.benchmark
 from helpers.command import TINY
 from helpers.paths import ROOT
+from recipes import OBJECTIVES
+from recipes.run import run_recipe
 from runner.benchmark.flops import ModelSize, step_flops
 from runner.benchmark.meter import count_tokens, split
 from runner.benchmark.processes import run_side
 from runner.benchmark.results import summarised, summary
 from runner.benchmark.table import lines
+from runner.cli import run_config
 
 SHORT = (
     "recipe=benchmark",
@@ -104,6 +108,14 @@ def test_a_side_that_fails_is_said_and_the_others_are_kept(cli, in_this_process,
     assert sides["trl"]["error"].startswith("out of memory: CUDA out of memory. Tried to allocate 9 GiB")
     assert sides["runner"]["tokens_per_second"] > 0
     assert "trl failed  out of memory" in capfd.readouterr().out
+
+
+def test_a_cell_of_a_sweep_is_measured(tmp_path, in_this_process):
+    words = [*SHORT, BATCH, "benchmark.length=64"]
+    (config,) = run_config.check(run_config.parse(words, OBJECTIVES)).configs
+    cell = dataclasses.replace(config, output_dir=str(tmp_path / "cell"), resume="auto")  # as its worker does
+    assert run_recipe(cell, "", words) == 0
+    assert (tmp_path / "cell" / "benchmark.json").is_file()
 
 
 @pytest.mark.slow
