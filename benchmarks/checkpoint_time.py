@@ -18,6 +18,7 @@ from pathlib import Path
 import torch
 from safetensors.torch import save_file
 
+from runner.core.atomic import flush_to_disk
 from runner.core.paths import ARCHITECTURES
 from runner.runs import checkpoint
 
@@ -50,9 +51,9 @@ def without_manifest(folder: Path, name: str, adapter: dict[str, torch.Tensor]) 
     temporary = folder / ".plain"
     write(temporary / name, adapter)
     for file in (temporary / name).iterdir():
-        checkpoint._flush(file)
+        flush_to_disk(file)
     (temporary / name).rename(folder / name)
-    checkpoint._flush(folder)
+    flush_to_disk(folder)
 
 
 def with_manifest(folder: Path, name: str, adapter: dict[str, torch.Tensor]) -> None:

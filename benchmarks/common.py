@@ -1,21 +1,14 @@
-"""What the comparisons with TRL share: rows of letters, TRL's trainer on them, and the speed of its steps."""
+"""What the sweep is compared with TRL by: rows in a file, TRL's trainer on them, the speed of its steps."""
 
 from __future__ import annotations
 
 import json
-import random
 import statistics
-import string
 import time
 from collections.abc import Callable, Iterable, Sequence
 from itertools import pairwise
 from pathlib import Path
 from typing import Any
-
-
-def letters(count: int, seed: int) -> str:
-    """A text of ``count`` letters, which are as many tokens of a byte-level tokenizer."""
-    return "".join(random.Random(seed).choices(string.ascii_lowercase, k=count))
 
 
 def write_rows(file: Path, rows: Iterable[dict[str, Any]]) -> Path:
@@ -48,52 +41,19 @@ def compose(overrides: list[str]) -> Any:
 
 
 def trl_trainer(run: Any, output: Path, rows: Path, held_out: Path | None = None) -> tuple[Any, list[float]]:
-    """TRL as its documentation shows it, with the settings of a run config.
+    """TRL's trainer with the settings of a run config, on a file of rows as its documentation has them.
 
-    A model, its config, a ``LoraConfig``, rows of text or messages; TRL's own loss, no gradient
-    checkpointing. Returns the trainer and the list that gets the seconds at which each step ended.
+    Returns the trainer and the list that gets the seconds at which each step ended.
     """
     from datasets import load_dataset
-    from peft import LoraConfig
-    from trl.trainer.dpo_config import DPOConfig
-    from trl.trainer.dpo_trainer import DPOTrainer
-    from trl.trainer.sft_config import SFTConfig
-    from trl.trainer.sft_trainer import SFTTrainer
 
-    from runner.models.build import quantization_config
-    from runner.models.model import choose_precision, find_base, load_model
+    from runner.benchmark.peers import peer_trainer
 
-    precision = choose_precision(run)
-    base = find_base(run.model)
     files = {"train": str(rows)} | ({"held_out": str(held_out)} if held_out else {})
     data: Any = load_dataset("json", data_files=files)
-    kinds = {"sft": (SFTTrainer, SFTConfig), "dpo": (DPOTrainer, DPOConfig)}
-    trainer_class, config_class = kinds[run.recipe]
+    trainer = peer_trainer("trl", run, data["train"], output, data["held_out"] if held_out else None)
     clock, ends = _clock()
-    trainer = trainer_class(
-        model=load_model(base, quantization_config(run, precision), precision.dtype, seed=0),
-        processing_class=base.tokenizer,
-        train_dataset=data["train"],
-        eval_dataset=data["held_out"] if held_out else None,
-        peft_config=LoraConfig(r=16, lora_alpha=32, target_modules="all-linear", task_type="CAUSAL_LM"),
-        callbacks=[clock()],
-        args=config_class(
-            output_dir=str(output),
-            max_steps=run.trainer["max_steps"],
-            per_device_train_batch_size=run.trainer["per_device_train_batch_size"],
-            per_device_eval_batch_size=run.trainer["per_device_eval_batch_size"],
-            max_length=run.trainer["max_length"],
-            learning_rate=run.trainer["learning_rate"],
-            optim="adamw_torch_fused",
-            bf16=precision.name == "bf16",
-            gradient_checkpointing=False,
-            logging_steps=1,
-            save_strategy="no",
-            report_to="none",
-            disable_tqdm=True,
-            use_cpu=not _cuda(),
-        ),
-    )
+    trainer.add_callback(clock())
     return trainer, ends
 
 
@@ -112,9 +72,3 @@ def _clock() -> tuple[Callable[[], Any], list[float]]:
                 ends.append(time.monotonic() - self.began)
 
     return Clock, ends
-
-
-def _cuda() -> bool:
-    import torch
-
-    return torch.cuda.is_available()

@@ -97,7 +97,7 @@ def task_scores(options: argparse.Namespace) -> dict[str, dict[str, Any]]:
         for file in sorted(sweep.glob("*/run.json")):
             record = json.loads(file.read_text())
             axes = dict(word.split("=", 1) for word in file.parent.name.split(","))
-            own = found.setdefault(axes.get("quantization", options.kinds[0]), {})
+            own = found.setdefault(str(axes.get("quantization", options.kinds[0])), {})
             for key, metric in (("exact_match", "exact_match_after"), ("eval_loss", "eval_loss")):
                 own.setdefault(key, []).append(record["metrics"][metric])
     return found

@@ -13,8 +13,10 @@ from pathlib import Path
 from typing import Any
 
 import psutil
-from common import compose, letters, logged_steps, steady_step, trl_trainer, write_rows
+from common import compose, logged_steps, steady_step, trl_trainer, write_rows
 from sweep_table import Row
+
+from runner.benchmark.rows import random_words
 
 ROOT = Path(__file__).resolve().parents[1]
 _TAIL = 15  # lines of the log that are kept of a side that failed
@@ -56,9 +58,9 @@ def _measure(
     side: str, row: Row, settings: Settings, limit: float, log: Path, work: Path, caches: Path
 ) -> dict[str, Any]:
     count = settings.steps * row.batch
-    write_rows(work / "rows.jsonl", ({"text": letters(row.length, seed)} for seed in range(count)))
+    write_rows(work / "rows.jsonl", ({"text": random_words(row.length, seed)} for seed in range(count)))
     held_out = range(count, count + settings.held_out)
-    write_rows(work / "held_out.jsonl", ({"text": letters(row.length, seed)} for seed in held_out))
+    write_rows(work / "held_out.jsonl", ({"text": random_words(row.length, seed)} for seed in held_out))
     command = _command(side, row, settings, work)
     began, clock = time.time(), time.monotonic()
     code = _run(command, log, limit, _environment(work, caches))

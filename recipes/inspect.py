@@ -7,7 +7,7 @@ from typing import Any
 
 from recipes import OBJECTIVES
 from runner.config.adapters import check_rows
-from runner.config.recipe_rules import trainer_class
+from runner.config.recipe_rules import training_recipe
 from runner.config.settings import RunConfig
 from runner.core import console
 from runner.data.chat_template_check import apply_template
@@ -63,9 +63,8 @@ def run(config: RunConfig, folder: RunFolder) -> None:
 
 def _kind(config: RunConfig) -> Kind:
     """What the trainer of the config learns from."""
-    target = config.trainer["_target_"]
-    kinds: list[Kind] = [aim.kind for name, aim in OBJECTIVES.items() if trainer_class(name) == target]
-    return kinds[0] if kinds else "completion"
+    recipe = training_recipe(config.trainer["_target_"], OBJECTIVES)
+    return OBJECTIVES[recipe].kind if recipe else "completion"
 
 
 def _described(tokenizer: Any, renderer: Renderer, row: Encoded) -> dict[str, Any]:

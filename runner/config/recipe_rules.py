@@ -8,6 +8,7 @@ from collections.abc import Iterator
 from functools import cache
 from typing import Any
 
+from runner.config.benchmark_rules import check_benchmark
 from runner.config.objective import Objective, Objectives, task_type
 from runner.config.origins import Origins
 from runner.config.settings import OWN_SECTIONS
@@ -31,6 +32,8 @@ BELONGS = {
     "prompt": ("chat",),
     "prompts": ("chat",),
     "stages": ("chain",),
+    "against": ("benchmark",),
+    "benchmark": ("benchmark",),
 }
 _SEVERAL_ADAPTERS = ("merge", "evaluate", "chat")
 
@@ -48,9 +51,13 @@ def check_recipe(values: Values, origins: Origins, objectives: Objectives) -> It
         yield Issue(origins.where("recipe"), f"unknown recipe {recipe!r}", nearest(recipe, recipe_names()))
         return
     yield from _check_trainer(str(recipe), values, origins)
-    yield from _check_task(str(recipe), values, origins, objectives)
+    trained = str(recipe)
+    if recipe == "benchmark":
+        trained = training_recipe((values.get("trainer") or {}).get("_target_"), objectives) or trained
+        yield from check_benchmark(values, origins, trained if trained in objectives else None)
+    yield from _check_task(trained, values, origins, objectives)
     yield from _check_keys_of_others(str(recipe), values, origins, objectives)
-    if objective := objectives.get(str(recipe)):
+    if objective := objectives.get(trained):
         yield from _check_losses(objective, values.get("trainer") or {}, origins)
     if recipe == "chain":
         yield from _check_stages(values.get("stages"), origins)
@@ -75,6 +82,11 @@ def trainer_class(recipe: str) -> str | None:
     """The class of ``conf/trainer/RECIPE.yaml``; None for a recipe without options of its own."""
     file = CONFIG_DIR / "trainer" / f"{recipe}.yaml"
     return read_yaml(file).get("_target_") if file.is_file() else None
+
+
+def training_recipe(target: Any, objectives: Objectives) -> str | None:
+    """The recipe that trains with a class of ``trainer._target_``; None if there is none."""
+    return next((name for name in objectives if trainer_class(name) == target), None)
 
 
 def _check_task(recipe: str, values: Values, origins: Origins, objectives: Objectives) -> Iterator[Issue]:

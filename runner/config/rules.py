@@ -95,6 +95,9 @@ RANGES = {
     "chat.top_k": _NOT_NEGATIVE,
     "chat.repetition_penalty": _POSITIVE,
     "speed.activation_memory_budget": _SHARE,
+    "benchmark.steps": _COUNT,
+    "benchmark.warmup": _COUNT,
+    "benchmark.length": Range(64, 2**20),  # a template's own tokens and an answer must find room
     "trainer.learning_rate": _NOT_NEGATIVE,
     "trainer.weight_decay": _NOT_NEGATIVE,
     "trainer.warmup_steps": _NOT_NEGATIVE,

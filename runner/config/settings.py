@@ -175,6 +175,19 @@ class ChatSettings:
 
 
 @dataclass(frozen=True)
+class BenchmarkSettings:
+    """What ``recipe=benchmark`` measures: ``steps`` optimizer steps behind ``warmup`` ones that are left out.
+
+    ``length`` makes rows of random words, each of exactly that many tokens (of pairs each sequence), in place
+    of ``data``; null measures the config's own rows.
+    """
+
+    steps: int = 12
+    warmup: int = 4
+    length: int | None = None
+
+
+@dataclass(frozen=True)
 class SweepSettings:
     """How ``-m`` runs its cells; the same for all of them, and never an axis.
 
@@ -237,7 +250,8 @@ class RunConfig:
     ``adapter`` is a run folder or a PEFT folder, or a list of these where a recipe takes several. ``export``
     and ``push_to`` (a hub repository) say what becomes of a result; ``prompt`` and ``prompts`` (a file, one
     prompt a line) are answered by ``recipe=chat`` without a conversation. ``stages`` are the commands of
-    ``recipe=chain``, by name, each a list of overrides.
+    ``recipe=chain``, by name, each a list of overrides. ``against`` names what ``recipe=benchmark`` measures
+    beside the runner: ``trl``, ``trl-liger``, ``trl-liger-compile``, ``unsloth``.
     """
 
     recipe: str
@@ -251,6 +265,7 @@ class RunConfig:
     prompt: str | None = None
     prompts: str | None = None
     stages: dict | None = None
+    against: str | list | None = None
     model: ModelSettings = field(default_factory=ModelSettings)
     quantization: dict[str, Any] = field(default_factory=dict)
     lora: dict[str, Any] = field(default_factory=dict)
@@ -262,6 +277,7 @@ class RunConfig:
     gguf: GgufSettings = field(default_factory=GgufSettings)
     evaluate: EvaluateSettings = field(default_factory=EvaluateSettings)
     chat: ChatSettings = field(default_factory=ChatSettings)
+    benchmark: BenchmarkSettings = field(default_factory=BenchmarkSettings)
     sweep: SweepSettings = field(default_factory=SweepSettings)
     speed: SpeedSettings = field(default_factory=SpeedSettings)
 
@@ -282,6 +298,7 @@ OWN_SECTIONS = {
     "gguf": GgufSettings,
     "evaluate": EvaluateSettings,
     "chat": ChatSettings,
+    "benchmark": BenchmarkSettings,
     "sweep": SweepSettings,
     "speed": SpeedSettings,
 }

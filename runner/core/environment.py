@@ -32,6 +32,8 @@ _PACKAGES = (
     "scipy",
     "sacrebleu",
     "triton",
+    "liger-kernel",
+    "unsloth",
     "lm-eval",
     "recipe-runner",
 )
