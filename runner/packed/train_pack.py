@@ -191,13 +191,16 @@ def _trainer(
     cells_per_pass, size = estimate_cells_per_pass(
         packed, rows, longest, setup.arguments.gradient_checkpointing, settings.max_cells
     )
+    pieces = setup.pieces
+    if pack.first.config.speed.cuda_graphs is None:
+        pieces = pieces.without("cuda_graphs", "in a pack by speed.cuda_graphs=true only")
     counts, warnings = (len(pack.cells), cells_per_pass), pack.first.folder.notes
-    terminal.pack_opening(data, setup.precision, counts, steps, size, setup.pieces.line(), warnings)
+    terminal.pack_opening(data, setup.precision, counts, steps, size, pieces.line(), warnings)
     folders = {cell.name: cell.folder for cell in pack.cells}
     plan = PackPlan(
         cells_per_pass=cells_per_pass,
         longest=longest,
-        pieces=setup.pieces,
+        pieces=pieces,
         checkpoint_seconds=settings.checkpoint_seconds,
         after_step=Halving(settings, steps, pack.work),
         on_step=progress.update_pack,

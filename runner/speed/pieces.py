@@ -138,6 +138,8 @@ def _not_alone(config: RunConfig, arguments: Any) -> Iterator[str]:
     lora = config.lora
     if lora and (lora.get("_target_") != "peft.LoraConfig" or lora.get("use_dora")):
         yield "only plain LoRA layers are the same in every step"
+    if config.quantization.get("load_in_8bit"):
+        yield "int8 looks for outlier columns in every step"
     for key in ("activation_offloading", "use_liger_kernel", "torch_compile", "fsdp", "deepspeed"):
         if getattr(arguments, key, None):
             yield f"trainer.{key}"

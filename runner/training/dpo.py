@@ -21,7 +21,8 @@ class GuardedDPOTrainer(ReferenceTrainer, DPOTrainer):
         if not by_pair(args):
             args.per_device_eval_batch_size = 1  # the loss of a pair in a batch depends on the others
         super().__init__(model, args, *rows, **more)
-        use_chunked_loss(model, fast_decoder(model, self._context))
+        self.decoder = fast_decoder(model, self._context)
+        use_chunked_loss(model, self.decoder)
 
     def eval_weights(self, inputs: dict[str, Any]) -> dict[str, float]:
         """The loss and the rewards are means over pairs, what is read off tokens one over these."""

@@ -97,6 +97,8 @@ class BatchShrinker:
         # outside of the handler, whose traceback holds the tensors of the step
         step = trainer.state.global_step
         trainer.model.zero_grad(set_to_none=True)
+        if trainer.decoder is not None:
+            trainer.decoder.forget()
         free_memory()
         if step:
             self.checkpoint = str(trainer.leave_checkpoint())

@@ -28,8 +28,8 @@ class GuardedSFTTrainer(GuardedTrainer, SFTTrainer):
         if args.packing:
             self.train_dataset = _labelled(self.train_dataset)
             self.eval_dataset = _labelled(self.eval_dataset)
-        self._decoder = fast_decoder(self.model, self._context)
-        if self._decoder is not None:
+        self.decoder = fast_decoder(self.model, self._context)
+        if self.decoder is not None:
             self.data_collator: Any = WithPlaces(self.data_collator)
 
     def eval_weights(self, inputs: dict[str, Any]) -> dict[str, float]:
@@ -41,11 +41,11 @@ class GuardedSFTTrainer(GuardedTrainer, SFTTrainer):
     ) -> Any:
         """The mean over the labelled tokens of the batch, or of all batches of the optimizer step."""
         places, tokens = inputs.pop("places", None), inputs.pop("tokens", 0)
-        if self._decoder is None or return_outputs:
+        if self.decoder is None or return_outputs:
             return super().compute_loss(model, inputs, return_outputs, num_items_in_batch)
         ids, labels = inputs["input_ids"], inputs["labels"]
         with self.accelerator.autocast():
-            scores = token_logprobs(self.model, ids, labels, tuple(places), decoder=self._decoder)
+            scores = token_logprobs(self.model, ids, labels, tuple(places), decoder=self.decoder)
         self._note(scores, tokens)
         count = scores.mask.sum() if num_items_in_batch is None else num_items_in_batch
         return -scores.log_probs.sum() / torch.as_tensor(count, device=scores.mask.device).clamp(min=1)

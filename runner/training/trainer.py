@@ -25,6 +25,7 @@ from runner.core.errors import Diverged, RunnerError
 from runner.core.signals import Preempted
 from runner.models.keyed_dropout import key_dropout
 from runner.runs import checkpoint
+from runner.speed.decoder import FastDecoder
 from runner.speed.late_log import LateLog
 from runner.training.context import OnLog, TrainerContext
 from runner.training.evaluating import EvaluatingTrainer
@@ -41,6 +42,7 @@ class GuardedTrainer(EvaluatingTrainer, Trainer):
     and ``Preempted`` from the step in which a signal came, behind its checkpoint.
     """
 
+    decoder: FastDecoder | None = None  # of a trainer whose loss has the pieces of ``speed``
     _total_train_tokens: int = 0
     _metrics: dict[str, Any]
 
