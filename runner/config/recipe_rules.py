@@ -23,6 +23,7 @@ _TRAINING = "every recipe that trains"
 BELONGS = {
     "resume": (_TRAINING, "chain"),
     "on_oom": (_TRAINING,),
+    "speed": (_TRAINING, "benchmark"),
     "export": ("merge",),
     "gguf": ("merge",),
     "merge": ("merge",),

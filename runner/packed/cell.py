@@ -14,8 +14,8 @@ from runner.config.settings import RunConfig
 from runner.data.labels import Encoded
 from runner.runs.run_folder import RunFolder
 from runner.speed.late_log import HostCopy
+from runner.speed.token_loss import TokenLogprobs
 from runner.training.context import OnLog
-from runner.training.token_loss import TokenLogprobs
 
 
 @dataclass(frozen=True)

@@ -14,8 +14,8 @@ from runner.data.labels import IGNORE, Encoded
 from runner.packed.batches import Collator
 from runner.packed.cell import CellState
 from runner.packed.passes import Batch, Passes, run_in_chunks
+from runner.speed.token_loss import TokenLogprobs
 from runner.training.dpo_loss import METRICS, FusedCausalLMOutput, as_output, pair_loss, pair_weights
-from runner.training.token_loss import TokenLogprobs
 
 
 class PackedDpo:

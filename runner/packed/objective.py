@@ -9,7 +9,7 @@ import torch
 from runner.packed.batches import Collator
 from runner.packed.cell import CellState
 from runner.packed.passes import Batch, Passes
-from runner.training.token_loss import TokenLogprobs
+from runner.speed.token_loss import TokenLogprobs
 
 
 class PackObjective(Protocol):

@@ -13,7 +13,7 @@ from runner.data.labels import IGNORE
 from runner.packed.adapters import PackedAdapters
 from runner.speed.decoder import FastDecoder
 from runner.speed.pieces import Pieces
-from runner.training.token_loss import TokenLogprobs, token_logprobs
+from runner.speed.token_loss import TokenLogprobs, token_logprobs
 
 # By name, on the host, from a collator: of each cell the same number of sequences, cell after cell.
 Batch = dict[str, torch.Tensor]
@@ -36,7 +36,7 @@ class Passes:
         self.adapters, self.cells_per_pass = adapters, cells_per_pass
         state = adapters.state
         self.decoder = FastDecoder(
-            adapters.model, pieces, console.warn, fill=False, key=lambda: (state.first, state.last)
+            adapters.model, pieces, _without, fill=False, key=lambda: (state.first, state.last)
         )
         self.device = next(adapters.model.parameters()).device
         self._autocast = autocast
@@ -76,6 +76,10 @@ class Passes:
         if self.device.type != "cuda":
             return values.to(self.device)
         return values.pin_memory().to(self.device, non_blocking=True)
+
+
+def _without(piece: str, reason: str) -> None:
+    console.warn(f"speed.{piece} off: {reason}")
 
 
 def run_in_chunks(count: int, size: int, run: Callable[[int, int], None]) -> int:

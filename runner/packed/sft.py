@@ -10,7 +10,7 @@ from runner.data.labels import IGNORE
 from runner.packed.batches import Collator
 from runner.packed.cell import CellState, by_cell, shares
 from runner.packed.passes import Batch, Passes
-from runner.training.token_loss import TokenLogprobs
+from runner.speed.token_loss import TokenLogprobs
 
 
 class PackedSft:

@@ -29,10 +29,10 @@ from runner.reports import terminal
 from runner.runs.checkpoint import step_of
 from runner.runs.parents import parents
 from runner.runs.run_folder import RunFolder
+from runner.speed.token_loss import unsupported_loss
 from runner.training.load import total_parameters
 from runner.training.results import complete_adapter, conclude, kept_scores
 from runner.training.setup import TrainingSetup, check_training, total_steps
-from runner.training.token_loss import supports_chunked_loss
 
 
 @dataclass(frozen=True)
@@ -172,8 +172,8 @@ def _load(pack: Pack, resumed: Path | None) -> PackedAdapters:
         start=adapters(first)[0] if first.adapter else None,
         drops=not getattr(setup.arguments, "disable_dropout", False),
     )
-    if not supports_chunked_loss(packed.model):
-        raise CannotPack("the model's head is not a plain frozen linear layer")
+    if reason := unsupported_loss(packed.model):
+        raise CannotPack(reason)
     return packed
 
 

@@ -12,7 +12,7 @@ from torch.nn.functional import pad
 from runner.models.keyed_dropout import KeyedDropout
 from runner.speed.graphs import Graphs
 from runner.speed.layers import FastLayers
-from runner.speed.pieces import NO_DROPOUT, Pieces
+from runner.speed.pieces import NO_CHECKPOINTS, NO_DROPOUT, Pieces, Without
 
 Places = tuple[torch.Tensor, ...]
 
@@ -20,7 +20,7 @@ Places = tuple[torch.Tensor, ...]
 class FastDecoder:
     """A model's decoder with the pieces of ``speed`` that it can have.
 
-    ``pieces`` are those; ``on_loss`` is called with the reason when one turns out to be impossible.
+    ``pieces`` are those; ``without`` is called with each that turns out to be impossible.
     ``fill`` says that batches with fewer rows than the largest so far are filled up, for one graph to serve
     them all; ``key`` stands for what else the model's forward pass depends on.
     """
@@ -29,24 +29,25 @@ class FastDecoder:
         self,
         model: Any,
         pieces: Pieces,
-        on_loss: Callable[[str], None] = lambda reason: None,
+        without: Without = lambda piece, reason: None,
         fill: bool = True,
         key: Callable[[], Hashable] = lambda: None,
     ) -> None:
-        if any(isinstance(module, KeyedDropout) for module in model.modules()):
+        if pieces.compile and any(isinstance(module, KeyedDropout) for module in model.modules()):
             pieces = pieces.without("compile", NO_DROPOUT)  # of a pack, another cell than the first has it
+            without("compile", NO_DROPOUT)
         base = model.get_base_model() if hasattr(model, "get_base_model") else model
         self._decoder, self._model = base.base_model, model
         self._layers = FastLayers(model, pieces)
-        self._on_loss, self._fill, self._key = on_loss, fill, key
+        self._without, self._fill, self._key = without, fill, key
         self._rows = 0
         self._limit = int(getattr(base.config.get_text_config(), "max_position_embeddings", 0) or 2**31)
         self._graphs: Graphs | None = None
         self._record = pieces.cuda_graphs
-        if pieces.activation_memory_budget < 1 and not pieces.compile:
-            self._record = False  # the layers' checkpoints look at the random state, which no graph allows
         if self._record and not self._layers.causal:
             self._give_up("the model's attention is not causal SDPA throughout")
+        elif self._record and not pieces.compile and getattr(base, "is_gradient_checkpointing", False):
+            self._give_up(NO_CHECKPOINTS)
 
     def __call__(self, input_ids: torch.Tensor, places: Places) -> torch.Tensor:
         """The last hidden states [places, width] of tokens of ``input_ids`` [rows, length], by row and
@@ -57,16 +58,15 @@ class FastDecoder:
         self._rows = max(self._rows, rows)
         wide = min(bucket(length), max(self._limit, length))
         filled = pad(input_ids, (0, wide - length, 0, self._rows - rows if self._fill else 0))
+        self._graphs = self._graphs or Graphs(self._hidden, trained(self._model))
         try:
-            graphs = self._graphs or Graphs(self._hidden, trained(self._model))
-            hidden = graphs(filled, places[0] * wide + places[1], self._key())
-        except (RuntimeError, torch.AcceleratorError) as error:
-            if self._graphs is not None or isinstance(error, torch.OutOfMemoryError):
-                raise
+            graph = self._graphs.record(filled, self._key())
+        except torch.OutOfMemoryError:
+            raise
+        except RuntimeError as error:
             self._give_up(str(error).strip().partition("\n")[0])
             return self._hidden(input_ids)[places]
-        self._graphs = graphs
-        return hidden
+        return self._graphs.replay(graph, filled, places[0] * wide + places[1])
 
     @contextmanager
     def unrecorded(self) -> Iterator[None]:
@@ -91,7 +91,7 @@ class FastDecoder:
 
     def _give_up(self, reason: str) -> None:
         self._record = False
-        self._on_loss(f"speed: no CUDA graphs: {reason}")
+        self._without("cuda_graphs", reason)
 
 
 def trained(model: Any) -> list[torch.nn.Parameter]:

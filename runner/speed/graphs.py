@@ -35,13 +35,21 @@ class Graphs:
         # what autograd sees as the input of every replay: it leads to the backward pass
         self._trigger = torch.zeros((), device=self.device, requires_grad=True)
 
-    def __call__(self, input_ids: torch.Tensor, chosen: torch.Tensor, key: Hashable = None) -> torch.Tensor:
-        """Hidden states [chosen, width] of the ``chosen`` tokens of ``input_ids``, as indices into all.
+    def record(self, input_ids: torch.Tensor, key: Hashable = None) -> _Graph:
+        """The graph for batches of the shape of ``input_ids``, recorded if there is none yet.
 
         ``key`` stands for whatever else the forward pass depends on, beside the values of its tensors.
+        Raises ``RuntimeError`` where the model does what cannot be recorded; nothing has changed then.
         """
-        graph = self._find((*input_ids.shape, key), input_ids)
-        self._graphs.move_to_end((*input_ids.shape, key))
+        if any(
+            parameter._backward_hooks or getattr(parameter, "_post_accumulate_grad_hooks", None)
+            for parameter in self.parameters
+        ):  # such as those of layer-wise optimizers, which would wait for gradients that come in another way
+            raise RuntimeError("hooks on the gradients of single parameters")
+        return self._find((*input_ids.shape, key), input_ids)
+
+    def replay(self, graph: _Graph, input_ids: torch.Tensor, chosen: torch.Tensor) -> torch.Tensor:
+        """Hidden states [chosen, width] of the ``chosen`` tokens of ``input_ids``, as indices into all."""
         return _Replay.apply(self._trigger, self, graph, input_ids, chosen)
 
     def forget(self) -> None:
@@ -66,6 +74,7 @@ class Graphs:
             self._graphs[key] = found
             if len(self._graphs) > _KEPT:
                 self._graphs.popitem(last=False)
+        self._graphs.move_to_end(key)
         return self._graphs[key]
 
     def collect(self) -> None:

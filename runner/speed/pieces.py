@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 import os
 import shutil
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import Any
 
@@ -15,8 +15,16 @@ from runner.config.settings import RunConfig, SpeedSettings
 # compiled again for all lengths gave hidden states 55% off; without dropout they were right to 4e-6.
 NO_DROPOUT = "lora_dropout, which torch compiles wrongly where lengths vary"
 
+# Checkpoints of single layers look at the random state, which a graph cannot; compiled layers have the memory
+# budget in their place.
+NO_CHECKPOINTS = "trainer.gradient_checkpointing of layers that are not compiled"
+
 # In the order in which a run needs them: without an earlier one there is none of the later ones.
 NAMES = ("chunked_loss", "compile", "cuda_graphs", "async_logging")
+
+
+# Called with a piece that a model cannot have, and the reason.
+Without = Callable[[str, str], None]
 
 
 @dataclass(frozen=True)
@@ -61,18 +69,17 @@ class Pieces:
         return dataclasses.replace(self, **dict.fromkeys(_needing(name), False), off=off)
 
 
-def choose_pieces(config: RunConfig, arguments: Any, token_loss: bool, has_cuda: bool) -> Pieces:
+def choose_pieces(config: RunConfig, arguments: Any, unsupported_loss: str | None, has_cuda: bool) -> Pieces:
     """The pieces of a run, as far as its config says: the model may still lack what one needs.
 
-    ``arguments`` are the trainer's, ``token_loss`` says that the objective's loss is made of the
-    log-probabilities of tokens (SFT, DPO).
+    ``arguments`` are the trainer's, ``unsupported_loss`` is why the loss is the library's, if it is.
     """
     settings: SpeedSettings = config.speed
     budget = settings.activation_memory_budget
     if budget is None:
         budget = 0.0 if arguments.gradient_checkpointing else 1.0
     found = Pieces(**dict.fromkeys(NAMES, True), activation_memory_budget=budget)
-    for name, reason in _reasons(config, arguments, token_loss, has_cuda):
+    for name, reason in _reasons(config, arguments, unsupported_loss, has_cuda):
         if getattr(found, name):
             found = found.without(name, reason)
     return found
@@ -84,16 +91,14 @@ def _needing(name: str) -> tuple[str, ...]:
 
 
 def _reasons(
-    config: RunConfig, arguments: Any, token_loss: bool, has_cuda: bool
+    config: RunConfig, arguments: Any, unsupported_loss: str | None, has_cuda: bool
 ) -> Iterator[tuple[str, str]]:
     """Pieces that a run cannot have or does not want, with the reason; the most general ones first."""
     for name in NAMES:
         if getattr(config.speed, name) is False:
             yield name, f"speed.{name}=false"
-    if not config.lora and not config.adapter:
-        yield "chunked_loss", "every weight is trained, the head's too"
-    if not token_loss:
-        yield "chunked_loss", f"recipe={config.recipe} has the library's own loss"
+    if unsupported_loss:
+        yield "chunked_loss", unsupported_loss
     for key, reason in _OWN_LOSS.items():
         if getattr(arguments, key, None):
             yield "chunked_loss", reason
@@ -108,13 +113,15 @@ def _reasons(
         yield "compile", "no C compiler, which Triton needs"
     if config.lora.get("lora_dropout"):
         yield "compile", NO_DROPOUT
+    if int(os.environ.get("WORLD_SIZE", "1")) > 1:
+        yield "async_logging", "several processes share their losses"
     if arguments.fp16:
         for name in ("cuda_graphs", "async_logging"):
             yield name, "fp16 scales the loss, and waits for it"
     if arguments.gradient_checkpointing and (
         config.speed.compile is False or config.lora.get("lora_dropout")
     ):
-        yield "cuda_graphs", "trainer.gradient_checkpointing of layers that are not compiled"
+        yield "cuda_graphs", NO_CHECKPOINTS
     for name in ("compile", "cuda_graphs"):
         yield from ((name, reason) for reason in _not_alone(config, arguments))
 

@@ -128,6 +128,8 @@ def reasons_alone(config: RunConfig) -> Iterator[str]:
     for key in ("resume", "push_to"):
         if getattr(config, key):
             yield f"{key}={getattr(config, key)}"
+    if config.speed.chunked_loss is False:
+        yield "speed.chunked_loss=false: a pack has no loss of the library's"
     if config.model.device_map:
         yield f"model.device_map={config.model.device_map}"
     dropout = config.adapter and config.trainer.get("disable_dropout") is False

@@ -10,7 +10,7 @@ from runner.config.settings import RunConfig
 from runner.core import console
 from runner.core.progress import TrainingProgress
 from runner.runs.run_folder import RunFolder
-from runner.speed.pieces import PLAIN, Pieces
+from runner.speed.pieces import PLAIN, Pieces, Without
 
 # Called at every logged step with what the trainer logs, the step and the seconds since training began.
 OnLog = Callable[[dict[str, Any]], None]
@@ -24,7 +24,8 @@ class TrainerContext:
     of lines of the log so far. ``on_shrink`` is called
     with a warning when memory runs out and batches shrink; without it, the error is raised.
     ``fresh_adapter`` says that the model without its adapter is the model as it was before training.
-    ``pieces`` are those of ``speed`` that the config allows; ``warn`` is told of what the model does not.
+    ``pieces`` are those of ``speed`` that the config allows; ``without`` is told of each that turns out to be
+    impossible.
     """
 
     on_log: OnLog
@@ -33,7 +34,7 @@ class TrainerContext:
     fresh_adapter: bool = True
     lines: Callable[[], int] = lambda: 0
     pieces: Pieces = PLAIN
-    warn: Callable[[str], None] = lambda warning: None
+    without: Without = lambda piece, reason: None
 
 
 def run_context(
@@ -54,6 +55,14 @@ def run_context(
         folder.notes.append(f"{warning} (on_oom=shrink)")
         console.warn(folder.notes[-1])
 
+    left = pieces
+
+    def without(piece: str, reason: str) -> None:
+        nonlocal left
+        left = left.without(piece, reason)
+        folder.record["speed"] = left.record()
+        folder.warn([f"speed.{piece} off: {reason}"])
+
     shrinks = config.on_oom is not None
     return TrainerContext(
         on_log,
@@ -62,5 +71,5 @@ def run_context(
         fresh_adapter,
         folder.lines,
         pieces,
-        lambda warning: folder.warn([warning]),
+        without,
     )

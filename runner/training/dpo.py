@@ -6,9 +6,9 @@ from typing import Any
 
 from trl.trainer.dpo_trainer import DPOTrainer
 
+from runner.speed.token_loss import fast_decoder
 from runner.training.dpo_loss import by_pair, pair_weights, use_chunked_loss
 from runner.training.preference import ReferenceTrainer
-from runner.training.token_loss import fast_decoder
 
 
 class GuardedDPOTrainer(ReferenceTrainer, DPOTrainer):
@@ -21,7 +21,7 @@ class GuardedDPOTrainer(ReferenceTrainer, DPOTrainer):
         if not by_pair(args):
             args.per_device_eval_batch_size = 1  # the loss of a pair in a batch depends on the others
         super().__init__(model, args, *rows, **more)
-        self.decoder = fast_decoder(model, self._context)
+        self.decoder = fast_decoder(model, self._context.pieces, self._context.without)
         use_chunked_loss(model, self.decoder)
 
     def eval_weights(self, inputs: dict[str, Any]) -> dict[str, float]:

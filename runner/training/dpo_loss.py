@@ -12,7 +12,7 @@ from trl.trainer.dpo_trainer import DPOTrainer
 from trl.trainer.utils import FusedCausalLMOutput
 
 from runner.speed.decoder import FastDecoder
-from runner.training.token_loss import TokenLogprobs, token_logprobs
+from runner.speed.token_loss import TokenLogprobs, token_logprobs
 
 # What TRL logs of a batch of pairs, in its order; ``num_tokens`` is a running total, which is kept elsewhere.
 METRICS = (
@@ -95,7 +95,7 @@ def _same(values: torch.Tensor) -> torch.Tensor:
 
 
 def use_chunked_loss(model: Any, decoder: FastDecoder | None) -> None:
-    """Let ``DPOTrainer`` score with ``runner.training.token_loss`` where there is a ``decoder`` for it.
+    """Let ``DPOTrainer`` score with ``runner.speed.token_loss`` where there is a ``decoder`` for it.
 
     It is faster than TRL's, and computes float64 models in float64.
     """

@@ -141,7 +141,9 @@ def check_training(config: RunConfig, objective: Objective, folder: Path) -> Tra
         classes = adapters(config)[0].base.get("classes")
     identity = base_identity(base, config.seed, precision.dtype)
     loading_warnings = check_loading(config, base, identity, classes)
-    _check_adapter(config, objective, base, arguments, classes)
+    unsupported_loss = _check_adapter(config, objective, base, arguments, classes)
+    if not objective.token_loss:
+        unsupported_loss = f"recipe={config.recipe} has the library's own loss"
     return TrainingSetup(
         base=base,
         identity=identity,
@@ -152,7 +154,7 @@ def check_training(config: RunConfig, objective: Objective, folder: Path) -> Tra
         arguments=arguments,
         start=start,
         data=config.data,
-        pieces=choose_pieces(config, arguments, objective.token_loss, has_cuda),
+        pieces=choose_pieces(config, arguments, unsupported_loss, has_cuda),
         parents=[adapter_digest(adapter.folder) for adapter in adapters(config)],
         warnings=[*start.notes, *warnings, *template_notes, *stop_warnings, *loading_warnings],
     )
@@ -160,10 +162,16 @@ def check_training(config: RunConfig, objective: Objective, folder: Path) -> Tra
 
 def _check_adapter(
     config: RunConfig, objective: Objective, base: Base, arguments: Any, classes: list[str] | None
-) -> None:
-    """Check ``lora`` and the optimizer's patterns against the model's modules. Raises ``ConfigError``."""
+) -> str | None:
+    """Check ``lora`` and the optimizer's patterns against the model's modules. Raises ``ConfigError``.
+
+    Returns why the loss cannot be made of the tokens' log-probabilities, as far as it is known without
+    weights.
+    """
     from peft.tuners.tuners_utils import BaseTunerLayer
     from peft.utils.other import TrainableTokensWrapper
+
+    from runner.speed.token_loss import unsupported_loss
 
     adapter = peft_config(config, objective.task_type)
     modules = module_names(base)
@@ -171,12 +179,15 @@ def _check_adapter(
         raise ConfigError(issues)
     check_adapter(config, objective.task_type, base, modules, device().type == "cuda")
     if not modules:
-        return
+        return None
     if config.adapter:
         tried = [add_saved(empty_model(base, classes), found) for found in on_empty(base, adapters(config))]
+    elif adapter is None:
+        return "every weight is trained, the head's too"
+    elif adapter.is_prompt_learning:
+        return "prompt learning has tokens of its own"
     else:
-        fresh = adapter is not None and not adapter.is_prompt_learning
-        tried = [try_adapter(base, adapter, classes)] if fresh else []
+        tried = [try_adapter(base, adapter, classes)]
     for model in tried:
         # TRL's losses multiply with the head's own weight, past what is on it, which would learn nothing
         head = model.get_output_embeddings()
@@ -186,6 +197,7 @@ def _check_adapter(
                 message += ", and the embedding is tied to the head"
             hint = "'lora.modules_to_save=[lm_head]' trains the whole head"
             raise ConfigError(Issue("lora.target_modules", message, hint))
+    return unsupported_loss(tried[0]) if tried else None
 
 
 def total_steps(arguments: Any, rows: int) -> int:

@@ -9,15 +9,15 @@ from trl.trainer.sft_config import SFTConfig
 from trl.trainer.sft_trainer import SFTTrainer
 
 from runner.data.labels import IGNORE
+from runner.speed.token_loss import TokenLogprobs, fast_decoder, token_logprobs
 from runner.training.means import labelled
-from runner.training.token_loss import TokenLogprobs, fast_decoder, token_logprobs
 from runner.training.trainer import GuardedTrainer
 
 
 class GuardedSFTTrainer(GuardedTrainer, SFTTrainer):
     """``SFTTrainer`` on rows that are already ``input_ids`` and ``labels``.
 
-    Where the head is a plain frozen one, the loss comes from ``runner.training.token_loss``, elsewhere from
+    Where the head is a plain frozen one, the loss comes from ``runner.speed.token_loss``, elsewhere from
     TRL.
     """
 
@@ -28,7 +28,7 @@ class GuardedSFTTrainer(GuardedTrainer, SFTTrainer):
         if args.packing:
             self.train_dataset = _labelled(self.train_dataset)
             self.eval_dataset = _labelled(self.eval_dataset)
-        self.decoder = fast_decoder(self.model, self._context)
+        self.decoder = fast_decoder(self.model, self._context.pieces, self._context.without)
         if self.decoder is not None:
             self.data_collator: Any = WithPlaces(self.data_collator)
 

@@ -4,7 +4,6 @@ finite, a checkpoint is complete or not there, and a signal ends them between tw
 from __future__ import annotations
 
 import os
-import time
 from pathlib import Path
 from typing import Any
 
@@ -13,9 +12,6 @@ from datasets import Dataset
 from transformers import (
     PrinterCallback,
     Trainer,
-    TrainerCallback,
-    TrainerControl,
-    TrainerState,
     TrainingArguments,
 )
 from transformers.trainer_utils import rotate_checkpoints
@@ -27,7 +23,8 @@ from runner.models.keyed_dropout import key_dropout
 from runner.runs import checkpoint
 from runner.speed.decoder import FastDecoder
 from runner.speed.late_log import LateLog
-from runner.training.context import OnLog, TrainerContext
+from runner.training.callbacks import Places, Report
+from runner.training.context import TrainerContext
 from runner.training.evaluating import EvaluatingTrainer
 from runner.training.resumed import Resumed
 
@@ -63,7 +60,7 @@ class GuardedTrainer(EvaluatingTrainer, Trainer):
             processing_class=tokenizer,
             train_dataset=datasets[0],
             eval_dataset=datasets[1],
-            callbacks=[_Report(self, context.on_log), _Places(self)],
+            callbacks=[Report(self, context.on_log), Places(self)],
             **more,
         )
         self._context = context
@@ -269,55 +266,6 @@ class GuardedTrainer(EvaluatingTrainer, Trainer):
         if reason := checkpoint.verify(best):
             raise RunnerError(f"the best checkpoint cannot be loaded: {best} {reason}")
         super()._load_best_model()
-
-
-class _Report(TrainerCallback):
-    """Hands every logged step on."""
-
-    def __init__(self, trainer: GuardedTrainer, on_log: OnLog) -> None:
-        self._trainer, self._on_log, self._started = trainer, on_log, time.monotonic()
-
-    def on_train_begin(
-        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
-    ) -> None:
-        self._started = time.monotonic()
-
-    def on_log(
-        self,
-        args: TrainingArguments,
-        state: TrainerState,
-        control: TrainerControl,
-        logs: dict[str, Any] | None = None,
-        **kwargs: Any,
-    ) -> None:
-        late = self._trainer.late_log
-        ended = late.time if late and late.time else time.monotonic()
-        seconds = round(ended - self._started, 6)
-        self._on_log(
-            {"step": state.global_step, **(logs or {}), "seconds": seconds, "max_steps": state.max_steps}
-        )
-
-
-class _Places(TrainerCallback):
-    """Tells the trainer when everything is ready for the first step, and whether it is inside an epoch."""
-
-    def __init__(self, trainer: GuardedTrainer) -> None:
-        self._trainer = trainer
-
-    def on_train_begin(
-        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
-    ) -> None:
-        self._trainer.begin()
-
-    def on_step_end(
-        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
-    ) -> None:
-        self._trainer.resumed.in_epoch = True
-
-    def on_epoch_end(
-        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
-    ) -> None:
-        self._trainer.resumed.in_epoch = False
 
 
 def all_finite(model: Any) -> bool:

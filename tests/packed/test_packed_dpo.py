@@ -20,10 +20,10 @@ from runner.cli import run_config
 from runner.packed.layers import PackedLinear
 from runner.packed.trainer import PackedTrainer
 from runner.runs.parents import adapter_digest
+from runner.speed.token_loss import token_logprobs
 from runner.sweep.cells import Cell
 from runner.sweep.packable import group
 from runner.training.dpo_loss import METRICS
-from runner.training.token_loss import token_logprobs
 
 # Uneven in every way: 11 pairs in batches of 2 and windows of 2 batches, two epochs, 3 held out.
 BASE = (

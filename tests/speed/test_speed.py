@@ -6,9 +6,14 @@ import pytest
 import torch
 
 from helpers.command import Run
+from helpers.tiny_model import random_model, using
+from recipes import OBJECTIVES
+from runner.cli import run_config
+from runner.models.model import byte_tokenizer
 from runner.speed import pieces as module
 from runner.speed.decoder import bucket
 from runner.speed.pieces import Pieces
+from runner.sweep.packable import reasons_alone
 
 # Dropout, accumulation and rows of uneven length.
 UNEVEN = (
@@ -95,6 +100,54 @@ def test_a_run_records_its_pieces(cli):
     run = cli(*UNEVEN, "trainer.max_steps=1", folder="run")
     assert run.record["speed"]["chunked_loss"] is True
     assert run.record["speed"]["cuda_graphs"] is torch.cuda.is_available()
+
+
+def test_plain_is_the_librarys_loss(cli, monkeypatch):
+    def ours(*args, **kwargs):
+        raise AssertionError("our loss")
+
+    monkeypatch.setattr("runner.training.sft.token_logprobs", ours)
+    assert cli(*UNEVEN, "trainer.max_steps=1", "speed=plain").code == 0
+    assert cli(*UNEVEN, "trainer.max_steps=1", folder="auto").code == 1
+
+
+@pytest.mark.parametrize(
+    ("words", "reason"),
+    [
+        (("lora=none",), "every weight is trained, the head's too"),
+        (("lora=prompt",), "prompt learning has tokens of its own"),
+        (("lora.modules_to_save=[lm_head]",), "the output head is not a plain frozen linear layer"),
+        (("trainer.packing=true", "trainer.max_length=256"), "trainer.packing"),
+        (("trainer.loss_type=dft",), "trainer.loss_type=dft"),
+    ],
+)
+def test_why_the_loss_is_the_librarys_is_said_once_and_recorded(cli, capsys, words, reason):
+    run = cli(*UNEVEN, "trainer.max_steps=1", *words)
+    said = " ".join(capsys.readouterr().out.split())
+    assert run.record["speed"]["chunked_loss"] is False
+    assert run.record["speed"]["off"]["chunked_loss"] == reason
+    assert said.count(reason) == 1
+    assert not [note for note in run.record["notes"] if "speed" in note]
+
+
+def test_logits_that_are_changed_behind_the_head_are_left_to_the_library(cli, tmp_path):
+    random_model(tmp_path / "gemma", "gemma2")
+    byte_tokenizer().save_pretrained(tmp_path / "gemma")
+    run = cli(*UNEVEN[1:], "trainer.max_steps=1", "trainer.max_length=512", *using(tmp_path / "gemma"))
+    assert run.record["speed"]["off"]["chunked_loss"] == (
+        "the model changes its logits (final_logit_softcapping)"
+    )
+
+
+def test_a_pack_is_not_asked_for_the_librarys_loss():
+    command = run_config.parse(["-m", *UNEVEN, "lora.r=4,8", "speed=plain"], OBJECTIVES)
+    for config in run_config.check(command).configs:
+        assert next(reasons_alone(config)).startswith("speed.chunked_loss=false")
+
+
+def test_a_recipe_that_trains_nothing_has_no_speed(cli, capsys):
+    assert cli("recipe=evaluate", "model=tiny", "speed=plain").code == 2
+    assert "speed.chunked_loss has no effect with recipe=evaluate" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize("length", [1, 16, 17, 100, 128, 129, 300, 1024, 1500, 4000])

@@ -12,7 +12,7 @@ from torch.autograd.function import once_differentiable
 
 from runner.data.labels import IGNORE
 from runner.speed.decoder import FastDecoder
-from runner.training.context import TrainerContext
+from runner.speed.pieces import Pieces, Without
 
 # Logits held at once: on CUDA 256 MiB in bfloat16, elsewhere 32 MiB, which stays near the caches.
 _LOGITS_CUDA, _LOGITS = 2**27, 2**24
@@ -44,27 +44,33 @@ class TokenLogprobs:
     mean_logits: torch.Tensor | None = None
 
 
-def supports_chunked_loss(model: Any) -> bool:
-    """Whether ``token_logprobs`` applies: a plain frozen linear head, whose outputs are the logits."""
+def unsupported_loss(model: Any) -> str | None:
+    """Why ``token_logprobs`` does not apply, which takes a plain frozen linear head whose outputs are the
+    logits; None where it does."""
     base = model.get_base_model() if hasattr(model, "get_base_model") else model
     head, config = base.get_output_embeddings(), base.config.get_text_config()
-    return (
-        type(head) is torch.nn.Linear
-        and not head.weight.requires_grad
-        and not any(getattr(config, name, None) for name in _AFTER_HEAD)
-        and not hasattr(config, "router_aux_loss_coef")
-        and not getattr(getattr(model, "active_peft_config", None), "is_prompt_learning", False)
-    )
+    if getattr(getattr(model, "active_peft_config", None), "is_prompt_learning", False):
+        return "prompt learning has tokens of its own"
+    if type(head) is not torch.nn.Linear or head.weight.requires_grad:
+        return "the output head is not a plain frozen linear layer"
+    if changing := [name for name in _AFTER_HEAD if getattr(config, name, None)]:
+        return f"the model changes its logits ({changing[0]})"
+    if hasattr(config, "router_aux_loss_coef"):
+        return "a model with experts may have a loss of its own"
+    return None
 
 
-def fast_decoder(model: Any, context: TrainerContext) -> FastDecoder | None:
-    """The decoder for ``token_logprobs``; None where the loss is the library's."""
-    if not context.pieces.chunked_loss:
+def fast_decoder(model: Any, pieces: Pieces, without: Without) -> FastDecoder | None:
+    """The decoder for ``token_logprobs``; None where the loss is the library's.
+
+    ``without`` is called with each of the ``pieces`` that this model cannot have.
+    """
+    if not pieces.chunked_loss:
         return None
-    if not supports_chunked_loss(model):
-        context.warn("speed: the library's own loss: the model's head is not a plain frozen linear layer")
+    if reason := unsupported_loss(model):
+        without("chunked_loss", reason)
         return None
-    return FastDecoder(model, context.pieces, context.warn)
+    return FastDecoder(model, pieces, without)
 
 
 def token_logprobs(
