@@ -94,6 +94,10 @@ def check_idle(values: dict[str, Any], origins: Origins) -> Iterator[Issue]:
     if data.get("near_similarity", _SIMILARITY) != _SIMILARITY and data.get("deduplicate") != "near":
         message = "data.near_similarity has no effect without data.deduplicate=near"
         yield Issue(origins.where("data.near_similarity"), message, "add data.deduplicate=near")
+    speed = values.get("speed") or {}
+    if speed.get("activation_memory_budget") is not None and speed.get("compile") is False:
+        message = "speed.activation_memory_budget has no effect with speed.compile=false"
+        yield Issue(origins.where("speed.activation_memory_budget"), message, "leave one of them out")
     for name, default in (("split", "train"), ("subset", None)):
         if data.get(name, default) != default and _all_local(data):
             message = f"data.{name} chooses a part of a hub data set, and the rows are files here"

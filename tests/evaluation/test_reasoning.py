@@ -1,7 +1,5 @@
 """Answers of reasoning models: compared without their reasoning, which is kept in the samples and counted."""
 
-import json
-from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
@@ -167,16 +165,3 @@ def test_the_default_length_has_room_for_the_reasoning_of_the_rows(monkeypatch):
     empty, reasoned = lengths
     assert empty == len("<think>\n\n</think>\n\n4") + 8
     assert reasoned == empty + 50
-
-
-@pytest.fixture
-def rows(tmp_path, monkeypatch):
-    """Write the files of ``DATA``; one of the held-out answers has its reasoning among its words."""
-    monkeypatch.chdir(tmp_path)
-    held_out = [
-        {"prompt": "Say one.", "completion": "one"},
-        {"prompt": "Say two.", "completion": "<think>\nLess than three.\n</think>\n\ntwo"},
-        {"prompt": "Say three.", "completion": "three"},
-    ]
-    Path("rows.jsonl").write_text("".join(json.dumps(row) + "\n" for row in held_out))
-    Path("train.jsonl").write_text(json.dumps({"prompt": "Say ten.", "completion": "ten"}) + "\n")

@@ -39,19 +39,6 @@ DATA = ("data=file", "data.path=train.jsonl", "data.eval_path=rows.jsonl", "data
 
 
 @pytest.fixture
-def rows(tmp_path, monkeypatch):
-    """Write the files of ``DATA``; one of the held-out answers has its reasoning among its words."""
-    monkeypatch.chdir(tmp_path)
-    held_out = [
-        {"prompt": "Say one.", "completion": "one"},
-        {"prompt": "Say two.", "completion": "<think>\nLess than three.\n</think>\n\ntwo"},
-        {"prompt": "Say three.", "completion": "three"},
-    ]
-    Path("rows.jsonl").write_text("".join(json.dumps(row) + "\n" for row in held_out))
-    Path("train.jsonl").write_text(json.dumps({"prompt": "Say ten.", "completion": "ten"}) + "\n")
-
-
-@pytest.fixture
 def qwen(tmp_path) -> tuple[str, ...]:
     """The words that choose ``QWEN``."""
     folder = tmp_path / "own" / "template"

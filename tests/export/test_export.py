@@ -13,22 +13,12 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 
 import runner.export.gguf.architecture
 from helpers.command import LEARNS, TINY, Run
+from helpers.merges import MODEL, ONE_FILE, RECORD
 from helpers.tiny_model import random_model
 from runner.__main__ import main
 from runner.models.model import byte_tokenizer
 
-MERGED = {"config.yaml", "run.json", "report.html"} | {
-    f"model/{name}"
-    for name in (
-        "model.safetensors",
-        "config.json",
-        "generation_config.json",
-        "tokenizer.json",
-        "tokenizer_config.json",
-        "chat_template.jinja",
-        "README.md",
-    )
-}
+MERGED = RECORD | MODEL | ONE_FILE
 
 
 @pytest.fixture(scope="session")

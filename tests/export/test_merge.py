@@ -24,16 +24,6 @@ def trained(trained):
     return lambda *words: trained(*LEARNS, *words)
 
 
-@pytest.fixture
-def local_base(tmp_path):
-    """A model folder of bfloat16 weights in two files, its embeddings tied."""
-    model = tiny_base().to(torch.bfloat16)
-    model.save_pretrained(tmp_path / "base", max_shard_size="150KB")
-    byte_tokenizer().save_pretrained(tmp_path / "base")
-    assert len(list((tmp_path / "base").glob("*.safetensors"))) > 1
-    return tmp_path / "base"
-
-
 @pytest.mark.report
 def test_a_merge_leaves_a_model_that_plain_transformers_loads(cli, trained):
     start = trained()

@@ -7,7 +7,6 @@ import shutil
 from pathlib import Path
 
 import pytest
-import torch
 from peft import LoraConfig
 
 from helpers.command import LEARNS
@@ -20,16 +19,6 @@ from runner.models.model import byte_tokenizer
 def trained(trained):
     """A run that has learnt something, by its overrides, trained once for all tests."""
     return lambda *words: trained(*LEARNS, *words)
-
-
-@pytest.fixture
-def local_base(tmp_path):
-    """A model folder of bfloat16 weights in two files, its embeddings tied."""
-    model = tiny_base().to(torch.bfloat16)
-    model.save_pretrained(tmp_path / "base", max_shard_size="150KB")
-    byte_tokenizer().save_pretrained(tmp_path / "base")
-    assert len(list((tmp_path / "base").glob("*.safetensors"))) > 1
-    return tmp_path / "base"
 
 
 @pytest.mark.parametrize("option", ["prefix", "prompt", "ptuning"])

@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import io
 import json
-from collections.abc import Callable
-from pathlib import Path
 from typing import Any
 
 import pyarrow as pa
@@ -140,17 +138,6 @@ BROKEN: dict[str, tuple[str, bytes, str]] = {
         "a.parquet, row 1: has null in 'prompt'",
     ),
 }
-
-
-@pytest.fixture
-def made(cli: Any) -> Callable[[str, bytes], str]:
-    """Write a file in the folder of the command and return its name."""
-
-    def write(name: str, content: bytes) -> str:
-        Path(name).write_bytes(content)
-        return name
-
-    return write
 
 
 # Held-out files go the same way: the first variant of each row shows it.

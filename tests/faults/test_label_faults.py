@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable
-from pathlib import Path
 from typing import Any
 
 import pytest
@@ -15,17 +14,6 @@ from runner.config.settings import ModelSettings
 from runner.models.model import find_base, load_model
 
 END = "<|im_end|>"
-
-
-@pytest.fixture
-def made(cli: Any) -> Callable[[str, bytes], str]:
-    """Write a file in the folder of the command and return its name."""
-
-    def write(name: str, content: bytes) -> str:
-        Path(name).write_bytes(content)
-        return name
-
-    return write
 
 
 def test_14_no_answer_at_all_is_refused(cli, capsys, made):

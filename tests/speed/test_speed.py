@@ -145,6 +145,11 @@ def test_a_pack_is_not_asked_for_the_librarys_loss():
         assert next(reasons_alone(config)).startswith("speed.chunked_loss=false")
 
 
+def test_a_budget_for_layers_that_are_not_compiled_is_refused(cli, capsys):
+    assert cli("model=tiny", "speed=plain", "speed.activation_memory_budget=0.5").code == 2
+    assert "activation_memory_budget has no effect with speed.compile=false" in capsys.readouterr().err
+
+
 def test_a_recipe_that_trains_nothing_has_no_speed(cli, capsys):
     assert cli("recipe=evaluate", "model=tiny", "speed=plain").code == 2
     assert "speed.chunked_loss has no effect with recipe=evaluate" in capsys.readouterr().err
