@@ -213,11 +213,11 @@ class SweepSettings:
 class SpeedSettings:
     """How the training step is computed, which changes no result beyond rounding.
 
-    ``chunked_loss`` projects labelled tokens only, some at a time, and passes no attention mask; ``compile``
-    is ``torch.compile`` of each decoder layer; ``cuda_graphs`` records forward and backward pass once for
-    each length and replays them; ``async_logging`` reads losses a step later. False switches a piece off,
-    null takes it where the run can have it. ``activation_memory_budget`` is torch's: the share of the
-    activations of a compiled layer that is kept for the backward pass, null for all, and none with
+    ``chunked_loss`` projects labelled tokens only, some at a time; ``compile`` is ``torch.compile`` of each
+    decoder layer; ``cuda_graphs`` records forward and backward pass once for each length and replays them,
+    both without an attention mask; ``async_logging`` reads losses a step later. False switches a piece off,
+    null takes it where the run can have it. ``activation_memory_budget`` is torch's: the share of a compiled
+    layer's activations that is kept for the backward pass, null for all, and none with
     ``trainer.gradient_checkpointing``.
     """
 

@@ -49,11 +49,17 @@ class FastDecoder:
         elif self._record and not pieces.compile and getattr(base, "is_gradient_checkpointing", False):
             self._give_up(NO_CHECKPOINTS)
 
-    def __call__(self, input_ids: torch.Tensor, places: Places) -> torch.Tensor:
+    def __call__(
+        self, input_ids: torch.Tensor, places: Places, attention_mask: torch.Tensor | None = None
+    ) -> torch.Tensor:
         """The last hidden states [places, width] of tokens of ``input_ids`` [rows, length], by row and
-        position. Rows are padded on the right, with any token."""
+        position.
+
+        Rows are padded on the right, with any token, so that compiled and recorded layers go without the
+        ``attention_mask``; it is for the library's own.
+        """
         if not (self._record and self._training()):
-            return self._hidden(input_ids)[places]
+            return self._hidden(input_ids, attention_mask)[places]
         rows, length = input_ids.shape
         self._rows = max(self._rows, rows)
         wide = min(bucket(length), max(self._limit, length))
@@ -65,7 +71,7 @@ class FastDecoder:
             raise
         except RuntimeError as error:
             self._give_up(str(error).strip().partition("\n")[0])
-            return self._hidden(input_ids)[places]
+            return self._hidden(input_ids, attention_mask)[places]
         return self._graphs.replay(graph, filled, places[0] * wide + places[1])
 
     @contextmanager
@@ -82,9 +88,10 @@ class FastDecoder:
         if self._graphs is not None:
             self._graphs.forget()
 
-    def _hidden(self, input_ids: torch.Tensor) -> torch.Tensor:
+    def _hidden(self, input_ids: torch.Tensor, attention_mask: torch.Tensor | None = None) -> torch.Tensor:
         with self._layers.on(self._training()):
-            return self._decoder(input_ids=input_ids, use_cache=False).last_hidden_state
+            inputs = {"input_ids": input_ids, "attention_mask": attention_mask}
+            return self._decoder(**inputs, use_cache=False).last_hidden_state
 
     def _training(self) -> bool:
         return torch.is_grad_enabled() and self._model.training

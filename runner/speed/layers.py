@@ -43,10 +43,10 @@ class FastLayers:
 
     @contextmanager
     def on(self, training: bool) -> Iterator[None]:
-        """No attention mask is made in this block, where that is possible; layers are compiled in
-        ``training``."""
+        """In ``training`` layers are compiled in this block, and where layers are compiled or recorded no
+        attention mask is made, if the model needs none."""
         with ExitStack() as stack:
-            if self.causal:
+            if self.causal and training and (self._pieces.compile or self._pieces.cuda_graphs):
                 stack.enter_context(_set(self._config, "_attn_implementation_internal", CAUSAL))
             if self._pieces.compile and training:
                 self._compile()

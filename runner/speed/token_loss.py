@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from dataclasses import dataclass
 from functools import cache
 from typing import Any
@@ -79,12 +78,13 @@ def token_logprobs(
     labels: torch.Tensor,
     places: Places | None = None,
     mean_logits: bool = False,
-    decoder: Callable[[torch.Tensor, Places], torch.Tensor] | None = None,
+    decoder: FastDecoder | None = None,
+    attention_mask: torch.Tensor | None = None,
 ) -> TokenLogprobs:
     """Score the tokens of ``input_ids`` [rows, length] whose label is not ignored; each given its past.
 
-    Rows are padded on the right, where a causal model looks at nothing that is labelled: it needs no
-    attention mask. ``places`` are rows and positions of these labels in ``labels[:, 1:]``; to find them on a
+    Rows are padded on the right, where a causal model looks at nothing that is labelled: ``attention_mask``
+    may be left out. ``places`` are rows and positions of these labels in ``labels[:, 1:]``; to find them on a
     GPU waits for all its work. ``decoder`` stands for the model's own.
     """
     base = model.get_base_model() if hasattr(model, "get_base_model") else model
@@ -93,9 +93,10 @@ def token_logprobs(
     mask = targets != IGNORE
     places = places or mask.nonzero(as_tuple=True)
     if decoder is None:
-        hidden = base.base_model(input_ids=input_ids, use_cache=False).last_hidden_state[places]
+        inputs = {"input_ids": input_ids, "attention_mask": attention_mask}
+        hidden = base.base_model(**inputs, use_cache=False).last_hidden_state[places]
     else:
-        hidden = decoder(input_ids, places)
+        hidden = decoder(input_ids, places, attention_mask)
     hidden = hidden.to(mask.device)
     found = _HeadScores.apply(hidden, head.weight, head.bias, targets[places])
     means = (_mean_logits(hidden.detach(), head),) if mean_logits else ()

@@ -108,7 +108,7 @@ def use_chunked_loss(model: Any, decoder: FastDecoder | None) -> None:
     def forward(*args: Any, fused_lm_head: bool = False, **kwargs: Any) -> Any:
         if not fused_lm_head:
             return before(*args, **kwargs)
-        ids, labels = kwargs["input_ids"], kwargs["labels"]
-        return as_output(token_logprobs(base, ids, labels, mean_logits=True, decoder=decoder))
+        wanted = {name: kwargs[name] for name in ("input_ids", "labels", "attention_mask")}
+        return as_output(token_logprobs(base, **wanted, mean_logits=True, decoder=decoder))
 
     base.forward = forward

@@ -45,7 +45,10 @@ class GuardedSFTTrainer(GuardedTrainer, SFTTrainer):
             return super().compute_loss(model, inputs, return_outputs, num_items_in_batch)
         ids, labels = inputs["input_ids"], inputs["labels"]
         with self.accelerator.autocast():
-            scores = token_logprobs(self.model, ids, labels, tuple(places), decoder=self.decoder)
+            mask = inputs["attention_mask"]
+            scores = token_logprobs(
+                self.model, ids, labels, tuple(places), decoder=self.decoder, attention_mask=mask
+            )
         self._note(scores, tokens)
         count = scores.mask.sum() if num_items_in_batch is None else num_items_in_batch
         return -scores.log_probs.sum() / torch.as_tensor(count, device=scores.mask.device).clamp(min=1)
