@@ -30,6 +30,7 @@ def line(file: Path, key: str) -> int:
     [("r", 0), ("r", -3), ("r", "many"), ("lora_alpha", 0), ("lora_alpha", -1.0), ("lora_dropout", 1.5)],
 )
 @pytest.mark.parametrize("recipe", ["sft", "dpo", "evaluate", "chat"])
+@pytest.mark.slow
 def test_a_shape_out_of_range_names_the_adapters_file(cli, saved, capsys, recipe, key, value) -> None:
     file = saved(**{key: value})
     assert cli(f"recipe={recipe}", "adapter=start").code == 2

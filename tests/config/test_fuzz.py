@@ -214,6 +214,7 @@ def fuzz(name: str, examples: int) -> None:
 
 
 @pytest.mark.parametrize("name", CASES)
+@pytest.mark.slow
 def test_only_our_own_errors_leave_the_check(name: str) -> None:
     fuzz(name, 5)
 

@@ -52,6 +52,7 @@ def compose(*words: str) -> RunConfig:
 
 
 @pytest.mark.parametrize("file", [*OPTIONS, *EXPERIMENTS], ids=name)
+@pytest.mark.slow
 def test_the_command_in_the_header_works(file, tmp_path, monkeypatch):
     """With files of those names at hand."""
     monkeypatch.chdir(tmp_path)

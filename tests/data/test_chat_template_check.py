@@ -38,6 +38,7 @@ def refusal(template: str) -> str:
 
 
 @pytest.mark.parametrize("given", ["my.jinja", "./my.jinja", "~/my.jinja", "absolute", "no_suffix"])
+@pytest.mark.slow
 def test_a_path_is_read(cli: Callable[..., Run], tmp_path: Path, monkeypatch, given: str) -> None:
     monkeypatch.setenv("RUNNER_CACHE", str(cache_dir()))  # else the model would be converted again
     monkeypatch.setenv("HOME", str(tmp_path))

@@ -111,6 +111,7 @@ def of_seed(path: Any, seed: int, **data: Any) -> tuple[list[str], list[str]]:
 
 @pytest.mark.parametrize("options", [{}, {"eval_max_rows": 3}, {"deduplicate": True}, {"max_rows": 8}])
 @pytest.mark.parametrize("weight", [1, 1.5, pytest.param(0.5, marks=pytest.mark.slow)])
+@pytest.mark.slow
 def test_every_seed_holds_out_the_same_rows(tmp_path: Path, options: dict, weight: float) -> None:
     file = jsonl(tmp_path / "a.jsonl", *(pair(f"q{n}", f"answer {n}") for n in range(40)))
     path = [{"path": str(file), "weight": weight}]

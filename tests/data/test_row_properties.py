@@ -173,6 +173,7 @@ def anything(number: int) -> None:
 
 
 @pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.slow
 def test_rows_of_a_kind(kind: str) -> None:
     examples_of(kind, 20)
 

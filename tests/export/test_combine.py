@@ -146,6 +146,7 @@ def relatives(trained) -> tuple[Path, Path]:
     ],
     ids=lambda words: "".join(words[:1]) or "default",
 )
+@pytest.mark.slow
 def test_related_adapters_are_averaged_and_said_to_be_related(cli, relatives, words):
     one, two = relatives
     for folder, start in (("a", one), ("b", two)):

@@ -103,6 +103,7 @@ FAST = ["prepare", "load", "score before", "train", "checkpoint", "save", "score
 
 
 @pytest.mark.parametrize("phase", FAST)
+@pytest.mark.slow
 def test_27_a_run_that_ends_in_any_phase_resumes_exactly(cli, undisturbed, monkeypatch, phase):
     """Without a process of its own: nothing that catches errors sees the end of the run."""
     point = PHASES[phase][-2 if phase == "report" else -1]

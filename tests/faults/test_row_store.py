@@ -77,6 +77,7 @@ def test_found_pairs_are_those_that_were_made(tmp_path: Path, kind: str) -> None
     ],
     ids=str,
 )
+@pytest.mark.slow
 def test_other_settings_are_other_rows(tmp_path: Path, change: dict) -> None:
     file = jsonl(tmp_path / "rows.jsonl", [row(number) for number in range(20)])
     before = made(file, **{"eval_split": 0.2})
@@ -161,6 +162,7 @@ DAMAGES = {
 
 @pytest.mark.parametrize("damage", DAMAGES)
 @pytest.mark.parametrize("name", ["train.arrow", "eval.examples.arrow", "entry.json"])
+@pytest.mark.slow
 def test_damaged_rows_are_made_again(tmp_path: Path, cache: Path, name: str, damage: str) -> None:
     file = jsonl(tmp_path / "rows.jsonl", [row(number) for number in range(20)])
     before = said(made(file, eval_split=0.2))

@@ -100,6 +100,7 @@ def compare(
     return packed
 
 
+@pytest.mark.slow
 def test_float64(cli, tmp_path):
     compare(cli, tmp_path, DOUBLE, GRID, 1e-8, 1e-8, 1e-8)
 

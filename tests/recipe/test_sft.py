@@ -65,6 +65,7 @@ def test_the_saved_config_runs_again_to_the_same_bytes(cli, tmp_path):
 
 
 @pytest.mark.parametrize("option", [name for name in OPTIONS if name not in ("none", "loftq")])
+@pytest.mark.slow
 def test_every_adapter_trains_and_loads_in_plain_peft(cli, option, monkeypatch):
     from peft import PeftModel
 
@@ -310,6 +311,7 @@ def test_padding_free_rows_have_the_loss_of_padded_rows(cli):
         ),
     ],
 )
+@pytest.mark.slow
 def test_a_run_that_is_all_warmup_says_so(cli, words, says):
     run = cli(*TINY, "generation.samples=0", "data.metric=null", *words)
     assert run.code == 0

@@ -41,7 +41,7 @@ def without_times(run: Run) -> list[dict]:
     ]
 
 
-@pytest.mark.parametrize("dropout", [0.0, 0.1])
+@pytest.mark.parametrize("dropout", [pytest.param(0.0, marks=pytest.mark.slow), 0.1])
 def test_a_run_has_the_losses_of_the_librarys_own_step(cli, dropout):
     shared = (*UNEVEN, f"lora.lora_dropout={dropout}")
     fast, plain = (losses(cli(*shared, f"speed={speed}", folder=speed)) for speed in ("auto", "plain"))
@@ -50,6 +50,7 @@ def test_a_run_has_the_losses_of_the_librarys_own_step(cli, dropout):
     assert fast == pytest.approx(plain, abs=1e-5)
 
 
+@pytest.mark.slow
 def test_dpo_has_the_losses_of_the_librarys_own_step(cli):
     shared = (*UNEVEN, "recipe=dpo", "trainer.max_steps=6")
     fast, plain = (losses(cli(*shared, f"speed={speed}", folder=speed)) for speed in ("auto", "plain"))
