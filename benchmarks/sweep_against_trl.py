@@ -77,6 +77,7 @@ def _options(argv: list[str] | None) -> argparse.Namespace:
     parser.add_argument("--only-table", action="store_true", help="run nothing, write table.md again")
     parser.add_argument("--model-override", choices=["tiny"], help=argparse.SUPPRESS)
     parser.add_argument("--trl", type=Path, metavar="FOLDER", help=argparse.SUPPRESS)
+    parser.add_argument("overrides", nargs="*", help="further ones of the runner, as speed.cuda_graphs=true")
     options = parser.parse_args(argv)
     if options.trl:
         return options
@@ -94,7 +95,9 @@ def _options(argv: list[str] | None) -> argparse.Namespace:
         small = {"model": options.model_override, "quantization": "none", "length": 32}
         options.rows = [dataclasses.replace(row, **small) for row in options.rows]
         options.rows = list({row.name: row for row in options.rows}.values())
-    options.settings = Settings(options.steps, options.warmup, options.held_out, options.generation == "on")
+    options.settings = Settings(
+        options.steps, options.warmup, options.held_out, options.generation == "on", tuple(options.overrides)
+    )
     return options
 
 

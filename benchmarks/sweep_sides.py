@@ -36,6 +36,7 @@ class Settings:
     warmup: int
     held_out: int
     generation: bool = False
+    overrides: tuple[str, ...] = ()  # further ones, of the runner's sides
 
 
 def measure(
@@ -93,7 +94,7 @@ def _command(side: str, row: Row, settings: Settings, work: Path) -> list[str]:
         job["held_out"] = settings.held_out
         (work / "job.json").write_text(json.dumps(job))
         return [sys.executable, str(ROOT / "benchmarks" / "sweep_against_trl.py"), "--trl", str(work)]
-    overrides.append(f"output_dir={work / side}")
+    overrides += [*settings.overrides, f"output_dir={work / side}"]
     if side == "solo":
         return [sys.executable, "-m", "runner", *overrides, f"trainer.learning_rate={_rate(0)}"]
     rates = ",".join(map(_rate, range(row.cells)))

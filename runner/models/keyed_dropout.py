@@ -13,6 +13,7 @@ import torch
 
 _MIX = (-2048144789, -1028477387)  # 0x85ebca6b and 0xc2b2ae35, as 32-bit integers
 _GOLDEN = -1640531527  # 0x9e3779b9
+_NUMBERS = 2**18  # rows, positions or features whose hashes a stream keeps
 
 
 def _fmix(h: torch.Tensor) -> torch.Tensor:
@@ -25,27 +26,69 @@ def _fmix(h: torch.Tensor) -> torch.Tensor:
 class DropoutStream:
     """What all dropout layers of a model share: of each row of a batch its seed, its number and its rate.
 
-    ``start`` names the cells; ``at`` the step. Tensors are filled in place, so that compiled layers see them.
+    ``start`` names the cells; ``at`` the step. ``keys`` [layers, cells] are filled in place, so that compiled
+    and recorded layers see them. ``places`` are row and position of each token, 32-bit [1, tokens], where the
+    rows of a batch are side by side.
+
+    Hashes of numbers are read from tables, not made where they are used: Inductor of torch 2.11 takes the
+    hash of an arange for the arithmetic of an index, which does not wrap around, once lengths vary (hidden
+    states 55% off), and computes what is nested anew for every feature.
     """
 
+    places: tuple[torch.Tensor, torch.Tensor] | None = None
+
     def __init__(self, device: torch.device) -> None:
-        self.step = torch.zeros((), dtype=torch.int32, device=device)
         self.seeds = torch.zeros(1, dtype=torch.int32, device=device)  # [cells]
         self.rates = torch.zeros(1, dtype=torch.float32, device=device)  # [cells]
+        self.keys = torch.zeros(0, 1, dtype=torch.int32, device=device)
+        self._layers = self._step = 0
+        numbers = torch.arange(_NUMBERS, dtype=torch.int32, device=device)
+        self._hashes, self._positions = _fmix(numbers), _fmix(numbers * _GOLDEN)
 
     def start(self, seeds: list[int], rates: list[float]) -> None:
         """Set seed and rate of every cell; a batch holds the same number of rows of each, cell after cell."""
-        device = self.step.device
+        device = self.seeds.device
         self.seeds = torch.tensor([seed & 0x7FFFFFFF for seed in seeds], dtype=torch.int32, device=device)
         self.rates = torch.tensor(rates, dtype=torch.float32, device=device)
+        self.at(self._step)
 
     def keep(self, chosen: list[int]) -> None:
         """Forget all cells but these."""
         self.seeds, self.rates = self.seeds[chosen], self.rates[chosen]
+        self.at(self._step)
+
+    def add_layer(self, number: int) -> None:
+        """Have a key for the layer of this number too."""
+        self._layers = max(self._layers, number + 1)
+        self.at(self._step)
 
     def at(self, step: int) -> None:
         """Move to a step: forward passes so far, counted over the whole run."""
-        self.step.fill_(step)
+        self._step = step
+        layers = torch.arange(self._layers, dtype=torch.int32, device=self.seeds.device)[:, None]
+        keys = _fmix(_fmix(self.seeds + layers * _GOLDEN) ^ step)
+        if keys.shape == self.keys.shape:
+            self.keys.copy_(keys)
+        else:
+            self.keys = keys
+
+    def features(self, size: int) -> torch.Tensor:
+        """Hashes [size] of the numbers of features."""
+        return _looked_up(self._hashes, size, 1)
+
+    def tokens(self, rows: int, length: int) -> tuple[torch.Tensor, torch.Tensor]:
+        """Hashes of row [rows, 1] and position [length] of the tokens of a batch; [1, length] both where its
+        rows are side by side."""
+        if self.places is not None and rows == 1 and length == self.places[0].shape[1]:
+            row, position = self.places
+            return _fmix(row), _fmix(position * _GOLDEN)
+        return _looked_up(self._hashes, rows, 1)[:, None], _looked_up(self._positions, length, _GOLDEN)
+
+
+def _looked_up(table: torch.Tensor, size: int, factor: int) -> torch.Tensor:
+    if size > len(table):
+        return _fmix(torch.arange(size, dtype=torch.int32, device=table.device) * factor)
+    return table[:size]
 
 
 class KeyedDropout(torch.nn.Module):
@@ -54,10 +97,10 @@ class KeyedDropout(torch.nn.Module):
     def __init__(self, stream: DropoutStream, layer: int) -> None:
         super().__init__()
         self.stream = stream
+        stream.add_layer(layer)
         # a tensor: compiled code is shared by all layers
         self.layer: torch.Tensor
-        number = torch.tensor(layer, dtype=torch.int32, device=stream.step.device)
-        self.register_buffer("layer", number * _GOLDEN, persistent=False)
+        self.register_buffer("layer", torch.tensor([layer], device=stream.seeds.device), persistent=False)
 
     def forward(self, x: torch.Tensor, cells: slice = slice(None)) -> torch.Tensor:
         """Zero features and scale the rest by ``1 / (1 - rate)``, in training only."""
@@ -65,18 +108,21 @@ class KeyedDropout(torch.nn.Module):
             return x
         shape = x.shape
         x = x.view(shape[0], -1, shape[-1])  # experts see [tokens, features]
-        seeds, rates = self.stream.seeds[cells], self.stream.rates[cells]
-        rows = x.shape[0] // seeds.shape[0]
-        key = _fmix(_fmix(seeds + self.layer) ^ self.stream.step)  # [cells]
-        row = torch.arange(rows, dtype=torch.int32, device=x.device)
-        position = torch.arange(x.shape[-2], dtype=torch.int32, device=x.device)
-        feature = torch.arange(x.shape[-1], dtype=torch.int32, device=x.device)
-        key = _fmix(key[:, None] ^ _fmix(row)).reshape(-1, 1)  # [rows of all cells, 1]
-        key = _fmix(key ^ _fmix(position * _GOLDEN))[..., None]
-        drawn = _fmix(key ^ _fmix(feature))  # uniform over int32
+        rates = self.stream.rates[cells]
+        rows = x.shape[0] // rates.shape[0]
+        row, position = self.stream.tokens(rows, x.shape[-2])
+        key = self.stream.keys.index_select(0, self.layer)[0, cells]
+        key = _fmix(key[:, None, None] ^ row).flatten(0, 1)  # [rows of all cells, 1], or [1, tokens]
+        key = _fmix(key ^ position)[..., None]
+        drawn = _fmix(key ^ self.stream.features(x.shape[-1]))  # uniform over int32
         rate = rates.repeat_interleave(rows, output_size=x.shape[0])[:, None, None]
         limit = (rate * 2.0**32 - 2.0**31).to(torch.int32)
         return (x * (drawn >= limit) * (1 / (1 - rate)).to(x.dtype)).view(shape)
+
+
+def dropout_stream(model: Any) -> DropoutStream | None:
+    """The stream of a model's keyed dropout, if it has any."""
+    return next((module.stream for module in model.modules() if isinstance(module, KeyedDropout)), None)
 
 
 def key_dropout(model: Any, seed: int) -> DropoutStream | None:

@@ -9,10 +9,11 @@ from typing import Any
 import torch
 from torch.nn.functional import pad
 
-from runner.models.keyed_dropout import KeyedDropout
+from runner.models.keyed_dropout import dropout_stream
+from runner.speed.flat import SIDE_BY_SIDE, Flat, mixing
 from runner.speed.graphs import Graphs
 from runner.speed.layers import FastLayers
-from runner.speed.pieces import NO_CHECKPOINTS, NO_DROPOUT, Pieces, Without
+from runner.speed.pieces import NO_CHECKPOINTS, Pieces, Without
 
 Places = tuple[torch.Tensor, ...]
 
@@ -33,46 +34,110 @@ class FastDecoder:
         fill: bool = True,
         key: Callable[[], Hashable] = lambda: None,
     ) -> None:
-        if pieces.compile and any(isinstance(module, KeyedDropout) for module in model.modules()):
-            pieces = pieces.without("compile", NO_DROPOUT)  # of a pack, another cell than the first has it
-            without("compile", NO_DROPOUT)
         base = model.get_base_model() if hasattr(model, "get_base_model") else model
         self._decoder, self._model = base.base_model, model
+        self._config = base.config.get_text_config()
+        self._dropout = dropout_stream(model)
         self._layers = FastLayers(model, pieces)
         self._without, self._fill, self._key = without, fill, key
         self._rows = 0
-        self._limit = int(getattr(base.config.get_text_config(), "max_position_embeddings", 0) or 2**31)
+        self._limit = int(getattr(self._config, "max_position_embeddings", 0) or 2**31)
         self._graphs: Graphs | None = None
-        self._record = pieces.cuda_graphs
-        if self._record and not self._layers.causal:
+        self._record, self.flat = pieces.cuda_graphs, pieces.padding_free
+        self._tested = False
+        if not self._layers.causal:
             self._give_up("the model's attention is not causal SDPA throughout")
-        elif self._record and not pieces.compile and getattr(base, "is_gradient_checkpointing", False):
+        elif not pieces.compile and getattr(base, "is_gradient_checkpointing", False):
             self._give_up(NO_CHECKPOINTS)
 
     def __call__(
-        self, input_ids: torch.Tensor, places: Places, attention_mask: torch.Tensor | None = None
+        self,
+        input_ids: torch.Tensor,
+        places: Places,
+        attention_mask: torch.Tensor | None = None,
+        flat: Flat | None = None,
     ) -> torch.Tensor:
         """The last hidden states [places, width] of tokens of ``input_ids`` [rows, length], by row and
         position.
 
         Rows are padded on the right, with any token, so that compiled and recorded layers go without the
-        ``attention_mask``; it is for the library's own.
+        ``attention_mask``; it is for the library's own. ``flat`` are the same rows side by side, which are
+        taken where that is fewer tokens.
         """
-        if not (self._record and self._training()):
+        if not self._training():
             return self._hidden(input_ids, attention_mask)[places]
-        rows, length = input_ids.shape
-        self._rows = max(self._rows, rows)
-        wide = min(bucket(length), max(self._limit, length))
-        filled = pad(input_ids, (0, wide - length, 0, self._rows - rows if self._fill else 0))
-        self._graphs = self._graphs or Graphs(self._hidden, trained(self._model))
+        self._rows = max(self._rows, len(input_ids))
+        if flat is not None and self._is_less(flat, input_ids) and self._can_lay_flat():
+            inputs, chosen = self._filled_flat(flat) if self._record else flat[:4], flat.places
+        elif self._record:
+            inputs = (self._filled(input_ids),)
+            chosen = places[0] * inputs[0].shape[1] + places[1]
+        else:
+            return self._hidden(input_ids, attention_mask)[places]
+        return self._replayed(inputs, chosen) if self._record else self._chosen(inputs, chosen)
+
+    def _replayed(self, inputs: tuple[torch.Tensor, ...], chosen: torch.Tensor) -> torch.Tensor:
+        self._graphs = self._graphs or Graphs(self._run, trained(self._model))
         try:
-            graph = self._graphs.record(filled, self._key())
+            graph = self._graphs.record(inputs, self._key())
         except torch.OutOfMemoryError:
             raise
         except RuntimeError as error:
-            self._give_up(str(error).strip().partition("\n")[0])
-            return self._hidden(input_ids, attention_mask)[places]
-        return self._graphs.replay(graph, filled, places[0] * wide + places[1])
+            self._record = False
+            self._without("cuda_graphs", str(error).strip().partition("\n")[0])
+            return self._chosen(inputs, chosen)
+        return self._graphs.replay(graph, inputs, chosen)
+
+    def _chosen(self, inputs: tuple[torch.Tensor, ...], chosen: torch.Tensor) -> torch.Tensor:
+        return self._run(*inputs).flatten(0, 1).index_select(0, chosen)
+
+    def _run(self, input_ids: torch.Tensor, *flat: torch.Tensor) -> torch.Tensor:
+        return self._flat_hidden(input_ids, *flat) if flat else self._hidden(input_ids)
+
+    def _length(self, length: int) -> int:
+        """The length that rows of this one are filled up to."""
+        return min(bucket(length), max(self._limit, length)) if self._record else length
+
+    def _is_less(self, flat: Flat, input_ids: torch.Tensor) -> bool:
+        rows = self._rows if self._record and self._fill else len(input_ids)
+        width = bucket(flat.tokens) if self._record else flat.tokens
+        padded = rows * self._length(input_ids.shape[1])
+        # once compiled for rows side by side, layers need not be compiled for others
+        return width < padded or (self._tested and width == padded)
+
+    def _filled(self, input_ids: torch.Tensor) -> torch.Tensor:
+        rows, length = input_ids.shape
+        missing = self._rows - rows if self._fill else 0
+        return pad(input_ids, (0, self._length(length) - length, 0, missing))
+
+    def _filled_flat(self, flat: Flat) -> tuple[torch.Tensor, ...]:
+        """With a last row of what fills it up, and empty ones behind, as there are in the largest batch."""
+        width = bucket(flat.tokens)
+        tokens = (pad(each, (0, width - flat.tokens)) for each in flat[:3])
+        return *tokens, pad(flat.ends, (0, self._rows + 2 - len(flat.ends)), value=width)
+
+    def _can_lay_flat(self) -> bool:
+        """Whether rows may stand side by side, which is tried out once."""
+        if self.flat and not self._tested:
+            self._tested = True
+            if reason := self._mixing():
+                self.flat = False
+                self._without("padding_free", reason)
+        return self.flat
+
+    def _mixing(self) -> str | None:
+        device = next(self._model.parameters()).device
+
+        def hidden(flat: Flat) -> torch.Tensor:
+            return self._flat_hidden(*(each.to(device) for each in flat[:4]))
+
+        self._model.eval()
+        try:
+            return mixing(hidden, self._config.vocab_size)
+        except (RuntimeError, TypeError) as error:
+            return str(error).strip().partition("\n")[0]
+        finally:
+            self._model.train()
 
     @contextmanager
     def unrecorded(self) -> Iterator[None]:
@@ -89,16 +154,30 @@ class FastDecoder:
             self._graphs.forget()
 
     def _hidden(self, input_ids: torch.Tensor, attention_mask: torch.Tensor | None = None) -> torch.Tensor:
+        if self._dropout is not None:
+            self._dropout.places = None
         with self._layers.on(self._training()):
             inputs = {"input_ids": input_ids, "attention_mask": attention_mask}
+            return self._decoder(**inputs, use_cache=False).last_hidden_state
+
+    def _flat_hidden(
+        self, input_ids: torch.Tensor, position_ids: torch.Tensor, row_ids: torch.Tensor, ends: torch.Tensor
+    ) -> torch.Tensor:
+        if self._dropout is not None:
+            self._dropout.places = row_ids, position_ids.int()
+        inputs = {"input_ids": input_ids, "position_ids": position_ids, "cu_seq_lens_q": ends}
+        with self._layers.on(self._training(), attention=SIDE_BY_SIDE):
             return self._decoder(**inputs, use_cache=False).last_hidden_state
 
     def _training(self) -> bool:
         return torch.is_grad_enabled() and self._model.training
 
     def _give_up(self, reason: str) -> None:
-        self._record = False
-        self._without("cuda_graphs", reason)
+        """Go without what needs a model of another kind."""
+        for piece, has in (("cuda_graphs", self._record), ("padding_free", self.flat)):
+            if has:
+                self._without(piece, reason)
+        self._record = self.flat = False
 
 
 def trained(model: Any) -> list[torch.nn.Parameter]:

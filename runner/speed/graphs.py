@@ -9,8 +9,10 @@ from typing import Any
 import torch
 from torch import _foreach_add_, _foreach_zero_  # pyright: ignore[reportPrivateImportUsage]
 
-# From token ids [rows, length] to hidden states [rows, length, width].
-Forward = Callable[[torch.Tensor], torch.Tensor]
+# Token ids [rows, length], and what else the decoder is given with them.
+Inputs = tuple[torch.Tensor, ...]
+# To hidden states [rows, length, width].
+Forward = Callable[..., torch.Tensor]
 
 _KEPT = 48  # graphs; the least used one is dropped for another
 
@@ -35,8 +37,8 @@ class Graphs:
         # what autograd sees as the input of every replay: it leads to the backward pass
         self._trigger = torch.zeros((), device=self.device, requires_grad=True)
 
-    def record(self, input_ids: torch.Tensor, key: Hashable = None) -> _Graph:
-        """The graph for batches of the shape of ``input_ids``, recorded if there is none yet.
+    def record(self, inputs: Inputs, key: Hashable = None) -> _Graph:
+        """The graph for batches of the shapes of ``inputs``, recorded if there is none yet.
 
         ``key`` stands for whatever else the forward pass depends on, beside the values of its tensors.
         Raises ``RuntimeError`` where the model does what cannot be recorded; nothing has changed then.
@@ -46,11 +48,11 @@ class Graphs:
             for parameter in self.parameters
         ):  # such as those of layer-wise optimizers, which would wait for gradients that come in another way
             raise RuntimeError("hooks on the gradients of single parameters")
-        return self._find((*input_ids.shape, key), input_ids)
+        return self._find((*(each.shape for each in inputs), key), inputs)
 
-    def replay(self, graph: _Graph, input_ids: torch.Tensor, chosen: torch.Tensor) -> torch.Tensor:
-        """Hidden states [chosen, width] of the ``chosen`` tokens of ``input_ids``, as indices into all."""
-        return _Replay.apply(self._trigger, self, graph, input_ids, chosen)
+    def replay(self, graph: _Graph, inputs: Inputs, chosen: torch.Tensor) -> torch.Tensor:
+        """Hidden states [chosen, width] of the ``chosen`` tokens, as indices into all."""
+        return _Replay.apply(self._trigger, self, graph, inputs, chosen)
 
     def forget(self) -> None:
         """Drop all graphs: the memory that they read has changed place, or is needed."""
@@ -58,19 +60,19 @@ class Graphs:
         self.pool, self.sums = None, []
         torch.cuda.empty_cache()
 
-    def _find(self, key: Hashable, input_ids: torch.Tensor) -> _Graph:
+    def _find(self, key: Hashable, inputs: Inputs) -> _Graph:
         places = [parameter.data_ptr() for parameter in self.parameters]
         if places != self._places:
             self.forget()
             self._places = places
         if key not in self._graphs:
             try:
-                found = _Graph(self, input_ids)
+                found = _Graph(self, inputs)
             except torch.OutOfMemoryError:
                 if not self._graphs:
                     raise
                 self.forget()
-                found = _Graph(self, input_ids)
+                found = _Graph(self, inputs)
             self._graphs[key] = found
             if len(self._graphs) > _KEPT:
                 self._graphs.popitem(last=False)
@@ -96,13 +98,13 @@ class Graphs:
 class _Graph:
     """Forward and backward pass over one shape, recorded."""
 
-    def __init__(self, owner: Graphs, input_ids: torch.Tensor) -> None:
-        self.input_ids = torch.zeros_like(input_ids)
+    def __init__(self, owner: Graphs, inputs: Inputs) -> None:
+        self.inputs = [each.clone() for each in inputs]
         stream = owner.stream
         stream.wait_stream(torch.cuda.current_stream())
         with torch.cuda.stream(stream), _no_cached_casts():
             # compiles, and has every library allocate and choose what it cannot while a graph is recorded
-            hidden = owner.forward(self.input_ids)
+            hidden = owner.forward(*self.inputs)
             self._backward(owner, hidden, torch.zeros_like(hidden))
             del hidden
         torch.cuda.synchronize()
@@ -112,7 +114,7 @@ class _Graph:
         how: dict[str, Any] = {"stream": stream, "capture_error_mode": "thread_local"}
         with _no_cached_casts():
             with torch.cuda.graph(self.forward_pass, pool=owner.pool, **how):
-                hidden = owner.forward(self.input_ids)
+                hidden = owner.forward(*self.inputs)
             owner.pool = owner.pool or self.forward_pass.pool()
             gradient = torch.zeros_like(hidden)
             with torch.cuda.graph(self.backward_pass, pool=owner.pool, **how):
@@ -157,13 +159,14 @@ class _Replay(torch.autograd.Function):
         trigger: torch.Tensor,
         graphs: Graphs,
         graph: _Graph,
-        input_ids: torch.Tensor,
+        inputs: Inputs,
         chosen: torch.Tensor,
     ) -> torch.Tensor:
         graphs.turn += 1
         ctx.graphs, ctx.graph, ctx.turn = graphs, graph, graphs.turn
         ctx.save_for_backward(chosen)
-        graph.input_ids.copy_(input_ids)
+        for place, values in zip(graph.inputs, inputs, strict=True):
+            place.copy_(values)
         graph.forward_pass.replay()
         return graph.hidden.flatten(0, 1).index_select(0, chosen)
 

@@ -7,6 +7,7 @@ from contextlib import ExitStack, contextmanager
 from typing import Any
 
 import torch
+from torch.nn.attention import SDPBackend, sdpa_kernel
 from transformers import AttentionInterface
 from transformers.integrations.sdpa_attention import sdpa_attention_forward
 from transformers.masking_utils import ALL_MASK_ATTENTION_FUNCTIONS
@@ -23,6 +24,15 @@ ROUNDED = {"emulate_precision_casts": True}
 CAUSAL = "causal_without_mask"
 AttentionInterface.register(CAUSAL, sdpa_attention_forward)
 ALL_MASK_ATTENTION_FUNCTIONS.register(CAUSAL, lambda *args, **kwargs: None)
+
+# The fastest first. On an H200, forward and backward pass of 4 x 2048 tokens, 32 heads and 8 for keys, take
+# 1.11 ms with cuDNN 9 and 2.15 ms with the flash kernel, which torch 2.11 would take first.
+_KERNELS = [
+    SDPBackend.CUDNN_ATTENTION,
+    SDPBackend.FLASH_ATTENTION,
+    SDPBackend.EFFICIENT_ATTENTION,
+    SDPBackend.MATH,
+]
 
 _SHAPES = 64  # that layers are compiled for; torch gives up after 8
 
@@ -42,12 +52,15 @@ class FastLayers:
         self.causal = causal_only(model)
 
     @contextmanager
-    def on(self, training: bool) -> Iterator[None]:
+    def on(self, training: bool, attention: str | None = None) -> Iterator[None]:
         """In ``training`` layers are compiled in this block, and where layers are compiled or recorded no
-        attention mask is made, if the model needs none."""
+        attention mask is made, if the model needs none. ``attention`` names another function for it."""
         with ExitStack() as stack:
             if self.causal and training and (self._pieces.compile or self._pieces.cuda_graphs):
-                stack.enter_context(_set(self._config, "_attn_implementation_internal", CAUSAL))
+                attention = attention or CAUSAL
+                stack.enter_context(sdpa_kernel(_KERNELS, set_priority=True))
+            if attention:
+                stack.enter_context(_set(self._config, "_attn_implementation_internal", attention))
             if self._pieces.compile and training:
                 self._compile()
                 stack.enter_context(_compile_settings(self._pieces.activation_memory_budget))

@@ -10,17 +10,14 @@ from dataclasses import dataclass
 from typing import Any
 
 from runner.config.settings import RunConfig, SpeedSettings
-
-# On an H200 with torch 2.11, layers with keyed dropout that were compiled for one length were right, and when
-# compiled again for all lengths gave hidden states 55% off; without dropout they were right to 4e-6.
-NO_DROPOUT = "lora_dropout, which torch compiles wrongly where lengths vary"
+from runner.models.model import Precision
 
 # Checkpoints of single layers look at the random state, which a graph cannot; compiled layers have the memory
 # budget in their place.
 NO_CHECKPOINTS = "trainer.gradient_checkpointing of layers that are not compiled"
 
 # In the order in which a run needs them: without an earlier one there is none of the later ones.
-NAMES = ("chunked_loss", "compile", "cuda_graphs", "async_logging")
+NAMES = ("chunked_loss", "compile", "cuda_graphs", "padding_free", "async_logging")
 
 
 # Called with a piece that a model cannot have, and the reason.
@@ -38,6 +35,7 @@ class Pieces:
     chunked_loss: bool = False
     compile: bool = False
     cuda_graphs: bool = False
+    padding_free: bool = False
     async_logging: bool = False
     activation_memory_budget: float = 1.0
     off: dict[str, str] = dataclasses.field(default_factory=dict)
@@ -69,7 +67,9 @@ class Pieces:
         return dataclasses.replace(self, **dict.fromkeys(_needing(name), False), off=off)
 
 
-def choose_pieces(config: RunConfig, arguments: Any, unsupported_loss: str | None, has_cuda: bool) -> Pieces:
+def choose_pieces(
+    config: RunConfig, arguments: Any, precision: Precision, unsupported_loss: str | None, has_cuda: bool
+) -> Pieces:
     """The pieces of a run, as far as its config says: the model may still lack what one needs.
 
     ``arguments`` are the trainer's, ``unsupported_loss`` is why the loss is the library's, if it is.
@@ -79,9 +79,13 @@ def choose_pieces(config: RunConfig, arguments: Any, unsupported_loss: str | Non
     if budget is None:
         budget = 0.0 if arguments.gradient_checkpointing else 1.0
     found = Pieces(**dict.fromkeys(NAMES, True), activation_memory_budget=budget)
-    for name, reason in _reasons(config, arguments, unsupported_loss, has_cuda):
+    for name, reason in _reasons(config, arguments, precision, unsupported_loss, has_cuda):
         if getattr(found, name):
             found = found.without(name, reason)
+    if arguments.gradient_checkpointing and not found.compile:
+        for name in ("cuda_graphs", "padding_free"):
+            if getattr(found, name):
+                found = found.without(name, NO_CHECKPOINTS)
     return found
 
 
@@ -91,7 +95,7 @@ def _needing(name: str) -> tuple[str, ...]:
 
 
 def _reasons(
-    config: RunConfig, arguments: Any, unsupported_loss: str | None, has_cuda: bool
+    config: RunConfig, arguments: Any, precision: Precision, unsupported_loss: str | None, has_cuda: bool
 ) -> Iterator[tuple[str, str]]:
     """Pieces that a run cannot have or does not want, with the reason; the most general ones first."""
     for name in NAMES:
@@ -106,23 +110,20 @@ def _reasons(
         yield "chunked_loss", f"trainer.loss_type={arguments.loss_type}"
     if config.recipe != "sft":
         yield "async_logging", f"TRL's loss for recipe={config.recipe} reads its metrics in the step"
+        yield "padding_free", f"recipe={config.recipe} has its sequences in pairs"
     if not has_cuda:
         for name in ("compile", "cuda_graphs", "async_logging"):
             yield name, "no CUDA device"
+    elif (precision.autocast or precision.dtype).itemsize > 2:
+        yield "padding_free", "the flash kernel has no precision=fp32"
     if not (shutil.which("gcc") or shutil.which("cc")):
         yield "compile", "no C compiler, which Triton needs"
-    if config.lora.get("lora_dropout"):
-        yield "compile", NO_DROPOUT
     if int(os.environ.get("WORLD_SIZE", "1")) > 1:
         yield "async_logging", "several processes share their losses"
     if arguments.fp16:
         for name in ("cuda_graphs", "async_logging"):
             yield name, "fp16 scales the loss, and waits for it"
-    if arguments.gradient_checkpointing and (
-        config.speed.compile is False or config.lora.get("lora_dropout")
-    ):
-        yield "cuda_graphs", NO_CHECKPOINTS
-    for name in ("compile", "cuda_graphs"):
+    for name in ("compile", "cuda_graphs", "padding_free"):
         yield from ((name, reason) for reason in _not_alone(config, arguments))
 
 

@@ -11,6 +11,7 @@ from torch.autograd.function import once_differentiable
 
 from runner.data.labels import IGNORE
 from runner.speed.decoder import FastDecoder
+from runner.speed.flat import Flat
 from runner.speed.pieces import Pieces, Without
 
 # Logits held at once: on CUDA 256 MiB in bfloat16, elsewhere 32 MiB, which stays near the caches.
@@ -80,12 +81,14 @@ def token_logprobs(
     mean_logits: bool = False,
     decoder: FastDecoder | None = None,
     attention_mask: torch.Tensor | None = None,
+    flat: Flat | None = None,
 ) -> TokenLogprobs:
     """Score the tokens of ``input_ids`` [rows, length] whose label is not ignored; each given its past.
 
     Rows are padded on the right, where a causal model looks at nothing that is labelled: ``attention_mask``
     may be left out. ``places`` are rows and positions of these labels in ``labels[:, 1:]``; to find them on a
-    GPU waits for all its work. ``decoder`` stands for the model's own.
+    GPU waits for all its work. ``decoder`` stands for the model's own, for which ``flat`` are the same rows
+    side by side.
     """
     base = model.get_base_model() if hasattr(model, "get_base_model") else model
     head = base.get_output_embeddings()
@@ -96,7 +99,7 @@ def token_logprobs(
         inputs = {"input_ids": input_ids, "attention_mask": attention_mask}
         hidden = base.base_model(**inputs, use_cache=False).last_hidden_state[places]
     else:
-        hidden = decoder(input_ids, places, attention_mask)
+        hidden = decoder(input_ids, places, attention_mask, flat)
     hidden = hidden.to(mask.device)
     found = _HeadScores.apply(hidden, head.weight, head.bias, targets[places])
     means = (_mean_logits(hidden.detach(), head),) if mean_logits else ()

@@ -154,7 +154,7 @@ def check_training(config: RunConfig, objective: Objective, folder: Path) -> Tra
         arguments=arguments,
         start=start,
         data=config.data,
-        pieces=choose_pieces(config, arguments, unsupported_loss, has_cuda),
+        pieces=choose_pieces(config, arguments, precision, unsupported_loss, has_cuda),
         parents=[adapter_digest(adapter.folder) for adapter in adapters(config)],
         warnings=[*start.notes, *warnings, *template_notes, *stop_warnings, *loading_warnings],
     )

@@ -9,6 +9,7 @@ from trl.trainer.sft_config import SFTConfig
 from trl.trainer.sft_trainer import SFTTrainer
 
 from runner.data.labels import IGNORE
+from runner.speed.flat import Flat, lay_out
 from runner.speed.token_loss import TokenLogprobs, fast_decoder, token_logprobs
 from runner.training.means import labelled
 from runner.training.trainer import GuardedTrainer
@@ -30,7 +31,7 @@ class GuardedSFTTrainer(GuardedTrainer, SFTTrainer):
             self.eval_dataset = _labelled(self.eval_dataset)
         self.decoder = fast_decoder(self.model, self._context.pieces, self._context.without)
         if self.decoder is not None:
-            self.data_collator: Any = WithPlaces(self.data_collator)
+            self.data_collator: Any = WithPlaces(self.data_collator, self.decoder.flat)
 
     def eval_weights(self, inputs: dict[str, Any]) -> dict[str, float]:
         """Loss, entropy and accuracy are means over the labelled tokens."""
@@ -40,14 +41,19 @@ class GuardedSFTTrainer(GuardedTrainer, SFTTrainer):
         self, model: Any, inputs: dict[str, Any], return_outputs: bool = False, num_items_in_batch: Any = None
     ) -> Any:
         """The mean over the labelled tokens of the batch, or of all batches of the optimizer step."""
-        places, tokens = inputs.pop("places", None), inputs.pop("tokens", 0)
+        places, flat, tokens = (inputs.pop(name, None) for name in ("places", "flat", "tokens"))
         if self.decoder is None or return_outputs:
             return super().compute_loss(model, inputs, return_outputs, num_items_in_batch)
         ids, labels = inputs["input_ids"], inputs["labels"]
         with self.accelerator.autocast():
-            mask = inputs["attention_mask"]
             scores = token_logprobs(
-                self.model, ids, labels, tuple(places), decoder=self.decoder, attention_mask=mask
+                self.model,
+                ids,
+                labels,
+                tuple(places),
+                decoder=self.decoder,
+                attention_mask=inputs["attention_mask"],
+                flat=flat and Flat(*flat),
             )
         self._note(scores, tokens)
         count = scores.mask.sum() if num_items_in_batch is None else num_items_in_batch
@@ -67,16 +73,20 @@ class GuardedSFTTrainer(GuardedTrainer, SFTTrainer):
 
 class WithPlaces:
     """A collator's batches with ``places`` [2, labels], rows and positions of ``labels[:, 1:]`` that are not
-    ignored, and ``tokens`` without padding: counted on the host, as it would wait for a GPU."""
+    ignored, ``tokens`` without padding and, if wanted, the rows side by side as ``flat``: found on the host,
+    as it would wait for a GPU."""
 
-    def __init__(self, collator: Any) -> None:
-        self._collator = collator
+    def __init__(self, collator: Any, flat: bool) -> None:
+        self._collator, self._flat = collator, flat
 
     def __call__(self, rows: list[Any]) -> dict[str, Any]:
-        """One tensor a name, and ``tokens``."""
+        """One tensor a name, ``tokens`` and ``flat``."""
         batch = dict(self._collator(rows))
         places = (batch["labels"][:, 1:] != IGNORE).nonzero().T.contiguous()
-        return batch | {"places": places, "tokens": int(batch["attention_mask"].sum())}
+        mask = batch["attention_mask"]
+        flat = lay_out(batch["input_ids"], mask, places) if self._flat else None
+        # the library takes a tuple with names apart
+        return batch | {"places": places, "tokens": int(mask.sum()), "flat": flat and tuple(flat)}
 
 
 def _labelled(packed: Any) -> Any:

@@ -4,6 +4,7 @@ finite, a checkpoint is complete or not there, and a signal ends them between tw
 from __future__ import annotations
 
 import os
+from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -23,6 +24,7 @@ from runner.models.keyed_dropout import key_dropout
 from runner.runs import checkpoint
 from runner.speed.decoder import FastDecoder
 from runner.speed.late_log import LateLog
+from runner.speed.short_walks import short_walks
 from runner.training.callbacks import Places, Report
 from runner.training.context import TrainerContext
 from runner.training.evaluating import EvaluatingTrainer
@@ -108,7 +110,7 @@ class GuardedTrainer(EvaluatingTrainer, Trainer):
     def train(self, *args: Any, **kwargs: Any) -> Any:
         """Train; a signal is answered between two steps."""
         self.resumed.start = kwargs.get("resume_from_checkpoint")
-        with signals.defer_signals():
+        with signals.defer_signals(), short_walks(self.model) if self.decoder else nullcontext():
             result = super().train(*args, **kwargs)
         return result._replace(training_loss=self._mean_loss())
 

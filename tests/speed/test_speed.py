@@ -88,7 +88,7 @@ def test_a_step_that_diverges_is_named_by_a_late_log_too(cli, monkeypatch):
 
 
 def test_what_is_off_is_said_with_its_reason():
-    on = Pieces(True, True, True, True)
+    on = Pieces(chunked_loss=True, compile=True, cuda_graphs=True, async_logging=True)
     assert on.line() == "chunked_loss, compile, cuda_graphs, async_logging"
     less = on.without("compile", "no C compiler")
     assert less.line() == "chunked_loss, cuda_graphs, async_logging; compile off: no C compiler"

@@ -1,0 +1,154 @@
+"""Rows side by side without padding: what a row gives and learns is what it would alone."""
+
+import pytest
+import torch
+from peft import LoraConfig, get_peft_model
+
+from helpers.tiny_model import TINY_MODEL
+from runner.models.keyed_dropout import key_dropout
+from runner.models.model import find_base, load_model
+from runner.speed import decoder as module
+from runner.speed.decoder import FastDecoder
+from runner.speed.flat import lay_out
+from runner.speed.pieces import Pieces
+
+UNEVEN = (
+    "model=tiny",
+    "trainer.precision=fp32",
+    "data.max_rows=60",
+    "data.eval_max_rows=8",
+    "trainer.max_steps=3",
+    "trainer.per_device_train_batch_size=4",
+    "trainer.learning_rate=3e-3",
+    "lora.lora_dropout=0.1",
+    "generation.samples=0",
+    "data.metric=null",
+)
+LENGTHS = (23, 9, 14)
+FLAT = Pieces(chunked_loss=True, padding_free=True)
+
+
+def model(device="cpu", dtype=torch.float32):
+    """With an adapter that has learned something, and drops some of its input."""
+    base = load_model(find_base(TINY_MODEL), None, dtype, seed=0)
+    found = get_peft_model(base, LoraConfig(target_modules="all-linear", lora_dropout=0.2)).to(device)
+    torch.manual_seed(1)
+    for name, parameter in found.named_parameters():
+        if "lora_B" in name:
+            torch.nn.init.normal_(parameter, std=0.05)
+    stream = key_dropout(found, seed=0)
+    assert stream is not None
+    stream.at(3)
+    return found.train()
+
+
+def batch(seed=0, lengths=LENGTHS):
+    """Random rows, padded, their mask, and the places of all tokens."""
+    draw = torch.Generator().manual_seed(seed)
+    ids = torch.randint(1, 250, (len(lengths), max(lengths)), generator=draw)
+    mask = (torch.arange(max(lengths)) < torch.tensor(lengths)[:, None]).long()
+    return ids * mask, mask, mask.nonzero().T
+
+
+def of_row(decoder, found, rows, number, flat=True):
+    """Hidden states of the tokens of one row, and what they give to the adapter."""
+    device = next(found.parameters()).device
+    ids, mask, places = rows
+    laid = lay_out(ids, mask, places) if flat else None
+    moved = laid and type(laid)(*(each.to(device) for each in laid))
+    hidden = decoder(ids.to(device), tuple(places.to(device)), mask.to(device), moved)
+    chosen = hidden[places.to(device)[0] == number].float()
+    weights = torch.linspace(-1, 1, chosen.numel(), device=device).view_as(chosen)
+    trained = [parameter for parameter in found.parameters() if parameter.requires_grad]
+    return chosen.detach(), torch.cat(
+        [each.flatten().float() for each in torch.autograd.grad((chosen * weights).sum(), trained)]
+    )
+
+
+def losses(run):
+    return [line["loss"] for line in run.lines("metrics.jsonl") if "loss" in line]
+
+
+def far(found, expected):
+    """Relative to the norm of what is expected."""
+    return float((found - expected).norm() / expected.norm())
+
+
+def test_a_row_does_not_feel_its_neighbours():
+    found = model()
+    decoder = FastDecoder(found, FLAT)
+    ids, mask, places = batch()
+    others = batch(seed=1)[0] * mask
+    others[1] = ids[1]
+    hidden, gradient = of_row(decoder, found, (ids, mask, places), 1)
+    again, gradient_again = of_row(decoder, found, (others, mask, places), 1)
+    assert torch.equal(hidden, again)
+    assert far(gradient, gradient_again) < 1e-6
+    assert not torch.equal(*(of_row(decoder, found, (rows, mask, places), 0)[0] for rows in (ids, others)))
+
+
+@pytest.mark.parametrize("number", [0, 1, 2])
+def test_a_row_is_what_it_is_with_padding(number):
+    found = model()
+    for ours, padded in zip(
+        of_row(FastDecoder(found, FLAT), found, batch(), number),
+        of_row(FastDecoder(found, Pieces(chunked_loss=True)), found, batch(), number),
+        strict=True,
+    ):
+        assert far(ours, padded) < 1e-5
+
+
+def test_rows_of_one_length_stay_below_each_other(monkeypatch):
+    found = model()
+    decoder = FastDecoder(found, FLAT)
+    monkeypatch.setattr(decoder, "_flat_hidden", lambda *_: pytest.fail("side by side"))
+    of_row(decoder, found, batch(lengths=(12, 12)), 0)
+
+
+@pytest.mark.parametrize(
+    ("broken", "reason"),
+    [
+        ("ends", "the hidden states of a row depend on the rows beside it"),
+        ("positions", "the hidden states of a row depend on its place in the batch"),
+    ],
+)
+def test_a_model_that_mixes_rows_is_found_before_it_trains(cli, monkeypatch, broken, reason):
+    """Models that ignore where rows end, or that number positions themselves."""
+    before = FastDecoder._flat_hidden
+
+    def mixed(self, input_ids, position_ids, row_ids, ends):
+        if broken == "ends":
+            ends = torch.stack([ends[0], ends[-1]])
+        else:
+            position_ids = torch.arange(position_ids.shape[1])[None] ** 2  # RoPE sees only distances
+        return before(self, input_ids, position_ids, row_ids, ends)
+
+    monkeypatch.setattr(module.FastDecoder, "_flat_hidden", mixed)
+    mixing = cli(*UNEVEN, folder="mixing")
+    assert mixing.record["speed"]["off"]["padding_free"] == reason
+    assert any(reason in note for note in mixing.record["notes"])
+    plain = cli(*UNEVEN, "speed=plain", folder="plain")
+    assert losses(mixing) == pytest.approx(losses(plain), abs=1e-5)
+
+
+def test_layers_that_are_computed_again_have_padding(cli):
+    run = cli(*UNEVEN, "trainer.gradient_checkpointing=true", folder="again")
+    assert "gradient_checkpointing" in run.record["speed"]["off"]["padding_free"]
+    plain = cli(*UNEVEN, "speed=plain", folder="plain")
+    assert losses(run) == pytest.approx(losses(plain), abs=1e-5)
+
+
+@pytest.mark.gpu
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs CUDA")
+@pytest.mark.parametrize("recorded", [False, True])
+def test_a_row_on_cuda_is_what_it_is_with_padding(recorded):
+    """By the flash kernel, within the rounding of bfloat16; recorded ones fill their last row up."""
+    found = model("cuda", torch.bfloat16)
+    pieces = Pieces(chunked_loss=True, padding_free=True, cuda_graphs=recorded)
+    flat, padded = FastDecoder(found, pieces), FastDecoder(found, Pieces(chunked_loss=True))
+    for number in range(len(LENGTHS)):
+        expected = of_row(padded, found, batch(), number, flat=False)
+        ours = of_row(flat, found, batch(), number)
+        assert far(ours[0], expected[0]) < 0.03
+        if not recorded:  # whose gradients are the parameters' own sums
+            assert far(ours[1], expected[1]) < 0.05
