@@ -109,6 +109,7 @@ def check_adapters(base: Base, found: list[Adapter], classes: list[str] | None =
         try:
             notes += _unknown_keys(adapter, read_config(adapter))
             issues += unbounded_patterns(_where(adapter), adapter.config, names)
+            notes += _repeated_layers(adapter, alone=len(found) == 1)
             notes += [*_check_file(adapter), *_other_template(adapter, base.tokenizer.chat_template)]
         except ConfigError as error:
             issues += error.issues
@@ -163,6 +164,20 @@ def _check_file(adapter: Adapter) -> list[str]:
     if last and all(".lora_" in name for name in tensors) and not any(value.any() for value in last):
         return [f"{adapter.folder}: changes nothing, as every lora_B is zero, as before training"]
     return []
+
+
+def _repeated_layers(adapter: Adapter, alone: bool) -> list[str]:
+    """A warning where an adapter repeats layers of its base, which all that is on that base then has.
+
+    Raises ``ConfigError`` where other adapters are on it.
+    """
+    if not adapter.config.get("layer_replication"):
+        return []
+    message = "repeats layers of the base (layer_replication)"
+    if not alone:
+        hint = "one run for each adapter"
+        raise ConfigError(Issue(_where(adapter), f"{message}, under the other adapters too", hint))
+    return [f"{adapter.folder}: {message}: what is scored as the base has them repeated too"]
 
 
 def _other_template(adapter: Adapter, used: str | None) -> list[str]:

@@ -154,6 +154,16 @@ def test_an_adapter_with_another_template_is_said(alone):
     assert f"template.chat_template={alone}/chat_template.jinja uses it" in note
 
 
+def test_an_adapter_that_repeats_layers_is_said_and_refused_beside_others(alone, tmp_path):
+    other = Path(shutil.copytree(alone, tmp_path / "other"))
+    values(layer_replication=[[0, 2]])(alone)
+    found = [find_adapter(str(folder)) for folder in (alone, other)]
+    (note,) = check_adapters(find_base(BASE), found[:1])
+    assert "what is scored as the base has them repeated too" in note
+    with pytest.raises(ConfigError, match="under the other adapters too"):
+        check_adapters(find_base(BASE), found)
+
+
 DRAWN = ("model=tiny", "trainer.precision=fp32")
 
 
