@@ -196,6 +196,7 @@ _SAYS = {  # which warnings tell of a loss of which kind
     "argument": ("tool calls", "arguments", "not trained on"),
     "tools": ("tools left out",),
     "answer": ("tokenised apart",),
+    "delimiters": ("the template's own",),
 }
 
 
@@ -221,7 +222,24 @@ def of_prompt(oracle: Oracle, index: int, spans: list[Any]) -> tuple[list[str], 
     row, coded, start, end = fits[0]
     served = oracle.tokenizer(row.text[:start], add_special_tokens=False)["input_ids"]
     lost = [f"answer {index} shares a token with its prompt"] * (coded.input_ids[: len(served)] != served)
-    return list(_of_answer(oracle, index, prompt, row.text[start:end])) if generates else [], lost
+    wrong = list(_of_answer(oracle, index, prompt, row.text[start:end])) if generates else []
+    other = _reasoning_in_key(oracle, index) if wrong else None
+    if other and not list(_of_answer(other, index, prompt, row.text[start:end])):
+        return [], [*lost, f"delimiters of the reasoning of answer {index}"]
+    return wrong, lost
+
+
+def _reasoning_in_key(oracle: Oracle, index: int) -> Oracle | None:
+    """The same row with the reasoning of an answer's words in a key of its own, where it has any."""
+    message = oracle.messages[index]
+    text = message["content"]
+    if not isinstance(text, str) or "</think>" not in text:
+        return None
+    reasoning, _, words = text.partition("</think>")
+    thought = reasoning.replace("<think>", "").strip()
+    made = {**message, "content": words.strip(), "reasoning_content": thought}
+    messages = [*oracle.messages[:index], made, *oracle.messages[index + 1 :]]
+    return Oracle(oracle.tokenizer, messages, oracle.tools, oracle.kwargs)
 
 
 def _of_answer(oracle: Oracle, index: int, prompt: str, span: str) -> Iterator[str]:

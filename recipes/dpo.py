@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping
 from typing import Any
 
+from runner.config.loss_rules import zero_beta
 from runner.config.objective import Objective
 
 # The losses built on the difference of two rewards, in which another divergence can take the place of the KL.
@@ -26,6 +27,17 @@ def _packed() -> Any:
 def _check(trainer: Mapping[str, Any]) -> Iterator[tuple[str, str, str]]:
     given = trainer.get("loss_type")
     losses = given if isinstance(given, list) else [given] if given else []
+    yield from zero_beta(trainer, (name for name in losses if name != "sft"))
+    smoothing = trainer.get("label_smoothing")
+    if "robust" in losses and isinstance(smoothing, (int, float)) and smoothing >= 0.5:
+        message = f"trainer.label_smoothing={smoothing}: half of the labels and more would be wrong"
+        yield "trainer.label_smoothing", message, "loss_type=robust: at least 0 and below 0.5"
+    if trainer.get("use_weighting") and (sorting := [name for name in losses if name.startswith("aot")]):
+        message = f"trainer.use_weighting weighs pairs, which the loss {sorting[0]} takes apart"
+        yield "trainer.use_weighting", message, "another loss, or leave it out"
+    if trainer.get("padding_free"):
+        message = "trainer.padding_free: TRL's DPOTrainer pads all the same"
+        yield "trainer.padding_free", message, "leave it out"
     if "exo_pair" in losses and not trainer.get("label_smoothing"):
         message = "trainer.loss_type=exo_pair needs trainer.label_smoothing above 0"
         yield "trainer.loss_type", message, "its paper recommends 1e-3"

@@ -33,7 +33,13 @@ from runner.sweep import Handle
 
 
 def main(argv: list[str] | None = None) -> int:
-    """Run one command line and return its exit code (see ``ExitCode``)."""
+    """Run one command line and return its exit code (see ``ExitCode``).
+
+    Without ``argv`` it is the process's own, as of ``python -m runner`` and of the installed ``runner``: an
+    error that nobody catches is then printed without secrets.
+    """
+    if argv is None:
+        mask_uncaught()
     typed = sys.argv[1:] if argv is None else argv
     command = run_config.parse(typed, OBJECTIVES)
     try:
@@ -136,5 +142,4 @@ def _hydra_argv(argv: list[str]) -> Iterator[None]:
 
 
 if __name__ == "__main__":
-    mask_uncaught()
     sys.exit(main())

@@ -18,6 +18,7 @@ from runner.config.path_rules import ROWS_HINT
 from runner.config.settings import RunConfig
 from runner.core.atomic import json_text, sha256_of, sha256_of_file
 from runner.core.errors import ConfigError, Issue
+from runner.core.file_kinds import no_files
 from runner.core.paths import SWEEP_FILE
 from runner.core.process.folder_lock import holder
 from runner.core.yaml_reader import parse_yaml
@@ -137,7 +138,7 @@ def find_adapter(path: str) -> Adapter:
 
 def _check_readable(adapter: Adapter) -> None:
     """Raises ``ConfigError`` with each of the files around an adapter that is damaged."""
-    issues: list[Issue] = []
+    issues = list(no_files(adapter.folder, ("*.json", "adapter_model.*")))
     for name in ("config", "base", "sections", "record"):
         try:
             values = getattr(adapter, name)

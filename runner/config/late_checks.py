@@ -49,11 +49,14 @@ def check_library_values(
 
 
 def _number(field: Field, value: Any) -> Iterator[tuple[str, str]]:
+    if isinstance(value, list):
+        for item in value:
+            yield from _number(field, item)
     if isinstance(value, bool) or not isinstance(value, (int, float)):
         return
     if not math.isfinite(value):
         yield f"{value} is not a number to compute with", ""
-    elif value < 0 and not field.negative and field.types & {"int", "float"}:
+    elif value < 0 and not field.negative and (field.types | field.items) & {"int", "float"}:
         yield f"{value} is below zero", "at least 0, where 0 mostly means none"
 
 

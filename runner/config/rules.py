@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from runner.config import path_rules
+from runner.config.loss_rules import check_losses, check_reference
 from runner.config.origins import Origins
 from runner.config.patterns import check_patterns
 from runner.config.targets import FP8
@@ -36,6 +37,7 @@ CHOICES = {
         "max-autotune",
         "max-autotune-no-cudagraphs",
     ),
+    "trainer.pad_to_multiple_of": ("auto",),
     "trainer.f_divergence_type": ("reverse_kl", "forward_kl", "js_divergence", "alpha_divergence"),
     "quantization.bnb_4bit_quant_type": ("nf4", "fp4"),
     "quantization.bnb_4bit_compute_dtype": ("float32", "bfloat16", "float16"),
@@ -120,7 +122,14 @@ RANGES = {
     "trainer.dataloader_prefetch_factor": Range(1, 1024),
     "trainer.dataset_num_proc": Range(1, 256),
     "trainer.max_length": _COUNT,
+    "trainer.pad_to_multiple_of": Range(1, 2**16),
     "trainer.beta": _NOT_NEGATIVE,
+    "trainer.label_smoothing": _SHARE,
+    "trainer.ld_alpha": _SHARE,
+    "trainer.discopop_tau": _POSITIVE,
+    "trainer.precompute_ref_batch_size": _COUNT,
+    "trainer.ref_model_mixup_alpha": Range(0, 1, above=True),
+    "trainer.ref_model_sync_steps": _COUNT,
 }
 
 
@@ -276,6 +285,8 @@ _CHECKS: tuple[Callable[[Values, Origins], Iterator[Issue]], ...] = (
     _check_evaluation,
     _check_trainer,
     check_idle,
+    check_losses,
+    check_reference,
     check_patterns,
     path_rules.check_paths,
     read_template,

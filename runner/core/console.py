@@ -37,6 +37,9 @@ def discard(stream: IO[str]) -> None:
     os.close(nowhere)
 
 
+_LONGEST = 4000  # characters of one message on the terminal
+
+
 out = _Terminal(highlight=False, soft_wrap=True)
 err = _Terminal(stderr=True, highlight=False, soft_wrap=True)
 
@@ -63,9 +66,16 @@ def config_errors(issues: Iterable[Issue]) -> None:
     issues = list(issues)
     err.print(f"[bold red]{len(issues)} config error{'s' * (len(issues) != 1)}[/], nothing was loaded:")
     for issue in issues:
-        err.print(f"  [bold]{escape(issue.where)}[/]: {escape(issue.message)}")
-        if issue.hint:
-            err.print(f"      [green]{escape(issue.hint)}[/]")
+        where, message, hint = (_bounded(text) for text in (issue.where, issue.message, issue.hint))
+        err.print(f"  [bold]{escape(where)}[/]: {escape(message)}")
+        if hint:
+            err.print(f"      [green]{escape(hint)}[/]")
+
+
+def _bounded(text: str) -> str:
+    """A text without its middle where it is very long, as a name of a million letters in a file makes it."""
+    left_out, half = len(text) - _LONGEST, _LONGEST // 2
+    return text if left_out <= 0 else f"{text[:half]} ... {left_out:,} more ... {text[-half:]}"
 
 
 def failed(message: str, folder: Path, details: bool = False) -> None:

@@ -9,7 +9,15 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 from runner.config.objective import Kind
-from runner.data.messages import has_content, is_trained, messages_of, new_message, system_turn, text_of
+from runner.data.messages import (
+    has_content,
+    is_trained,
+    messages_of,
+    new_message,
+    shows_something,
+    system_turn,
+    text_of,
+)
 from runner.data.rows.calls import tools_of
 from runner.data.rows.joining import joined, repeats, without_prompt
 from runner.data.rows.labels import class_of, liked
@@ -49,7 +57,9 @@ class Example:
     @property
     def empty(self) -> bool:
         """Whether the last answer is empty."""
-        return not self.answer.strip() if self.text is not None else not has_content(self.messages[-1])
+        if self.text is not None:
+            return not shows_something(self.answer)
+        return not has_content(self.messages[-1])
 
 
 def to_example(

@@ -8,6 +8,7 @@ masks it; any message the keys ``name``, ``tool_call_id``, ``reasoning_content``
 from __future__ import annotations
 
 import re
+import unicodedata
 from difflib import get_close_matches
 from typing import Any
 
@@ -41,12 +42,19 @@ ROLES = {
 # Further keys of a message; chat templates read them under the same names. All but the id are text.
 _EXTRAS = ("name", "tool_call_id", "reasoning_content", "thinking")
 _BEGINS = re.compile(r"\s*(\[\s*)?\{\s*\"(role|from|content|value)\"")
+_UNSEEN = {"Cc", "Cf", "Zl", "Zp", "Zs"}  # Unicode's categories of control, format and space
 _READ = {"role", "from", "content", "value", "tool_calls", "function_call", *_EXTRAS}
 
 
 def has_content(message: Message) -> bool:
     """Whether a message has text or calls a tool."""
-    return bool(message["content"].strip() or message.get("tool_calls"))
+    return bool(shows_something(message["content"]) or message.get("tool_calls"))
+
+
+def shows_something(text: str) -> bool:
+    """Whether any character of a text can be seen: spaces, joiners, marks of direction cannot."""
+    text = text.strip()
+    return text[:1].isalnum() or any(unicodedata.category(each) not in _UNSEEN for each in text)
 
 
 def is_trained(message: Message) -> bool:

@@ -6,15 +6,18 @@ That one form serves a share, a corpus BLEU and a held-out loss, and is what res
 from __future__ import annotations
 
 import json
+import math
 import sys
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from importlib.util import module_from_spec, spec_from_file_location
+from inspect import signature
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
+from runner.core.errors import RunnerError
 from runner.core.metric_names import find_metric
 from runner.core.scripts import bleu_tokenizer, has_spaces, words
 
@@ -116,8 +119,8 @@ def measure(name: str, answers: Sequence[str], expected: Sequence[str]) -> Measu
     scorer: Any = BLEU(tokenize=bleu_tokenizer(expected), effective_order=True) if bleu else CHRF()
     # the statistics that sacrebleu itself resamples; its public functions give only the score of them all
     rows = np.array(scorer._extract_corpus_statistics(list(answers), [list(expected)]))
-    signature = str(scorer.get_signature())
-    return Measure(name, rows, lambda sums: scorer._compute_score_from_stats(sums.tolist()).score, signature)
+    signed = str(scorer.get_signature())
+    return Measure(name, rows, lambda sums: scorer._compute_score_from_stats(sums.tolist()).score, signed)
 
 
 def mean_of(
@@ -134,15 +137,48 @@ def ratio(name: str, rows: Sequence[tuple[float, float]]) -> Measure:
 
 
 def load_function(place: str) -> Callable[[str, str], float]:
-    """The function that ``FILE.py:NAME`` names; running the file is intended."""
+    """The function that ``FILE.py:NAME`` names; running the file is intended.
+
+    Raises ``TypeError`` where it does not take an answer and what is expected, ``RuntimeError`` where the
+    file ends the process, and whatever else the file raises.
+    """
     file, _, name = place.rpartition(":")
     spec = spec_from_file_location("runner_user_metric", Path(file).expanduser())
     assert spec is not None
     assert spec.loader is not None
     module = module_from_spec(spec)
     sys.modules[spec.name] = module
-    spec.loader.exec_module(module)
-    return getattr(module, name)
+    try:
+        spec.loader.exec_module(module)
+    except SystemExit as error:
+        raise RuntimeError(f"it ends the process with {error.code!r}") from error
+    function = getattr(module, name)
+    signature(function).bind("answer", "expected")
+    return _scored(place, function)
+
+
+def _scored(place: str, function: Callable[[str, str], Any]) -> Callable[[str, str], float]:
+    """A function of the user's own whose value is a number; raises ``RunnerError`` for any other."""
+
+    def score(answer: str, expected: str) -> float:
+        try:
+            value = function(answer, expected)
+        except SystemExit as error:  # its code would be taken for that of the run
+            raise RunnerError(f"{where} ends the process with {error.code!r}") from error
+        number = _number(value)
+        if not math.isfinite(number):
+            raise RunnerError(f"{where} gives {value!r:.80}, not a number, for {answer!r:.80}")
+        return number
+
+    where = f"evaluate.function={place}"
+    return score
+
+
+def _number(value: Any) -> float:
+    try:
+        return math.nan if isinstance(value, str) else float(value)
+    except (TypeError, ValueError):
+        return math.nan
 
 
 def _common_subsequence(first: list[str], second: list[str]) -> int:

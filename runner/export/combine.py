@@ -112,8 +112,11 @@ def _setting_issues(merge: MergeSettings, count: int) -> Iterator[Issue]:
         if len(merge.weights) != count:
             message = f"{len(merge.weights)} weights for {count} adapter{'s' * (count != 1)}"
             yield Issue(where, message, "one weight for each adapter, in the same order")
-        if not all(isinstance(weight, (int, float)) for weight in merge.weights):
+        numbers = [each for each in merge.weights if type(each) in (int, float) and math.isfinite(each)]
+        if len(numbers) < len(merge.weights):
             yield Issue(where, "a weight is not a number", "'merge.weights=[0.7,0.3]'")
+        elif not any(numbers):
+            yield Issue(where, "with every weight at 0 the base would be left", "'merge.weights=[0.7,0.3]'")
     if count == 1 and kind != "linear":
         message = "one adapter alone cannot be combined"
         yield Issue(f"merge.combination_type={kind}", message, "several: 'adapter=[A,B]'")

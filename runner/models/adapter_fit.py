@@ -109,7 +109,8 @@ def check_adapters(base: Base, found: list[Adapter], classes: list[str] | None =
         try:
             notes += _unknown_keys(adapter, read_config(adapter))
             issues += unbounded_patterns(_where(adapter), adapter.config, names)
-            _check_file(adapter)
+            notes += _repeated_layers(adapter, alone=len(found) == 1)
+            notes += [*_check_file(adapter), *_other_template(adapter, base.tokenizer.chat_template)]
         except ConfigError as error:
             issues += error.issues
     if issues:
@@ -142,14 +143,56 @@ def _tried(adapter: Adapter, remote: bool) -> bool:
     return not remote and (not isinstance(init, str) or init in _PLAIN_INITS)
 
 
-def _check_file(adapter: Adapter) -> None:
-    """The adapter's weights are there, readable and finite. Raises ``ConfigError``."""
+def _check_file(adapter: Adapter) -> list[str]:
+    """The adapter's weights are there, readable, numbers with fractions and finite.
+
+    Returns a warning where all of them are zero. Raises ``ConfigError``.
+    """
     import torch
 
-    broken = [name for name, value in _tensors(adapter).items() if not torch.isfinite(value).all()]
+    tensors = _tensors(adapter)
+    if whole := [name for name, value in tensors.items() if not value.is_floating_point()]:
+        message = f"{len(whole)} of its tensors hold {_dtype(tensors[whole[0]])}, {whole[0]} first"
+        raise ConfigError(Issue(_where(adapter), message, "PEFT saves weights as floats: save it again"))
+    broken = [name for name, value in tensors.items() if not torch.isfinite(value).all()]
     if broken:
         message = f"{len(broken)} of its tensors hold NaN or infinity, {broken[0]} first"
         raise ConfigError(Issue(_where(adapter), message, "the training that made it has diverged"))
+    last = [
+        value for name, value in tensors.items() if ".lora_B." in name
+    ]  # as they are drawn, these are zero
+    if last and all(".lora_" in name for name in tensors) and not any(value.any() for value in last):
+        return [f"{adapter.folder}: changes nothing, as every lora_B is zero, as before training"]
+    return []
+
+
+def _repeated_layers(adapter: Adapter, alone: bool) -> list[str]:
+    """A warning where an adapter repeats layers of its base, which all that is on that base then has.
+
+    Raises ``ConfigError`` where other adapters are on it.
+    """
+    if not adapter.config.get("layer_replication"):
+        return []
+    message = "repeats layers of the base (layer_replication)"
+    if not alone:
+        hint = "one run for each adapter"
+        raise ConfigError(Issue(_where(adapter), f"{message}, under the other adapters too", hint))
+    return [f"{adapter.folder}: {message}: what is scored as the base has them repeated too"]
+
+
+def _other_template(adapter: Adapter, used: str | None) -> list[str]:
+    """A warning where an adapter comes with another chat template than the one that is used with it."""
+    file = adapter.folder / "chat_template.jinja"
+    if not used or not file.is_file():
+        return []
+    if file.read_text(encoding="utf-8", errors="replace").strip() == used.strip():
+        return []
+    hint = f"template.chat_template={file} uses it"
+    return [f"{adapter.folder}: its chat_template.jinja is not the template that is used; {hint}"]
+
+
+def _dtype(tensor: Any) -> str:
+    return str(tensor.dtype).removeprefix("torch.")
 
 
 def _tensors(adapter: Adapter) -> dict[str, Any]:

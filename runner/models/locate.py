@@ -22,6 +22,7 @@ from pickle import UnpicklingError
 
 from runner.core.atomic import sha256_of_file
 from runner.core.errors import ConfigError, Issue, RunnerError, nearest
+from runner.core.file_kinds import no_files
 from runner.models.gguf_import import convert_once, digests_of, is_whole
 from runner.models.hub import PATIENCE, missing_files, offline, shards, snapshot
 
@@ -94,6 +95,8 @@ def _check_folder(folder: Path) -> None:
     if outside := sorted(name for name in shards(folder) if Path(name).name != name):
         message = f"the index of {folder} names a file outside of it: {outside[0]}"
         raise ConfigError(Issue("model.path", message, "the files of a model stand side by side"))
+    if issues := list(no_files(folder, ("*.json", "*.safetensors", "*.bin", "*.model", "*.txt", "*.jinja"))):
+        raise ConfigError(issues)
     missing = missing_files(folder)
     if not missing:
         return

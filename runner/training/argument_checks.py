@@ -58,6 +58,20 @@ def check_optimizer(config: RunConfig, arguments: Any, modules: Mapping[str, boo
         yield Issue("trainer.lr_scheduler_kwargs", f"lr_scheduler_type={name}: {_first_line(error)}", hint)
 
 
+def check_placed(arguments: Any, model_config: Any, has_cuda: bool) -> Iterator[Issue]:
+    """An issue for an argument that needs a model or a device that this is not.
+
+    TRL's trainers raise these when they are made, of the loaded model.
+    """
+    weight = getattr(arguments, "router_aux_loss_coef", None)
+    if weight and not hasattr(model_config.get_text_config(), "output_router_logits"):
+        key, name = "trainer.router_aux_loss_coef", type(model_config).__name__
+        yield Issue(key, f"{key}={weight:g}: {name} is no mixture of experts", "leave it out")
+    if getattr(arguments, "activation_offloading", None) and not has_cuda:
+        key = "trainer.activation_offloading"
+        yield Issue(key, f"{key} moves activations from a CUDA device, and there is none", "leave it out")
+
+
 def _unread(arguments: Any, shape: Any, options: dict[str, Any]) -> Iterator[Issue]:
     """An issue for each of ``optim_args`` without which the optimizer would be the same."""
     given = [item.strip() for item in (arguments.optim_args or "").split(",") if item.strip()]

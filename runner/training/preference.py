@@ -21,11 +21,17 @@ class PaddedRows:
 
     Each prefix in ``groups`` names the columns ``{prefix}input_ids`` and ``{prefix}labels`` of a sequence; a
     group of several is one batch, the sequences of the first prefix before those of the second. ``kept`` are
-    columns that become a tensor of one value a row.
+    columns that become a tensor of one value a row. Lengths are padded to a multiple of ``multiple``.
     """
 
-    def __init__(self, pad_token_id: int, groups: dict[str, tuple[str, ...]], kept: tuple[str, ...]) -> None:
-        self._pad, self._groups, self._kept = pad_token_id, groups, kept
+    def __init__(
+        self,
+        pad_token_id: int,
+        groups: dict[str, tuple[str, ...]],
+        kept: tuple[str, ...],
+        multiple: int | None = None,
+    ) -> None:
+        self._pad, self._groups, self._kept, self._multiple = pad_token_id, groups, kept, multiple or 1
 
     def __call__(self, rows: Rows) -> dict[str, torch.Tensor]:
         """``input_ids``, ``attention_mask`` and ``completion_mask`` of each group, padded on the right."""
@@ -37,10 +43,14 @@ class PaddedRows:
                 [torch.as_tensor(row[f"{prefix}{column}"]) for prefix in prefixes for row in rows]
                 for column in ("input_ids", "labels")
             )
-            batch[f"{name}input_ids"] = pad_sequence(ids, batch_first=True, padding_value=self._pad)
-            batch[f"{name}attention_mask"] = _padded([torch.ones_like(row) for row in ids])
-            batch[f"{name}completion_mask"] = _padded([(row != IGNORE).long() for row in labels])
+            batch[f"{name}input_ids"] = self._padded(ids, self._pad)
+            batch[f"{name}attention_mask"] = self._padded([torch.ones_like(row) for row in ids])
+            batch[f"{name}completion_mask"] = self._padded([(row != IGNORE).long() for row in labels])
         return batch | {key: torch.tensor([row[key] for row in rows]) for key in self._kept if key in rows[0]}
+
+    def _padded(self, rows: list[torch.Tensor], value: int = 0) -> torch.Tensor:
+        padded = pad_sequence(rows, batch_first=True, padding_value=value)
+        return torch.nn.functional.pad(padded, (0, -padded.shape[1] % self._multiple), value=value)
 
 
 class ReferenceTrainer(GuardedTrainer):
@@ -63,7 +73,7 @@ class ReferenceTrainer(GuardedTrainer):
             tokenizer,
             datasets,
             context,
-            data_collator=PaddedRows(tokenizer.pad_token_id, self.groups, self.kept),
+            data_collator=PaddedRows(tokenizer.pad_token_id, self.groups, self.kept, args.pad_to_multiple_of),
             ref_model=copy.deepcopy(model) if whole and not args.precompute_ref_log_probs else None,
         )
         # TRL copies any adapter; a fresh one changes nothing, and without it the reference pass is cheaper
@@ -78,7 +88,3 @@ class ReferenceTrainer(GuardedTrainer):
         prefixes = [prefix for group in self.groups.values() for prefix in group]
         columns = [f"{prefix}{name}" for prefix in prefixes for name in ("input_ids", "labels")]
         self._signature_columns = [*columns, *self.kept]
-
-
-def _padded(rows: list[torch.Tensor]) -> torch.Tensor:
-    return pad_sequence(rows, batch_first=True)

@@ -35,7 +35,7 @@ from runner.runs.parents import adapter_digest
 from runner.runs.resume import Start, find_start
 from runner.runs.run_folder import RunFolder
 from runner.speed.pieces import Pieces, choose_pieces
-from runner.training.argument_checks import check_optimizer
+from runner.training.argument_checks import check_optimizer, check_placed
 
 # Schedules of transformers that take no warmup.
 _WITHOUT_WARMUP = ("constant", "reduce_lr_on_plateau", "greedy")
@@ -136,6 +136,8 @@ def check_training(config: RunConfig, objective: Objective, folder: Path) -> Tra
     max_length = row_limit(config, base.config)
     has_cuda = device().type == "cuda"
     arguments, warnings = training_arguments(config, precision, folder, has_cuda)
+    if issues := list(check_placed(arguments, base.config, has_cuda)):
+        raise ConfigError(issues)
     classes = ["score"] if objective.task_type == "SEQ_CLS" else None  # new, of any size
     if config.adapter:
         classes = adapters(config)[0].base.get("classes")

@@ -207,6 +207,7 @@ def test_fields_of_every_section_need_no_plus():
         "trainer.adam_beta2=0.95",
         "trainer.neftune_noise_alpha=5",
         "trainer.lr_scheduler_kwargs={num_cycles: 2}",
+        "trainer.packing=true",
         "trainer.packing_strategy=wrapped",
         "data.columns.question=instruction",
         "data.min_chars=2",

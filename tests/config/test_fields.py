@@ -67,7 +67,8 @@ def test_a_class_that_the_package_does_not_export_is_refused():
 def test_rules_are_about_fields_that_exist():
     usual = dict(zip(ALLOWED_TARGETS, ("peft.LoraConfig", "transformers.BitsAndBytesConfig"), strict=False))
     known = {"seed", "lora.num_virtual_tokens"}  # the last belongs to another class
-    known |= {f"trainer.{name}" for name in known_fields("trainer", "trl.DPOConfig")}
+    for target in ("trl.DPOConfig", "trl.experimental.orpo.ORPOConfig"):
+        known |= {f"trainer.{name}" for name in known_fields("trainer", target)}
     for section in (*OWN_SECTIONS, "lora", "quantization", "trainer"):
         target = {**usual, "trainer": "trl.SFTConfig"}.get(section)
         known |= {f"{section}.{name}" for name in known_fields(section, target)}

@@ -104,6 +104,36 @@ def test_the_words_keep_one_beginning_behind_a_closing() -> None:
     assert rendered(template, user(), answer())[0] == [["</think><turn>So.<|im_end|>"]]
 
 
+# The prompt opens a block of the template's own, and the words keep a block of another family, as Cohere's.
+OTHER_BLOCK = (
+    reads_reasoning("<|START_THINKING|>", "<|END_THINKING|>")
+    .replace(
+        "{{ m.content }}<|im_end|>",
+        "<turn>{{ m.content }}{% if m.tool_calls %}[look Rome]{% endif %}<|im_end|>",
+    )
+    .replace("assistant\n{% endif", "assistant\n<|START_THINKING|>{% endif")
+)
+MOVED = "reasoning moved from its row's delimiters into the template's own"
+
+
+@pytest.mark.parametrize(
+    ("row", "span", "warnings"),
+    [
+        (answer("<think>\nHm.\n</think>\n\nSo."), "Hm.<|END_THINKING|><turn>So.<|im_end|>", [MOVED]),
+        (answer("<think>\n\n</think>\n\nSo."), "<|END_THINKING|><turn>So.<|im_end|>", []),
+        (answer(reasoning_content="Hm."), "Hm.<|END_THINKING|><turn>So.<|im_end|>", []),
+        (
+            answer("<think>\nHm.\n</think>", tool_calls=[CALL]),
+            "Hm.<|END_THINKING|><turn>[look Rome]<|im_end|>",
+            ["arguments of tool calls left out by the template", MOVED],
+        ),
+    ],
+)
+def test_reasoning_in_the_delimiters_of_another_family_is_moved_and_said(row, span, warnings) -> None:
+    spans, said = rendered(OTHER_BLOCK, user(), row)
+    assert (spans, said) == ([[span]], warnings)
+
+
 def test_reasoning_that_the_template_leaves_out_is_said() -> None:
     spans, warnings = rendered(CHATML, user(), answer(reasoning_content="Hm."))
     assert (spans, warnings) == ([["So.<|im_end|>"]], ["reasoning left out by the template"])

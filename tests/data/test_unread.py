@@ -178,6 +178,8 @@ def test_media_is_counted(tmp_path: Path) -> None:
         ({"text": "x", "label": "NaN"}, "classification", "a text that is only nan, None or null"),
         ({"prompt": "a", "chosen": "b", "rejected": "None"}, "preference", "a text that is only nan, None"),
         ({"prompt": "a", "completion": "caf\ufffd"}, "completion", "the replacement character U+FFFD"),
+        ({"prompt": "a", "completion": "\x1b[31mred"}, "completion", "control characters"),
+        ({"prompt": "a", "completion": "b\x00c"}, "completion", "control characters"),
         (chat(USER, answer("caf\u00c3\u00a9")), "completion", "characters like 'Ã©'"),
         (chat(USER, answer(reasoning_content="\u00e2\u20ac\u0153x")), "completion", "characters like 'Ã©'"),
         (

@@ -220,6 +220,23 @@ def test_a_function_that_fails_on_a_row_fails_the_run(cli):
     assert "no such row" in run.record["error"]["message"]
 
 
+@pytest.mark.parametrize(
+    ("body", "said"),
+    [
+        ("return 'x'", "gives 'x', not a number"),
+        ("return float('nan')", "gives nan, not a number"),
+        ("return None", "gives None, not a number"),
+        ("return [1]", "gives [1], not a number"),
+        ("sys.exit(3)", "ends the process with 3"),
+    ],
+)
+def test_a_function_that_gives_no_number_fails_the_run_by_its_name(cli, body, said):
+    Path("own.py").write_text(f"import sys\ndef bad(answer, expected):\n    {body}\n")
+    run = cli(*ALONE, "evaluate.function=own.py:bad")
+    assert run.code == 1
+    assert f"evaluate.function=own.py:bad {said}" in run.record["error"]["message"]
+
+
 MISTAKES = [
     (["evaluate.metrics=[blue,exact_match]"], ["'blue' is not a metric", "'bleu'"]),
     (["evaluate.metrics=[3]"], ["3 is not a metric"]),
@@ -229,6 +246,8 @@ MISTAKES = [
     (["evaluate.function=own.py:haff"], ["own.py defines no 'haff'", "'half'"]),
     (["evaluate.function=own.py:bleu"], ["bleu is the name of another score"]),
     (["evaluate.function=broken.py:half"], ["broken.py is not Python"]),
+    (["evaluate.function=own.py:third"], ["running the file fails: TypeError", "'more'"]),
+    (["evaluate.function=ends.py:half"], ["it ends the process with 'bye'"]),
     (["evaluate.function=needs.py:half"], ["running the file fails", "no_such_package"]),
     (["evaluate.metrics=[blue]", "evaluate.function=own.py:haff"], ["2 config errors"]),
     (["evaluate.confidence=95"], ["evaluate.confidence"]),
@@ -238,7 +257,11 @@ MISTAKES = [
 
 @pytest.mark.parametrize(("words", "said"), MISTAKES)
 def test_mistakes_are_refused_before_anything_is_loaded(cli, capsys, monkeypatch, words, said):
-    Path("own.py").write_text("def half(answer, expected):\n    return 0.5\ndef bleu(a, b):\n    return 1\n")
+    Path("own.py").write_text(
+        "def half(answer, expected):\n    return 0.5\ndef bleu(a, b):\n    return 1\n"
+        "def third(answer, expected, more):\n    return 1\n"
+    )
+    Path("ends.py").write_text("import sys\ndef half(a, b):\n    return 1\nsys.exit('bye')\n")
     Path("own.txt").write_text("def half(answer, expected):\n    return 0.5\n")
     Path("broken.py").write_text("def half(answer, expected:\n")
     Path("needs.py").write_text("import no_such_package\ndef half(answer, expected):\n    return 0.5\n")

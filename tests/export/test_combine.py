@@ -75,6 +75,9 @@ def test_every_combination_gives_an_adapter_and_its_merge(cli, trained, words):
     ("words", "said"),
     [
         (("merge.weights=[1]",), "1 weights for 2 adapters"),
+        (("merge.weights=[nan,1]",), "a weight is not a number"),
+        (("merge.weights=[true,1]",), "a weight is not a number"),
+        (("merge.weights=[0,0.0]",), "every weight at 0"),
         (("merge.combination_type=ties",), "merge.density"),
         (("merge.density=0.5",), "no effect on linear"),
         (("merge.svd_rank=4",), "no effect on linear"),

@@ -222,6 +222,15 @@ DOUBTFUL: dict[str, tuple[bytes, dict[str, int], str]] = {
         {"empty answer": 2},
         "train: 2 of 6 rows dropped: empty answer",
     ),
+    "14 answers of which nothing can be seen": (
+        jsonl(
+            *GOOD,
+            {"prompt": "x", "completion": "\u200b\ufeff"},
+            {"prompt": "y", "completion": "\u202e\u00a0"},
+        ),
+        {"empty answer": 2},
+        "train: 2 of 6 rows dropped: empty answer",
+    ),
     "14 an earlier answer": (
         chat(ASKED, answer(content=""), ASKED, answer()),
         {"an empty assistant message": 1},

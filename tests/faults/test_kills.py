@@ -189,6 +189,8 @@ def pack_again(folder: Path, words: tuple[str, ...], point: Point, **settings: A
     assert process.exitcode == -signal.SIGKILL, log(folder)
     cells = [Run(0, folder / f"cut/{number}") for number in range(len(GRID))]
     left = [number for number, cell in enumerate(cells) if cell.record["status"] == "running"]
+    if not left:
+        return
     process = start(call, folder, pack, ("cut", words, left, settings))
     process.join()
     assert process.exitcode == 0, log(folder)

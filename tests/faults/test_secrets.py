@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import subprocess
 import sys
+import tomllib
 from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 
 from helpers.command import TINY, Run
+from helpers.paths import ROOT
 from runner.core.errors import ExitCode
 from runner.core.secrets import HIDDEN, found_in, masked
 
@@ -111,6 +113,26 @@ def test_error_that_nobody_catches_is_printed_without_the_secret(tmp_path: Path,
     assert done.returncode == 1
     assert "FileNotFoundError" in done.stderr
     assert HIDDEN in done.stderr
+    assert SECRETS["HF_TOKEN"] not in done.stderr
+    silent()
+
+
+MODULE = "import runpy; runpy.run_module('runner', run_name='__main__')"
+INSTALLED = "import pkgutil, sys; sys.exit(pkgutil.resolve_name({name!r})())"  # as pip writes it
+
+
+@pytest.mark.parametrize("start", [MODULE, INSTALLED], ids=["python -m runner", "runner"])
+def test_both_commands_print_an_uncaught_error_without_the_secret(tmp_path: Path, silent, start: str) -> None:
+    scripts = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]["scripts"]
+    fails = (
+        "import os\nfrom runner.cli import run_config\n"
+        "def parse(*given):\n    raise RuntimeError('401 for ' + os.environ['HF_TOKEN'])\n"
+        "run_config.parse = parse\n"
+    )
+    command = [sys.executable, "-c", fails + start.format(name=scripts["runner"])]
+    done = subprocess.run(command, capture_output=True, text=True, check=False, cwd=tmp_path)
+    assert done.returncode == 1
+    assert f"RuntimeError: 401 for {HIDDEN}" in done.stderr
     assert SECRETS["HF_TOKEN"] not in done.stderr
     silent()
 

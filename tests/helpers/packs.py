@@ -23,12 +23,14 @@ def run_pack(
 ) -> list[Run]:
     """Train cells in one pack, as a sweep's worker does; with ``chosen`` only those of them."""
     packed = []
-    for number in chosen or range(len(cells)):
+    for number in range(len(cells)) if chosen is None else chosen:
         path = folder / str(number)
         (run,) = run_config.check(run_config.parse([*base, *cells[number]], OBJECTIVES)).configs
         path.mkdir(parents=True, exist_ok=True)
         own = RunFolder(path, "test", list(cells[number]), run_config.to_yaml(run), run.seed)
         packed.append(CellRun(str(number), run, own))
+    if not packed:
+        raise ValueError("a pack of no cells")
     objective = OBJECTIVES[packed[0].config.recipe]
     later = train_pack(packed, objective, SweepSettings(**settings), folder / "work")
     assert not later

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import shutil
 from collections.abc import Callable
 from pathlib import Path
@@ -63,6 +64,11 @@ def without(held: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
     return {name: held[name] for name in held if name != FIRST}
 
 
+def replaced(file: Path, make: Callable[[Path], object]) -> None:
+    file.unlink()
+    make(file)
+
+
 @pytest.fixture
 def alone(trained, tmp_path) -> Path:
     """An adapter's folder without the run around it."""
@@ -78,6 +84,16 @@ def alone(trained, tmp_path) -> Path:
         (tensors(poisoned), f"1 of its tensors hold NaN or infinity, {FIRST}"),
         (cut, f"{WEIGHTS}: is damaged"),
         (lambda folder: (folder / WEIGHTS).unlink(), f"holds no {WEIGHTS}"),
+        (lambda folder: replaced(folder / WEIGHTS, os.mkfifo), f"{WEIGHTS}: is a named pipe, not a file"),
+        (lambda folder: replaced(folder / WEIGHTS, Path.mkdir), f"{WEIGHTS}: is a folder, not a file"),
+        (
+            lambda folder: replaced(folder / WEIGHTS, lambda file: file.symlink_to("gone")),
+            f"{WEIGHTS}: is a link that leads nowhere",
+        ),
+        (
+            tensors(lambda held: {name: value.int() for name, value in held.items()}),
+            "of its tensors hold int32",
+        ),
         (values(r=4), "size mismatch"),
         (values(rank_pattern={"q_proj": 2}), "size mismatch"),
         (values(use_dora=True), "lora_magnitude_vector"),
@@ -124,6 +140,28 @@ def test_keys_that_peft_does_not_know_are_said(alone):
     values(use_something_new=True)(alone)
     (note,) = check_adapters(find_base(BASE), [find_adapter(str(alone))])
     assert "use_something_new" in note
+
+
+def test_an_adapter_that_changes_nothing_is_said(alone):
+    tensors(lambda held: {name: value * ("lora_A" in name) for name, value in held.items()})(alone)
+    (note,) = check_adapters(find_base(BASE), [find_adapter(str(alone))])
+    assert "changes nothing" in note
+
+
+def test_an_adapter_with_another_template_is_said(alone):
+    (alone / "chat_template.jinja").write_text("{{ messages[0].content }}", encoding="utf-8")
+    (note,) = check_adapters(find_base(BASE), [find_adapter(str(alone))])
+    assert f"template.chat_template={alone}/chat_template.jinja uses it" in note
+
+
+def test_an_adapter_that_repeats_layers_is_said_and_refused_beside_others(alone, tmp_path):
+    other = Path(shutil.copytree(alone, tmp_path / "other"))
+    values(layer_replication=[[0, 2]])(alone)
+    found = [find_adapter(str(folder)) for folder in (alone, other)]
+    (note,) = check_adapters(find_base(BASE), found[:1])
+    assert "what is scored as the base has them repeated too" in note
+    with pytest.raises(ConfigError, match="under the other adapters too"):
+        check_adapters(find_base(BASE), found)
 
 
 DRAWN = ("model=tiny", "trainer.precision=fp32")

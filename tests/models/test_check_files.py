@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import shutil
 from collections.abc import Callable
 from pathlib import Path
@@ -109,6 +110,9 @@ def loaded(folder: Path) -> list[str]:
         (text("tokenizer.json", ""), "tokenizer.json: is empty"),
         (text("tokenizer.json", "{}"), "its tokenizer cannot be loaded"),
         (text("tokenizer_config.json", "[]"), "tokenizer_config.json: is not an object of JSON"),
+        (lambda folder: os.mkfifo(folder / "more.safetensors"), "more.safetensors: is a named pipe"),
+        (lambda folder: os.mkfifo(folder / "merges.txt"), "merges.txt: is a named pipe, not a file"),
+        (lambda folder: (folder / "old.bin").mkdir(), "old.bin: is a folder, not a file"),
         (more_tokens, "1 tokens beyond them, 'zz' (900) first"),
         (values("config.json", vocab_size=200), "the embedding has 200 rows"),
         (values("config.json", attn_implementation="theirs/kernel"), "compiled code"),

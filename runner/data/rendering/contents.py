@@ -15,11 +15,15 @@ REASONING_KEYS = ("reasoning_content", "thinking", "reasoning")
 
 @dataclass(frozen=True)
 class Contents:
-    """What an answer says: its words, its reasoning, and of each call the name and all keys and values."""
+    """What an answer says: its words, its reasoning, and of each call the name and all keys and values.
+
+    ``closing`` ends the block in which the row has the reasoning; nothing where that has a key of its own.
+    """
 
     words: str
     reasoning: str
     calls: tuple[tuple[str, tuple[str, ...]], ...] = ()
+    closing: str = ""
 
     def lost(self, text: str) -> list[str]:
         """What does not stand in a text, as reasons to count."""
@@ -28,6 +32,8 @@ class Contents:
             found.append("words of an answer left out by the template")
         if self.reasoning and not shows(text, self.reasoning):
             found.append("reasoning left out by the template")
+        elif self.reasoning and self.closing not in text:
+            found.append("reasoning moved from its row's delimiters into the template's own")
         if any(not shows(text, name) for name, _ in self.calls):
             found.append("tool calls left out by the template")
         elif any(not shows(text, part) for _, arguments in self.calls for part in arguments):
@@ -48,7 +54,14 @@ def contents_of(message: Message, delimiters: Sequence[Delimiters]) -> Contents:
     calls = tuple(
         (call_name(call), tuple(_leaves(arguments_of(call)))) for call in message.get("tool_calls", ())
     )
-    return Contents(words.strip(), reasoning.strip(), calls)
+    closing = _closing(message["content"], delimiters) if parts.reasoning else ""
+    return Contents(words.strip(), reasoning.strip(), calls, closing)
+
+
+def _closing(text: str, delimiters: Sequence[Delimiters]) -> str:
+    """The closing of the block with which a text begins."""
+    known = ((open_, close) for open_, close in delimiters if close in text)
+    return next((close for open_, close in known if text.lstrip().startswith(open_)), "")
 
 
 def reasoning_of(message: Message) -> str:

@@ -114,8 +114,7 @@ class TurnWriter:
             said = contents_of(message, delimiters)
             if own.reasoning is None or (said.reasoning and not own.reasoning.strip()):
                 words = answer if own.reasoning is None else own.answer
-                if said.reasoning and said.reasoning in words:  # in the delimiters of another family
-                    words = words[words.rfind(said.words) :]
+                words = self._without_reasoning(words, message, said)
                 end = self._closing(opening, closing, block)
                 if (
                     said.calls
@@ -126,6 +125,21 @@ class TurnWriter:
                 return said.reasoning + _joined(end, words)
             return own.reasoning.strip() + _joined(self._closing(opening, closing, block), own.answer)
         return None
+
+    def _without_reasoning(self, words: str, message: Message, said: Contents) -> str:
+        """What the template writes of an answer, without reasoning that stands outside of its own block.
+
+        Some write the block of another family as words: it belongs into the block that the prompt opens.
+        """
+        text = message["content"]
+        parts = split_reasoning(text, self._template.delimiters)
+        block = text[: len(text) - len(parts.answer)].strip() if parts.reasoning is not None else ""
+        if block and block in words:
+            before, _, after = words.partition(block)
+            return before + after.lstrip()
+        if said.words and said.reasoning and said.reasoning in words:
+            return words[words.rfind(said.words) :]
+        return words
 
     def _closing(self, opening: str, closing: str, block: str) -> str:
         """How the family closes a reasoning block that a prompt has opened with ``block``."""

@@ -13,6 +13,9 @@ _MISSING = {"nan", "none", "null", "<na>", "nat", "undefined", "#n/a"}
 _MOJIBAKE = re.compile(r"[\u00c2\u00c3][\u0080-\u00bf]|\u00e2\u20ac|\u00e2\u0080")
 
 
+# Control characters that no text has: of terminals, of binary files, of a wrong encoding.
+_CONTROL = re.compile(r"[\x00-\x08\x0e-\x1f\x7f]")
+
 # Where an image, a film or a sound stood in the text of a multimodal chat; not the elements of HTML.
 _MEDIA = re.compile(r"<(image|video|audio)(?:_?\d+)?>|<\|(?:image|video|audio)[a-z_]*\|>")
 
@@ -40,6 +43,8 @@ def _of_text(text: str) -> list[str]:
         found.append("a text that is only nan, None or null")
     if "<" in text and (media := _MEDIA.search(text)) and f"</{media[1]}>" not in text:
         found.append("a placeholder of media, as <image>, in the text: the model sees only that word")
+    if _CONTROL.search(text):
+        found.append("control characters, as of a terminal or a binary file, in the text")
     if not text.isascii():
         if "\ufffd" in text:
             found.append("the replacement character U+FFFD, which stands for bytes that were lost")

@@ -5,12 +5,12 @@ from __future__ import annotations
 import json
 import os
 import re
-import stat
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 
 from runner.core.errors import ConfigError, Issue
+from runner.core.file_kinds import other_kind
 from runner.core.paths import EXAMPLES, ROW_FILES
 from runner.data.rows.values import listed
 
@@ -39,12 +39,6 @@ _WANTED = {"data.path": ("train",), "data.eval_path": ("validation", "test")}
 _RECORDS = {"state.json", "dataset_info.json", "dataset_dict.json", "dataset_infos.json"}
 _MOST_FILES = 10_000
 _MOST_NAMED = 200
-_KINDS = (
-    (stat.S_ISFIFO, "a named pipe"),
-    (stat.S_ISCHR, "a device"),
-    (stat.S_ISBLK, "a device"),
-    (stat.S_ISSOCK, "a socket"),
-)
 
 
 @dataclass
@@ -117,14 +111,9 @@ def _saved(folder: Path) -> set[str] | None:
 
 
 def _check_regular(file: Path, key: str) -> None:
-    try:
-        mode = file.stat().st_mode
-    except OSError:
-        return  # the reader says why
-    for is_kind, name in _KINDS:
-        if is_kind(mode):
-            message = f"is {name}, not a file: its rows would be waited for, perhaps for ever"
-            raise ConfigError(Issue(f"{key}={file}", message, "save the rows as a file"))
+    if kind := other_kind(file):
+        message = f"is {kind}, not a file: its rows would be waited for, perhaps for ever"
+        raise ConfigError(Issue(f"{key}={file}", message, "save the rows as a file"))
 
 
 def _of_split(folder: Path, files: list[Path], key: str) -> Found:
