@@ -20,7 +20,7 @@ NO_DROPOUT = "lora_dropout, which torch compiles wrongly where lengths vary"
 NO_CHECKPOINTS = "trainer.gradient_checkpointing of layers that are not compiled"
 
 # In the order in which a run needs them: without an earlier one there is none of the later ones.
-NAMES = ("chunked_loss", "compile", "cuda_graphs", "async_logging")
+NAMES = ("chunked_loss", "compile", "cuda_graphs", "async_logging", "cpu_kernels")
 
 
 # Called with a piece that a model cannot have, and the reason.
@@ -39,6 +39,7 @@ class Pieces:
     compile: bool = False
     cuda_graphs: bool = False
     async_logging: bool = False
+    cpu_kernels: bool = False
     activation_memory_budget: float = 1.0
     off: dict[str, str] = dataclasses.field(default_factory=dict)
 
@@ -106,7 +107,9 @@ def _reasons(
         yield "chunked_loss", f"trainer.loss_type={arguments.loss_type}"
     if config.recipe != "sft":
         yield "async_logging", f"TRL's loss for recipe={config.recipe} reads its metrics in the step"
-    if not has_cuda:
+    if has_cuda:
+        yield "cpu_kernels", "CUDA"
+    else:
         for name in ("compile", "cuda_graphs", "async_logging"):
             yield name, "no CUDA device"
     if not (shutil.which("gcc") or shutil.which("cc")):
@@ -122,7 +125,7 @@ def _reasons(
         config.speed.compile is False or config.lora.get("lora_dropout")
     ):
         yield "cuda_graphs", NO_CHECKPOINTS
-    for name in ("compile", "cuda_graphs"):
+    for name in ("compile", "cuda_graphs", "cpu_kernels"):
         yield from ((name, reason) for reason in _not_alone(config, arguments))
 
 
@@ -135,7 +138,7 @@ _OWN_LOSS = {
 
 
 def _not_alone(config: RunConfig, arguments: Any) -> Iterator[str]:
-    """What stands around or inside the layers of the model, which they would be compiled without."""
+    """What stands around or inside the layers of the model, and would be left out of them."""
     if int(os.environ.get("WORLD_SIZE", "1")) > 1:
         yield "several processes"
     if config.model.device_map:
