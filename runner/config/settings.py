@@ -216,10 +216,10 @@ class SpeedSettings:
     ``chunked_loss`` projects labelled tokens only, some at a time; ``compile`` is ``torch.compile`` of each
     decoder layer; ``cuda_graphs`` records forward and backward pass once for each length and replays them,
     both without an attention mask; ``padding_free`` computes rows of uneven length side by side;
-    ``async_logging`` reads losses a step later. False switches a piece off,
-    null takes it where the run can have it. ``activation_memory_budget`` is torch's: the share of a compiled
-    layer's activations that is kept for the backward pass, null for all, and none with
-    ``trainer.gradient_checkpointing``.
+    ``async_logging`` reads losses a step later; ``cpu_kernels`` has attention and LoRA layers as one
+    operation each on a CPU. False switches a piece off, null takes it where the run can have it.
+    ``activation_memory_budget`` is torch's: the share of a compiled layer's activations that is kept for the
+    backward pass, null for all, and none with ``trainer.gradient_checkpointing``.
     """
 
     chunked_loss: bool | None = None
@@ -227,6 +227,7 @@ class SpeedSettings:
     cuda_graphs: bool | None = None
     padding_free: bool | None = None
     async_logging: bool | None = None
+    cpu_kernels: bool | None = None
     activation_memory_budget: float | None = None
 
 

@@ -7,9 +7,10 @@ from itertools import pairwise
 from typing import Any, NamedTuple
 
 import torch
-from torch.nn.functional import scaled_dot_product_attention
 from transformers import AttentionInterface
 from transformers.masking_utils import ALL_MASK_ATTENTION_FUNCTIONS
+
+from runner.speed import cpu_kernels
 
 SIDE_BY_SIDE = "rows_side_by_side"
 _FAR = 1e-3  # of the norm; the same products in another row of a matrix are usually the same to the last bit
@@ -70,8 +71,8 @@ def attend(
     """transformers' attention function for rows side by side, whose ends are ``cu_seq_lens_q``.
 
     ``query`` [1, heads, tokens, width] and the ``key`` and ``value`` of as many or fewer heads; the result is
-    [1, tokens, heads, width]. On CUDA it is the flash kernel for rows of several lengths, elsewhere SDPA row
-    by row. Raises ``RuntimeError`` where the ends are not handed on to it, or attention has dropout.
+    [1, tokens, heads, width]. On CUDA it is the flash kernel for rows of several lengths, elsewhere each row
+    by itself. Raises ``RuntimeError`` where the ends are not handed on to it, or attention has dropout.
     """
     if cu_seq_lens_q is None:
         raise RuntimeError("the model does not hand cu_seq_lens_q on to its attention")
@@ -89,17 +90,17 @@ def attend(
         )
         return found[0][None], None
     rows = [
-        scaled_dot_product_attention(
+        cpu_kernels.attend(
+            module,
             query[:, :, begin:end],
             key[:, :, begin:end],
             value[:, :, begin:end],
-            is_causal=True,
-            scale=scaling,
-            enable_gqa=query.shape[1] != key.shape[1],
-        )
+            None,
+            scaling=scaling,
+        )[0]
         for begin, end in pairwise(cu_seq_lens_q.tolist())
     ]
-    return torch.cat(rows, 2).transpose(1, 2), None
+    return torch.cat(rows, 1), None
 
 
 AttentionInterface.register(SIDE_BY_SIDE, attend)

@@ -12,6 +12,7 @@ from transformers import AttentionInterface
 from transformers.integrations.sdpa_attention import sdpa_attention_forward
 from transformers.masking_utils import ALL_MASK_ATTENTION_FUNCTIONS
 
+from runner.speed.cpu_kernels import MATMUL, lora_forwards, replaced
 from runner.speed.pieces import Pieces
 
 # Between operations round to bfloat16, as layers that are not compiled do; compiled code would keep float32,
@@ -50,17 +51,23 @@ class FastLayers:
         self._config = base.config.get_text_config()
         self._compiled: list[Any] = []
         self.causal = causal_only(model)
+        self._on_cpu = pieces.cpu_kernels and next(model.parameters()).device.type == "cpu"
+        self._lora = lora_forwards(model) if self._on_cpu else []
 
     @contextmanager
     def on(self, training: bool, attention: str | None = None) -> Iterator[None]:
-        """In ``training`` layers are compiled in this block, and where layers are compiled or recorded no
-        attention mask is made, if the model needs none. ``attention`` names another function for it."""
+        """In ``training`` layers are compiled or have the kernels for a CPU in this block, and where that or
+        recording is on no attention mask is made, if the model needs none. ``attention`` names another
+        function for it."""
+        fast = self._pieces.compile or self._pieces.cuda_graphs or self._on_cpu
         with ExitStack() as stack:
-            if self.causal and training and (self._pieces.compile or self._pieces.cuda_graphs):
-                attention = attention or CAUSAL
+            if self.causal and training and fast:
+                attention = attention or (MATMUL if self._on_cpu else CAUSAL)
                 stack.enter_context(sdpa_kernel(_KERNELS, set_priority=True))
             if attention:
                 stack.enter_context(_set(self._config, "_attn_implementation_internal", attention))
+            if self._on_cpu and training:
+                stack.enter_context(replaced(self._lora))
             if self._pieces.compile and training:
                 self._compile()
                 stack.enter_context(_compile_settings(self._pieces.activation_memory_budget))

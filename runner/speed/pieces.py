@@ -17,7 +17,7 @@ from runner.models.model import Precision
 NO_CHECKPOINTS = "trainer.gradient_checkpointing of layers that are not compiled"
 
 # In the order in which a run needs them: without an earlier one there is none of the later ones.
-NAMES = ("chunked_loss", "compile", "cuda_graphs", "padding_free", "async_logging")
+NAMES = ("chunked_loss", "compile", "cuda_graphs", "padding_free", "async_logging", "cpu_kernels")
 
 
 # Called with a piece that a model cannot have, and the reason.
@@ -37,6 +37,7 @@ class Pieces:
     cuda_graphs: bool = False
     padding_free: bool = False
     async_logging: bool = False
+    cpu_kernels: bool = False
     activation_memory_budget: float = 1.0
     off: dict[str, str] = dataclasses.field(default_factory=dict)
 
@@ -78,7 +79,8 @@ def choose_pieces(
     budget = settings.activation_memory_budget
     if budget is None:
         budget = 0.0 if arguments.gradient_checkpointing else 1.0
-    found = Pieces(**dict.fromkeys(NAMES, True), activation_memory_budget=budget)
+    wanted = dict.fromkeys(NAMES, True) | {"cpu_kernels": not has_cuda}  # no word of them on CUDA
+    found = Pieces(**wanted, activation_memory_budget=budget)
     for name, reason in _reasons(config, arguments, precision, unsupported_loss, has_cuda):
         if getattr(found, name):
             found = found.without(name, reason)
@@ -111,11 +113,11 @@ def _reasons(
     if config.recipe != "sft":
         yield "async_logging", f"TRL's loss for recipe={config.recipe} reads its metrics in the step"
         yield "padding_free", f"recipe={config.recipe} has its sequences in pairs"
+    if has_cuda and (precision.autocast or precision.dtype).itemsize > 2:
+        yield "padding_free", "the flash kernel has no precision=fp32"
     if not has_cuda:
         for name in ("compile", "cuda_graphs", "async_logging"):
             yield name, "no CUDA device"
-    elif (precision.autocast or precision.dtype).itemsize > 2:
-        yield "padding_free", "the flash kernel has no precision=fp32"
     if not (shutil.which("gcc") or shutil.which("cc")):
         yield "compile", "no C compiler, which Triton needs"
     if int(os.environ.get("WORLD_SIZE", "1")) > 1:
@@ -123,7 +125,7 @@ def _reasons(
     if arguments.fp16:
         for name in ("cuda_graphs", "async_logging"):
             yield name, "fp16 scales the loss, and waits for it"
-    for name in ("compile", "cuda_graphs", "padding_free"):
+    for name in ("compile", "cuda_graphs", "padding_free", "cpu_kernels"):
         yield from ((name, reason) for reason in _not_alone(config, arguments))
 
 
@@ -136,7 +138,7 @@ _OWN_LOSS = {
 
 
 def _not_alone(config: RunConfig, arguments: Any) -> Iterator[str]:
-    """What stands around or inside the layers of the model, which they would be compiled without."""
+    """What stands around or inside the layers of the model, and would be left out of them."""
     if int(os.environ.get("WORLD_SIZE", "1")) > 1:
         yield "several processes"
     if config.model.device_map:

@@ -164,7 +164,8 @@ def test_a_checkpoint_is_loaded_like_drawn_weights_and_keeps_head_and_identity(a
 def test_cuda_computes_what_is_emulated(compiled, transposed_copy):
     """To the rounding of bf16 and of fast accumulation (14 bits on Hopper), which e4m3's own, 3%, dwarfs.
 
-    Compiled, a few numbers on the edge between two of e4m3's are rounded to the other one.
+    CUDA divides by 448 by multiplying with its reciprocal: where that changes the last bit of a row's scale,
+    numbers halfway between two of e4m3's are rounded to the other one, up to 1.6% of such a row.
     """
     layer = quantised(drawn(1536, 1024, 0), transposed_copy=transposed_copy)
     x, gradient = drawn(1024, 300, 1).t(), drawn(300, 1536, 2)  # one laid out by columns, one by rows
@@ -172,7 +173,9 @@ def test_cuda_computes_what_is_emulated(compiled, transposed_copy):
     layer = layer.cuda()
     call = torch.compile(layer, fullgraph=True, dynamic=False) if compiled else layer
     for ours, theirs in zip(both_products(call, x.cuda(), gradient.cuda()), expected, strict=True):
-        assert distance(ours.cpu(), theirs).max() < (2**-6 if compiled else 2**-7)
+        far = distance(ours.cpu(), theirs)
+        assert far.median() < 2**-8
+        assert far.max() < 2**-5
 
 
 @pytest.mark.gpu
