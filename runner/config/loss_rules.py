@@ -28,7 +28,9 @@ def check_losses(values: Values, origins: Origins) -> Iterator[Issue]:
     """An issue where the losses are none, or all of them are multiplied by nothing."""
     trainer = values.get("trainer") or {}
     if trainer.get("loss_type") == []:
-        yield Issue(origins.where("trainer.loss_type"), "trainer.loss_type=[] names no loss", "leave it out")
+        yield Issue(
+            origins.where("trainer.loss_type"), "an empty trainer.loss_type names no loss", "leave it out"
+        )
     for key, names in _WEIGHTS.items():
         given = [trainer.get(name) for name in names]
         weights = given[0] if isinstance(given[0], list) else given

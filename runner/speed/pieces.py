@@ -12,8 +12,8 @@ from typing import Any
 from runner.config.settings import RunConfig, SpeedSettings
 from runner.models.model import Precision
 
-# Checkpoints of single layers look at the random state, which a graph cannot; compiled layers have the memory
-# budget in their place.
+# Checkpoints of single layers look at the random state, which a graph cannot, and compute layers again when the
+# pieces around them are off; compiled layers have the memory budget in their place.
 NO_CHECKPOINTS = "trainer.gradient_checkpointing of layers that are not compiled"
 
 # In the order in which a run needs them: without an earlier one there is none of the later ones.
@@ -79,13 +79,13 @@ def choose_pieces(
     budget = settings.activation_memory_budget
     if budget is None:
         budget = 0.0 if arguments.gradient_checkpointing else 1.0
-    wanted = dict.fromkeys(NAMES, True) | {"cpu_kernels": not has_cuda}  # no word of them on CUDA
-    found = Pieces(**wanted, activation_memory_budget=budget)
+    found = Pieces(**dict.fromkeys(NAMES, True), activation_memory_budget=budget)
+    found = dataclasses.replace(found, cpu_kernels=not has_cuda)  # no word of them on CUDA
     for name, reason in _reasons(config, arguments, precision, unsupported_loss, has_cuda):
         if getattr(found, name):
             found = found.without(name, reason)
     if arguments.gradient_checkpointing and not found.compile:
-        for name in ("cuda_graphs", "padding_free"):
+        for name in ("cuda_graphs", "padding_free", "cpu_kernels"):
             if getattr(found, name):
                 found = found.without(name, NO_CHECKPOINTS)
     return found

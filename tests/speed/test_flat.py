@@ -1,5 +1,7 @@
 """Rows side by side without padding: what a row gives and learns is what it would alone."""
 
+import json
+
 import pytest
 import torch
 from peft import LoraConfig, get_peft_model
@@ -12,20 +14,26 @@ from runner.speed.decoder import FastDecoder
 from runner.speed.flat import lay_out
 from runner.speed.pieces import Pieces
 
-UNEVEN = (
-    "model=tiny",
-    "trainer.precision=fp32",
-    "data.max_rows=60",
-    "data.eval_max_rows=8",
-    "trainer.max_steps=3",
-    "trainer.per_device_train_batch_size=4",
-    "trainer.learning_rate=3e-3",
-    "lora.lora_dropout=0.1",
-    "generation.samples=0",
-    "data.metric=null",
-)
 LENGTHS = (23, 9, 14)
 FLAT = Pieces(chunked_loss=True, padding_free=True)
+
+
+@pytest.fixture
+def uneven(tmp_path):
+    """A run on rows of 2 to 70 words, with dropout and accumulation."""
+    rows = [{"text": " ".join(["word"] * (2 + number * 37 % 69))} for number in range(96)]
+    (tmp_path / "rows.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    return (
+        "model=tiny",
+        "data=text",
+        f"data.path={tmp_path / 'rows.jsonl'}",
+        "trainer.precision=fp32",
+        "trainer.max_steps=12",
+        "trainer.per_device_train_batch_size=4",
+        "trainer.gradient_accumulation_steps=2",
+        "trainer.learning_rate=3e-3",
+        "lora.lora_dropout=0.1",
+    )
 
 
 def model(device="cpu", dtype=torch.float32):
@@ -105,6 +113,20 @@ def test_rows_of_one_length_stay_below_each_other(monkeypatch):
     of_row(decoder, found, batch(lengths=(12, 12)), 0)
 
 
+def test_a_run_on_uneven_rows_has_the_losses_of_the_librarys_own_step(cli, uneven, monkeypatch):
+    taken = []
+    before = FastDecoder._flat_hidden
+    monkeypatch.setattr(
+        FastDecoder, "_flat_hidden", lambda self, *inputs: (taken.append(1), before(self, *inputs))[1]
+    )
+    run = cli(*uneven, folder="flat")
+    assert len(taken) > 12
+    plain = cli(*uneven, "speed=plain", folder="plain")
+    assert len(losses(plain)) == 12
+    assert losses(run) == pytest.approx(losses(plain), abs=1e-5)
+    assert run.record["metrics"]["tokens"] == plain.record["metrics"]["tokens"]
+
+
 @pytest.mark.parametrize(
     ("broken", "reason"),
     [
@@ -112,7 +134,7 @@ def test_rows_of_one_length_stay_below_each_other(monkeypatch):
         ("positions", "the hidden states of a row depend on its place in the batch"),
     ],
 )
-def test_a_model_that_mixes_rows_is_found_before_it_trains(cli, monkeypatch, broken, reason):
+def test_a_model_that_mixes_rows_is_found_before_it_trains(cli, uneven, monkeypatch, broken, reason):
     """Models that ignore where rows end, or that number positions themselves."""
     before = FastDecoder._flat_hidden
 
@@ -124,17 +146,17 @@ def test_a_model_that_mixes_rows_is_found_before_it_trains(cli, monkeypatch, bro
         return before(self, input_ids, position_ids, row_ids, ends)
 
     monkeypatch.setattr(module.FastDecoder, "_flat_hidden", mixed)
-    mixing = cli(*UNEVEN, folder="mixing")
+    mixing = cli(*uneven, folder="mixing")
     assert mixing.record["speed"]["off"]["padding_free"] == reason
     assert any(reason in note for note in mixing.record["notes"])
-    plain = cli(*UNEVEN, "speed=plain", folder="plain")
+    plain = cli(*uneven, "speed=plain", folder="plain")
     assert losses(mixing) == pytest.approx(losses(plain), abs=1e-5)
 
 
-def test_layers_that_are_computed_again_have_padding(cli):
-    run = cli(*UNEVEN, "trainer.gradient_checkpointing=true", folder="again")
+def test_layers_that_are_computed_again_have_padding(cli, uneven):
+    run = cli(*uneven, "trainer.gradient_checkpointing=true", folder="again")
     assert "gradient_checkpointing" in run.record["speed"]["off"]["padding_free"]
-    plain = cli(*UNEVEN, "speed=plain", folder="plain")
+    plain = cli(*uneven, "speed=plain", folder="plain")
     assert losses(run) == pytest.approx(losses(plain), abs=1e-5)
 
 
