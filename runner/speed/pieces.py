@@ -12,8 +12,8 @@ from typing import Any
 from runner.config.settings import RunConfig, SpeedSettings
 from runner.models.model import Precision
 
-# Checkpoints of single layers look at the random state, which a graph cannot, and compute layers again when the
-# pieces around them are off; compiled layers have the memory budget in their place.
+# Checkpoints of single layers look at the random state, which a graph cannot, and compute layers again where
+# the pieces are off; compiled layers have the memory budget in their place.
 NO_CHECKPOINTS = "trainer.gradient_checkpointing of layers that are not compiled"
 
 # In the order in which a run needs them: without an earlier one there is none of the later ones.
