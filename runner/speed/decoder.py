@@ -68,6 +68,10 @@ class FastDecoder:
         taken where that is fewer tokens.
         """
         if not self._training():
+            # the reference pass of a training step follows the policy's
+            tested = self.flat and self._tested and self._model.training
+            if tested and flat is not None and self._is_less(flat, input_ids):
+                return self._chosen(flat[:4], flat.places)
             return self._hidden(input_ids, attention_mask)[places]
         self._rows = max(self._rows, len(input_ids))
         if flat is not None and self._is_less(flat, input_ids) and self._can_lay_flat():

@@ -112,7 +112,6 @@ def _reasons(
         yield "chunked_loss", f"trainer.loss_type={arguments.loss_type}"
     if config.recipe != "sft":
         yield "async_logging", f"TRL's loss for recipe={config.recipe} reads its metrics in the step"
-        yield "padding_free", f"recipe={config.recipe} has its sequences in pairs"
     if has_cuda and (precision.autocast or precision.dtype).itemsize > 2:
         yield "padding_free", "the flash kernel has no precision=fp32"
     if not has_cuda:

@@ -6,6 +6,7 @@ from typing import Any
 
 from trl.trainer.dpo_trainer import DPOTrainer
 
+from runner.speed.placed import WithPlaces
 from runner.speed.token_loss import fast_decoder
 from runner.training.dpo_loss import by_pair, pair_weights, use_chunked_loss
 from runner.training.preference import ReferenceTrainer
@@ -22,7 +23,9 @@ class GuardedDPOTrainer(ReferenceTrainer, DPOTrainer):
             args.per_device_eval_batch_size = 1  # the loss of a pair in a batch depends on the others
         super().__init__(model, args, *rows, **more)
         self.decoder = fast_decoder(model, self._context.pieces, self._context.without)
-        use_chunked_loss(model, self.decoder)
+        if self.decoder is not None:
+            self.data_collator = WithPlaces(self.data_collator, self.decoder.flat)
+            use_chunked_loss(model, self.decoder)
 
     def eval_weights(self, inputs: dict[str, Any]) -> dict[str, float]:
         """The loss and the rewards are means over pairs, what is read off tokens one over these."""

@@ -12,6 +12,7 @@ from trl.trainer.dpo_trainer import DPOTrainer
 from trl.trainer.utils import FusedCausalLMOutput
 
 from runner.speed.decoder import FastDecoder
+from runner.speed.flat import Flat
 from runner.speed.token_loss import TokenLogprobs, token_logprobs
 
 # What TRL logs of a batch of pairs, in its order; ``num_tokens`` is a running total, which is kept elsewhere.
@@ -94,13 +95,12 @@ def _same(values: torch.Tensor) -> torch.Tensor:
     return values
 
 
-def use_chunked_loss(model: Any, decoder: FastDecoder | None) -> None:
-    """Let ``DPOTrainer`` score with ``runner.speed.token_loss`` where there is a ``decoder`` for it.
+def use_chunked_loss(model: Any, decoder: FastDecoder) -> None:
+    """Let ``DPOTrainer`` score with ``runner.speed.token_loss``, by the ``decoder`` of the model.
 
-    It is faster than TRL's, and computes float64 models in float64.
+    It is faster than TRL's, and computes float64 models in float64. The batches are those of ``WithPlaces``,
+    of which the trainer hands on to the model what it does not know.
     """
-    if decoder is None:
-        return
     base = model.get_base_model() if hasattr(model, "get_base_model") else model
     before = base.forward
 
@@ -109,6 +109,15 @@ def use_chunked_loss(model: Any, decoder: FastDecoder | None) -> None:
         if not fused_lm_head:
             return before(*args, **kwargs)
         wanted = {name: kwargs[name] for name in ("input_ids", "labels", "attention_mask")}
-        return as_output(token_logprobs(base, **wanted, mean_logits=True, decoder=decoder))
+        places, flat = kwargs["places"], kwargs["flat"]
+        scores = token_logprobs(
+            base,
+            **wanted,
+            places=tuple(places),
+            mean_logits=True,
+            decoder=decoder,
+            flat=flat and Flat(*flat),
+        )
+        return as_output(scores)
 
     base.forward = forward

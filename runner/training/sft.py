@@ -9,7 +9,8 @@ from trl.trainer.sft_config import SFTConfig
 from trl.trainer.sft_trainer import SFTTrainer
 
 from runner.data.labels import IGNORE
-from runner.speed.flat import Flat, lay_out
+from runner.speed.flat import Flat
+from runner.speed.placed import WithPlaces
 from runner.speed.token_loss import TokenLogprobs, fast_decoder, token_logprobs
 from runner.training.means import labelled
 from runner.training.trainer import GuardedTrainer
@@ -69,24 +70,6 @@ class GuardedSFTTrainer(GuardedTrainer, SFTTrainer):
             self._metrics[mode][name].append(mean if self.late_log is not None else mean.item())
         self._total_train_tokens += tokens if mode == "train" else 0
         self._metrics[mode]["num_tokens"] = [self._total_train_tokens]
-
-
-class WithPlaces:
-    """A collator's batches with ``places`` [2, labels], rows and positions of ``labels[:, 1:]`` that are not
-    ignored, ``tokens`` without padding and, if wanted, the rows side by side as ``flat``: found on the host,
-    as it would wait for a GPU."""
-
-    def __init__(self, collator: Any, flat: bool) -> None:
-        self._collator, self._flat = collator, flat
-
-    def __call__(self, rows: list[Any]) -> dict[str, Any]:
-        """One tensor a name, ``tokens`` and ``flat``."""
-        batch = dict(self._collator(rows))
-        places = (batch["labels"][:, 1:] != IGNORE).nonzero().T.contiguous()
-        mask = batch["attention_mask"]
-        flat = lay_out(batch["input_ids"], mask, places) if self._flat else None
-        # the library takes a tuple with names apart
-        return batch | {"places": places, "tokens": int(mask.sum()), "flat": flat and tuple(flat)}
 
 
 def _labelled(packed: Any) -> Any:

@@ -113,18 +113,42 @@ def test_rows_of_one_length_stay_below_each_other(monkeypatch):
     of_row(decoder, found, batch(lengths=(12, 12)), 0)
 
 
-def test_a_run_on_uneven_rows_has_the_losses_of_the_librarys_own_step(cli, uneven, monkeypatch):
+@pytest.fixture
+def side_by_side(monkeypatch):
+    """Counts the forward passes that are."""
     taken = []
     before = FastDecoder._flat_hidden
     monkeypatch.setattr(
         FastDecoder, "_flat_hidden", lambda self, *inputs: (taken.append(1), before(self, *inputs))[1]
     )
+    return taken
+
+
+def test_a_run_on_uneven_rows_has_the_losses_of_the_librarys_own_step(cli, uneven, side_by_side):
     run = cli(*uneven, folder="flat")
-    assert len(taken) > 12
+    assert len(side_by_side) > 12
     plain = cli(*uneven, "speed=plain", folder="plain")
     assert len(losses(plain)) == 12
     assert losses(run) == pytest.approx(losses(plain), abs=1e-5)
     assert run.record["metrics"]["tokens"] == plain.record["metrics"]["tokens"]
+
+
+@pytest.mark.parametrize("extra", [(), ("trainer.precompute_ref_log_probs=true",)])
+def test_dpo_on_uneven_pairs_has_the_losses_of_the_librarys_own_step(
+    cli, uneven, tmp_path, side_by_side, extra
+):
+    rows = [
+        {"prompt": "say", "chosen": "yes " * (1 + n * 37 % 60), "rejected": "no " * (1 + n * 53 % 71)}
+        for n in range(96)
+    ]
+    (tmp_path / "pairs.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    words = ("data=file", f"data.path={tmp_path / 'pairs.jsonl'}", "data.format=preference")
+    shared = (*uneven, "recipe=dpo", *words, "trainer.max_steps=4", "generation.samples=0", *extra)
+    run = cli(*shared, folder="flat")
+    assert len(side_by_side) > (4 if extra else 12)  # policy and reference
+    plain = cli(*shared, "speed=plain", folder="plain")
+    assert losses(run) == pytest.approx(losses(plain), abs=1e-5)
+    assert len(set(losses(plain))) >= 3  # it learns; the first step is warmup
 
 
 @pytest.mark.parametrize(
