@@ -1,0 +1,1 @@
+"""What this machine has for fine-tuning, and what to do where something is missing."""

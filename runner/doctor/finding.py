@@ -1,0 +1,30 @@
+"""One line of the doctor's table."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass
+
+
+@dataclass(frozen=True)
+class Finding:
+    """What was found about one thing; ``advice`` says what to do where it is not well (``ok`` is false), or
+    could be better."""
+
+    name: str
+    found: str
+    ok: bool = True
+    advice: str = ""
+
+
+# Looks at one thing, or at several.
+Check = Callable[[], Iterable[Finding]]
+
+
+def checked(name: str, check: Check) -> list[Finding]:
+    """What a check finds. One that fails is a finding itself: a broken library is what is looked for."""
+    try:
+        return list(check())
+    except Exception as error:
+        lines = str(error).strip().splitlines()
+        return [Finding(name, f"{type(error).__name__}: {lines[0] if lines else ''}", ok=False)]
