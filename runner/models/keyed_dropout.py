@@ -7,6 +7,7 @@ step: an adapter that trains among others drops what it would drop alone. The ma
 
 from __future__ import annotations
 
+import math
 from typing import Any
 
 import torch
@@ -28,7 +29,8 @@ class DropoutStream:
 
     ``start`` names the cells; ``at`` the step. ``keys`` [layers, cells] are filled in place, so that compiled
     and recorded layers see them. ``places`` are row and position of each token, 32-bit [1, tokens], where the
-    rows of a batch are side by side.
+    rows of a batch are side by side. ``batch`` are rows and length of the one under way, as the embeddings of
+    a model that is watched last saw them: some layers have its tokens in one line (those of OPT's MLP).
 
     Hashes of numbers are read from tables, not made where they are used: Inductor of torch 2.11 takes the
     hash of an arange for the arithmetic of an index, which does not wrap around, once lengths vary (hidden
@@ -36,6 +38,7 @@ class DropoutStream:
     """
 
     places: tuple[torch.Tensor, torch.Tensor] | None = None
+    batch: tuple[int, int] = (0, 0)
 
     def __init__(self, device: torch.device) -> None:
         self.seeds = torch.zeros(1, dtype=torch.int32, device=device)  # [cells]
@@ -44,6 +47,14 @@ class DropoutStream:
         self._layers = self._step = 0
         numbers = torch.arange(_NUMBERS, dtype=torch.int32, device=device)
         self._hashes, self._positions = _fmix(numbers), _fmix(numbers * _GOLDEN)
+
+    def watch(self, model: Any) -> None:
+        """Follow the shapes of the batches of a model."""
+
+        def look(module: torch.nn.Module, args: Any, embedded: torch.Tensor) -> None:
+            self.batch = embedded.shape[0], embedded.shape[1]
+
+        model.get_input_embeddings().register_forward_hook(look)
 
     def start(self, seeds: list[int], rates: list[float]) -> None:
         """Set seed and rate of every cell; a batch holds the same number of rows of each, cell after cell."""
@@ -78,9 +89,11 @@ class DropoutStream:
 
     def tokens(self, rows: int, length: int) -> tuple[torch.Tensor, torch.Tensor]:
         """Hashes of row [rows, 1] and position [length] of the tokens of a batch; [1, length] both where its
-        rows are side by side."""
-        if self.places is not None and rows == 1 and length == self.places[0].shape[1]:
+        rows are side by side. Raises ``RuntimeError`` for other tokens than all of those, in their order."""
+        if self.places is not None:
             row, position = self.places
+            if (rows, length) != tuple(row.shape):
+                raise RuntimeError("a layer with LoRA dropout has tokens in an order of its own")
             return _fmix(row), _fmix(position * _GOLDEN)
         return _looked_up(self._hashes, rows, 1)[:, None], _looked_up(self._positions, length, _GOLDEN)
 
@@ -107,7 +120,9 @@ class KeyedDropout(torch.nn.Module):
         if not self.training:
             return x
         shape = x.shape
-        x = x.view(shape[0], -1, shape[-1])  # experts see [tokens, features]
+        if x.dim() == 2 and math.prod(self.stream.batch) == shape[0]:
+            x = x.view(*self.stream.batch, -1)
+        x = x.view(x.shape[0], -1, shape[-1])  # experts see [tokens, features]
         rates = self.stream.rates[cells]
         rows = x.shape[0] // rates.shape[0]
         row, position = self.stream.tokens(rows, x.shape[-2])
@@ -135,7 +150,9 @@ def key_dropout(model: Any, seed: int) -> DropoutStream | None:
     for number, layer in enumerate(layers):
         for name, dropout in layer.lora_dropout.items():
             if isinstance(dropout, torch.nn.Dropout):
-                stream = stream or DropoutStream(next(model.parameters()).device)
+                if stream is None:
+                    stream = DropoutStream(next(model.parameters()).device)
+                    stream.watch(model)
                 stream.start([seed], [dropout.p])
                 layer.lora_dropout[name] = KeyedDropout(stream, number)
             elif isinstance(dropout, KeyedDropout):

@@ -171,6 +171,7 @@ def pack_adapters(
     stream = None
     if drops and any(config.lora_dropout for config in resolved):
         stream = DropoutStream(weight.device)
+        stream.watch(wrapped)
         stream.start(seeds, [float(config.lora_dropout) for config in resolved])
     largest = rank or max(config.r for config in resolved)
     packed: dict[str, PackedLinear] = {}

@@ -103,7 +103,11 @@ def _shares(q: torch.Tensor, k: torch.Tensor, scale: float) -> torch.Tensor:
 
 
 class _LoraLinear(torch.autograd.Function):
-    """``x W^T + bias + scaling * (x A^T) B^T`` with a frozen W, for x [..., in], in the type of W."""
+    """``x W^T + bias + scaling * (x A^T) B^T`` with a frozen W, for x [tokens, in], in the type of W.
+
+    What it gives is no view: autograd lets nobody change a view that a function has made, which models do
+    that clip their queries, keys and values in place.
+    """
 
     @staticmethod
     def forward(
@@ -115,25 +119,21 @@ class _LoraLinear(torch.autograd.Function):
         lora_B: torch.Tensor,
         scaling: float,
     ) -> torch.Tensor:
-        flat = x.reshape(-1, x.shape[-1])
         a, b = lora_A.to(weight.dtype), (lora_B * scaling).to(weight.dtype)
-        low = flat @ a.T
-        out = torch.nn.functional.linear(flat, weight, bias).addmm_(low, b.T)
-        ctx.save_for_backward(flat, weight, a, b, low)
+        low = x @ a.T
+        out = torch.nn.functional.linear(x, weight, bias).addmm_(low, b.T)
+        ctx.save_for_backward(x, weight, a, b, low)
         ctx.scaling, ctx.dtypes = scaling, (lora_A.dtype, lora_B.dtype)
-        return out.view(*x.shape[:-1], -1)
+        return out
 
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, grad: torch.Tensor) -> tuple[torch.Tensor | None, ...]:
-        flat, weight, a, b, low = ctx.saved_tensors
-        g = grad.reshape(-1, grad.shape[-1])
-        for_low = g @ b
-        for_a = (for_low.T @ flat).to(ctx.dtypes[0])
-        for_b = (g.T @ low).to(ctx.dtypes[1]).mul_(ctx.scaling)
-        for_x = None
-        if ctx.needs_input_grad[0]:
-            for_x = (g @ weight).addmm_(for_low, a).view(*grad.shape[:-1], -1)
+        x, weight, a, b, low = ctx.saved_tensors
+        for_low = grad @ b
+        for_a = (for_low.T @ x).to(ctx.dtypes[0])
+        for_b = (grad.T @ low).to(ctx.dtypes[1]).mul_(ctx.scaling)
+        for_x = (grad @ weight).addmm_(for_low, a) if ctx.needs_input_grad[0] else None
         return for_x, None, None, for_a, for_b, None
 
 
@@ -162,7 +162,8 @@ def _forward(layer: Linear) -> Callable[..., torch.Tensor]:
         name = active[0]
         a, b, scaling = layer.lora_A[name].weight, layer.lora_B[name].weight, layer.scaling[name]
         with torch.autocast("cpu", enabled=False):
-            return _LoraLinear.apply(x, base.weight, base.bias, a, b, scaling)
+            out = _LoraLinear.apply(x.reshape(-1, x.shape[-1]), base.weight, base.bias, a, b, scaling)
+        return out.view(*x.shape[:-1], -1)
 
     return forward
 

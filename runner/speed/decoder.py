@@ -3,16 +3,16 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Hashable, Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from typing import Any
 
 import torch
 from torch.nn.functional import pad
 
 from runner.models.keyed_dropout import dropout_stream
-from runner.speed.flat import SIDE_BY_SIDE, Flat, mixing
+from runner.speed.flat import SIDE_BY_SIDE, Flat, drawing, mixing
 from runner.speed.graphs import Graphs
-from runner.speed.layers import FastLayers
+from runner.speed.layers import FastLayers, patched
 from runner.speed.pieces import NO_CHECKPOINTS, Pieces, Without
 
 Places = tuple[torch.Tensor, ...]
@@ -135,14 +135,19 @@ class FastDecoder:
         return self.flat
 
     def _mixing(self) -> str | None:
-        device = next(self._model.parameters()).device
+        device, vocabulary = next(self._model.parameters()).device, self._config.vocab_size
 
-        def hidden(flat: Flat) -> torch.Tensor:
-            return self._flat_hidden(*(each.to(device) for each in flat[:4]))
+        def hidden(flat: Flat, numbered: bool = True) -> torch.Tensor:
+            ids, positions, *others = (each.to(device) for each in flat[:4])
+            return self._flat_hidden(ids, positions if numbered else None, *others)
 
         self._model.eval()
         try:
-            return mixing(hidden, self._config.vocab_size)
+            if reason := mixing(hidden, vocabulary):
+                return reason
+            self._model.train()
+            with torch.random.fork_rng([device] if device.type == "cuda" else []):
+                return drawing(hidden, vocabulary)
         except (RuntimeError, TypeError) as error:
             return str(error).strip().partition("\n")[0]
         finally:
@@ -163,19 +168,22 @@ class FastDecoder:
             self._graphs.forget()
 
     def _hidden(self, input_ids: torch.Tensor, attention_mask: torch.Tensor | None = None) -> torch.Tensor:
-        if self._dropout is not None:
-            self._dropout.places = None
-        with self._layers.on(self._training()):
+        with self._layers.on(self._model.training):
             inputs = {"input_ids": input_ids, "attention_mask": attention_mask}
             return self._decoder(**inputs, use_cache=False).last_hidden_state
 
     def _flat_hidden(
-        self, input_ids: torch.Tensor, position_ids: torch.Tensor, row_ids: torch.Tensor, ends: torch.Tensor
+        self,
+        input_ids: torch.Tensor,
+        position_ids: torch.Tensor | None,
+        row_ids: torch.Tensor,
+        ends: torch.Tensor,
     ) -> torch.Tensor:
-        if self._dropout is not None:
-            self._dropout.places = row_ids, position_ids.int()
         inputs = {"input_ids": input_ids, "position_ids": position_ids, "cu_seq_lens_q": ends}
-        with self._layers.on(self._training(), attention=SIDE_BY_SIDE):
+        with ExitStack() as stack:
+            if self._dropout is not None and position_ids is not None:
+                stack.enter_context(patched(self._dropout, "places", (row_ids, position_ids.int())))
+            stack.enter_context(self._layers.on(self._model.training, attention=SIDE_BY_SIDE))
             return self._decoder(**inputs, use_cache=False).last_hidden_state
 
     def _training(self) -> bool:

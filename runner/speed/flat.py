@@ -108,12 +108,13 @@ ALL_MASK_ATTENTION_FUNCTIONS.register(SIDE_BY_SIDE, lambda *args, **kwargs: None
 
 
 @torch.no_grad()
-def mixing(hidden: Callable[[Flat], torch.Tensor], vocabulary: int) -> str | None:
+def mixing(hidden: Callable[..., torch.Tensor], vocabulary: int) -> str | None:
     """Why rows side by side are not what they are alone in a model, None where they are.
 
-    ``hidden`` gives hidden states [1, tokens, width] of token ids below ``vocabulary``. A row is computed
-    behind two different ones, where it must be the same to the last bit, and before one of them: so any layer
-    is found that looks at the neighbours of a row, or at its place in the batch.
+    ``hidden`` gives hidden states [1, tokens, width] of a ``Flat`` of token ids below ``vocabulary``; with
+    ``numbered=False`` it leaves the positions of a single row to the model. A row is computed behind two
+    different ones, where it must be the same to the last bit, and before one of them: so any layer is found
+    that looks at the neighbours of a row, or at its place in the batch.
     """
     draw = torch.Generator().manual_seed(0)
     row, one, other = (torch.randint(vocabulary, (size,), generator=draw) for size in (7, 9, 9))
@@ -121,6 +122,25 @@ def mixing(hidden: Callable[[Flat], torch.Tensor], vocabulary: int) -> str | Non
     before_one = hidden(side_by_side([row, one]))[0, : len(row)]
     if not torch.equal(behind_one, behind_other):
         return "the hidden states of a row depend on the rows beside it"
-    if not float((behind_one - before_one).norm()) <= _FAR * float(before_one.norm()):
+    if not _are_near(behind_one, before_one):
         return "the hidden states of a row depend on its place in the batch"
+    if not _are_near(*(hidden(side_by_side([row]), numbered=numbered) for numbered in (True, False))):
+        return "the model does not number the positions of a row from 0"
     return None
+
+
+@torch.no_grad()
+def drawing(hidden: Callable[[Flat], torch.Tensor], vocabulary: int) -> str | None:
+    """Why a model in training draws other random numbers for rows side by side, None where it draws none.
+
+    Raises ``RuntimeError`` where attention has dropout, or a layer has keyed dropout and lost the places of
+    its tokens.
+    """
+    rows = side_by_side([torch.arange(size) % vocabulary for size in (7, 9)])
+    if not torch.equal(hidden(rows), hidden(rows)):
+        return "the model has dropout of its own, whose random numbers follow the shape of a batch"
+    return None
+
+
+def _are_near(found: torch.Tensor, expected: torch.Tensor) -> bool:
+    return float((found - expected).norm()) <= _FAR * float(expected.norm())

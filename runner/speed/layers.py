@@ -58,23 +58,24 @@ class FastLayers:
     def on(self, training: bool, attention: str | None = None) -> Iterator[None]:
         """In ``training`` layers are compiled or have the kernels for a CPU in this block, and where that or
         recording is on no attention mask is made, if the model needs none. ``attention`` names another
-        function for it."""
+        function for it. The pass of a reference has the same, for the first rewards to be 0, but compiled
+        layers: these would be compiled twice."""
         fast = self._pieces.compile or self._pieces.cuda_graphs or self._on_cpu
         with ExitStack() as stack:
             if self.causal and training and fast:
                 attention = attention or (MATMUL if self._on_cpu else CAUSAL)
                 stack.enter_context(sdpa_kernel(_KERNELS, set_priority=True))
             if attention:
-                stack.enter_context(_set(self._config, "_attn_implementation_internal", attention))
+                stack.enter_context(patched(self._config, "_attn_implementation_internal", attention))
             if self._on_cpu and training:
                 stack.enter_context(replaced(self._lora))
-            if self._pieces.compile and training:
+            if self._pieces.compile and training and torch.is_grad_enabled():
                 self._compile()
                 stack.enter_context(_compile_settings(self._pieces.activation_memory_budget))
                 for layer, call in zip(self.layers, self._compiled, strict=True):
-                    stack.enter_context(_set(layer, "_compiled_call_impl", call))
+                    stack.enter_context(patched(layer, "_compiled_call_impl", call))
                     if getattr(layer, "gradient_checkpointing", False):  # the memory budget is in its place
-                        stack.enter_context(_set(layer, "gradient_checkpointing", False))
+                        stack.enter_context(patched(layer, "gradient_checkpointing", False))
             yield
 
     def _compile(self) -> None:
@@ -101,6 +102,9 @@ def causal_only(model: Any) -> bool:
     kinds = set(getattr(config, "layer_types", None) or ["full_attention"])
     return (
         kinds == {"full_attention"}
+        and getattr(config, "is_causal", True)
+        # an encoder's layers have is_decoder=false in the config, and say here what they made of it
+        and all(getattr(module, "is_causal", True) for module in base.get_decoder().modules())
         and not (getattr(config, "sliding_window", None) and getattr(config, "use_sliding_window", True))
         and config._attn_implementation == "sdpa"
         and bool(getattr(base, "_supports_attention_backend", False))
@@ -120,7 +124,7 @@ def _compile_settings(budget: float) -> Iterator[None]:
 
 
 @contextmanager
-def _set(owner: Any, name: str, value: Any) -> Iterator[None]:
+def patched(owner: Any, name: str, value: Any) -> Iterator[None]:
     """An attribute that has another value in this block."""
     before = getattr(owner, name)
     setattr(owner, name, value)

@@ -112,6 +112,9 @@ def _reasons(
         yield "chunked_loss", f"trainer.loss_type={arguments.loss_type}"
     if config.recipe != "sft":
         yield "async_logging", f"TRL's loss for recipe={config.recipe} reads its metrics in the step"
+    if arguments.neftune_noise_alpha:
+        for name in ("cuda_graphs", "padding_free"):
+            yield name, "trainer.neftune_noise_alpha has the noise depend on the length of a batch"
     if has_cuda and (precision.autocast or precision.dtype).itemsize > 2:
         yield "padding_free", "the flash kernel has no precision=fp32"
     if not has_cuda:

@@ -8,7 +8,7 @@ import pytest
 import torch
 from peft import LoraConfig, get_peft_model
 from torch.nn.functional import scaled_dot_product_attention
-from transformers import LlamaConfig, LlamaForCausalLM
+from transformers import AutoConfig, AutoModelForCausalLM, LlamaConfig, LlamaForCausalLM
 
 from runner.speed import cpu_kernels
 from runner.speed.cpu_kernels import causal_attention, lora_forwards, replaced
@@ -17,6 +17,7 @@ from runner.speed.pieces import Pieces
 
 SIZES: dict[str, Any] = {"hidden_size": 48, "intermediate_size": 64, "num_hidden_layers": 2, "vocab_size": 99}
 HEADS: dict[str, Any] = {"num_attention_heads": 6, "num_key_value_heads": 2}
+NO_DROPOUT = {"hidden_dropout_prob": 0.0, "attention_probs_dropout_prob": 0.0}
 
 
 def lora_model(**options) -> Any:
@@ -95,6 +96,32 @@ def test_a_decoder_has_the_gradients_of_the_librarys_own(options, monkeypatch):
     for one, other in zip(fast, plain, strict=True):
         assert torch.allclose(one, other, atol=1e-10)
     assert not [layer for layer in model.modules() if "forward" in vars(layer)]
+
+
+def test_a_model_may_change_in_place_what_a_layer_gives():
+    """As OLMo does with clip_qkv."""
+    layer = lora_model().double().get_base_model().model.layers[0].mlp.up_proj
+    x = torch.randn(2, 9, 48, dtype=torch.float64)
+    found = []
+    for forwards in (lora_forwards(layer), []):
+        layer.zero_grad()
+        with replaced(forwards):
+            layer(x).clamp_(-0.1, 0.1).sin().sum().backward()
+        found.append(layer.lora_A["default"].weight.grad)
+    assert torch.allclose(*found, atol=1e-12)
+
+
+@pytest.mark.parametrize("kind", ["llama", "bert"])
+def test_a_model_that_looks_ahead_keeps_its_attention(kind):
+    torch.manual_seed(0)
+    options: dict[str, Any] = {"is_causal": False} if kind == "llama" else NO_DROPOUT
+    config = AutoConfig.for_model(kind, **SIZES, **HEADS, **options)
+    model = get_peft_model(AutoModelForCausalLM.from_config(config), LoraConfig(target_modules="all-linear"))
+    found = [
+        hidden_and_gradients(model, Pieces(chunked_loss=True, cpu_kernels=fast)) for fast in (True, False)
+    ]
+    for one, other in zip(*found, strict=True):
+        assert torch.allclose(one, other, atol=1e-5)
 
 
 def test_a_layer_that_is_switched_off_is_the_base():

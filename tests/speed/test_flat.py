@@ -5,8 +5,9 @@ import json
 import pytest
 import torch
 from peft import LoraConfig, get_peft_model
+from transformers import AutoConfig, AutoModelForCausalLM
 
-from helpers.tiny_model import TINY_MODEL
+from helpers.tiny_model import SHAPE, TINY_MODEL
 from runner.models.keyed_dropout import key_dropout
 from runner.models.model import find_base, load_model
 from runner.speed import decoder as module
@@ -36,9 +37,9 @@ def uneven(tmp_path):
     )
 
 
-def model(device="cpu", dtype=torch.float32):
+def model(device="cpu", dtype=torch.float32, base=None):
     """With an adapter that has learned something, and drops some of its input."""
-    base = load_model(find_base(TINY_MODEL), None, dtype, seed=0)
+    base = base or load_model(find_base(TINY_MODEL), None, dtype, seed=0)
     found = get_peft_model(base, LoraConfig(target_modules="all-linear", lora_dropout=0.2)).to(device)
     torch.manual_seed(1)
     for name, parameter in found.named_parameters():
@@ -69,7 +70,7 @@ def of_row(decoder, found, rows, number, flat=True):
     weights = torch.linspace(-1, 1, chosen.numel(), device=device).view_as(chosen)
     found.zero_grad()
     (chosen * weights).sum().backward()
-    gradients = [parameter.grad for parameter in found.parameters() if parameter.requires_grad]
+    gradients = [parameter.grad for parameter in found.parameters() if parameter.grad is not None]
     return chosen.detach(), torch.cat([each.flatten().float() for each in gradients])
 
 
@@ -146,6 +147,8 @@ def test_dpo_on_uneven_pairs_has_the_losses_of_the_librarys_own_step(
     shared = (*uneven, "recipe=dpo", *words, "trainer.max_steps=4", "generation.samples=0", *extra)
     run = cli(*shared, folder="flat")
     assert len(side_by_side) > (4 if extra else 12)  # policy and reference
+    if not extra:  # a fresh adapter changes nothing, to the last bit
+        assert run.lines("metrics.jsonl")[0]["rewards/margins"] == 0
     plain = cli(*shared, "speed=plain", folder="plain")
     assert losses(run) == pytest.approx(losses(plain), abs=1e-5)
     assert len(set(losses(plain))) >= 3  # it learns; the first step is warmup
@@ -175,6 +178,64 @@ def test_a_model_that_mixes_rows_is_found_before_it_trains(cli, uneven, monkeypa
     assert any(reason in note for note in mixing.record["notes"])
     plain = cli(*uneven, "speed=plain", folder="plain")
     assert losses(mixing) == pytest.approx(losses(plain), abs=1e-5)
+
+
+def of_kind(kind, **options):
+    """A model of an architecture, with an adapter as above."""
+    torch.manual_seed(0)
+    config = AutoConfig.for_model(kind, **{**SHAPE, "initializer_range": 0.2, **options})
+    return model(base=AutoModelForCausalLM.from_config(config))
+
+
+@pytest.mark.parametrize(
+    ("kind", "options", "reason"),
+    [
+        ("llama", {"attention_dropout": 0.1}, "dropout of attention"),
+        (
+            "gpt2",
+            {"attn_pdrop": 0.0, "resid_pdrop": 0.1},
+            "the model has dropout of its own, whose random numbers follow the shape of a batch",
+        ),
+        (
+            "roberta",
+            {"is_decoder": True, "hidden_dropout_prob": 0.0, "attention_probs_dropout_prob": 0.0},
+            "the model does not number the positions of a row from 0",
+        ),
+    ],
+)
+def test_a_model_that_is_another_with_rows_side_by_side_has_padding(kind, options, reason):
+    found, said = of_kind(kind, **options), []
+    decoder = FastDecoder(found, FLAT, without=lambda *words: said.append(words))
+    hidden = []
+    for pieces in (decoder, FastDecoder(found, Pieces(chunked_loss=True))):
+        torch.manual_seed(2)
+        hidden.append(of_row(pieces, found, batch(), 1)[0])
+    assert said == [("padding_free", reason)]
+    assert torch.equal(*hidden)
+
+
+@pytest.mark.parametrize("number", [0, 1])
+def test_a_row_whose_tokens_are_in_one_line_drops_what_it_drops_with_padding(number):
+    """As in OPT's MLP."""
+    found = of_kind("opt", ffn_dim=96, word_embed_proj_dim=64, dropout=0.0)
+    said = []
+    flat = FastDecoder(found, FLAT, without=lambda *words: said.append(words))
+    hidden = of_row(flat, found, batch(), number)[0]
+    assert not said
+    assert far(hidden, of_row(FastDecoder(found, Pieces()), found, batch(), number)[0]) < 1e-5
+    more = batch(lengths=(*LENGTHS, 40))  # the same rows, with more padding
+    ids, mask, _ = batch()
+    more[0][:3, :23], more[0][:3, 23:] = ids, 0
+    more[1][:3, :23] = mask
+    assert far(hidden, of_row(FastDecoder(found, Pieces()), found, more, number)[0]) < 1e-5
+
+
+def test_the_noise_of_neftune_is_that_of_the_librarys_own_step(cli, uneven):
+    """Its size depends on the length of a batch."""
+    words = (*uneven, "trainer.max_steps=4", "trainer.neftune_noise_alpha=50")
+    run, plain = (cli(*words, f"speed={speed}", folder=speed) for speed in ("auto", "plain"))
+    assert "neftune" in run.record["speed"]["off"]["padding_free"]
+    assert losses(run) == pytest.approx(losses(plain), abs=1e-5)
 
 
 def test_layers_that_are_computed_again_have_padding(cli, uneven):
