@@ -161,6 +161,8 @@ def pack_adapters(
     earlier adapter, all begin as that one, whose config they keep. ``drops`` says whether inputs
     are dropped at the rates of the configs, or not at all. Raises ``CannotPack``.
     """
+    if _has_dropout(model, drops):
+        raise CannotPack("the base has dropout of its own, whose random numbers follow the shape of a batch")
     if start is None:
         wrapped, layers, drawn, resolved = _draw(model, configs, seeds)
     else:
@@ -232,6 +234,17 @@ def as_trl_prepares(model: Any, arguments: Any) -> None:
                 parameter.data = parameter.data.to(torch.bfloat16)
     if getattr(arguments, "disable_dropout", False):
         disable_dropout_in_model(model)
+
+
+def _has_dropout(base: torch.nn.Module, modules: bool) -> bool:
+    """Whether it drops at random in training: by ``modules``, if they count, or rates of attention."""
+    for module in base.modules():
+        if modules and isinstance(module, torch.nn.Dropout) and module.p > 0:
+            return True
+        rates = (value for name, value in vars(module).items() if "dropout" in name)
+        if any(isinstance(rate, float) and rate > 0 for rate in rates):
+            return True
+    return False
 
 
 def _scaling(config: Any) -> float:
