@@ -49,7 +49,8 @@ def check_recipe(values: Values, origins: Origins, objectives: Objectives) -> It
     """Problems of the recipe's name and of what goes with it."""
     recipe = values.get("recipe")
     if recipe not in recipe_names():
-        yield Issue(origins.where("recipe"), f"unknown recipe {recipe!r}", nearest(recipe, recipe_names()))
+        names = recipe_names()
+        yield Issue(origins.where("recipe"), f"unknown recipe {recipe!r}", nearest(recipe, names, len(names)))
         return
     yield from _check_trainer(str(recipe), values, origins)
     trained = str(recipe)

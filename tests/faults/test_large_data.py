@@ -64,7 +64,7 @@ def three_workers(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(os, "sched_getaffinity", lambda _: {0, 1, 2}, raising=False)
 
 
-@pytest.mark.parametrize("kind", ["completion", "unpaired_preference"])
+@pytest.mark.parametrize("kind", ["completion", pytest.param("unpaired_preference", marks=pytest.mark.slow)])
 def test_several_processes_prepare_the_same(
     tmp_path: Path, kind: str, request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch
 ) -> None:

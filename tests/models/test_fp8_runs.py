@@ -96,6 +96,7 @@ def test_an_adapter_is_drawn_as_on_the_full_base_and_trained_in_bf16(cli, anywhe
     assert "quantization_config" not in json.loads((merged.folder / "model/config.json").read_text())
 
 
+@pytest.mark.slow
 def test_a_pack_trains_like_solo_runs(cli, anywhere, tmp_path):
     base = (*FP8, "trainer.precision=bf16", "trainer.learning_rate=2e-3")
     cells = [("lora.r=4",), ("lora.r=8", "seed=0")]

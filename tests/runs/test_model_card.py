@@ -129,7 +129,7 @@ def test_the_code_of_a_whole_model_needs_no_base(cli):
     assert names["output"].shape[1] > names["inputs"]["input_ids"].shape[1]
 
 
-@pytest.mark.parametrize("recipe", ["dpo", "classify"])
+@pytest.mark.parametrize("recipe", [pytest.param("dpo", marks=pytest.mark.slow), "classify"])
 def test_the_code_of_a_merged_model_runs(cli, recipe):
     write_moods()
     words = CLASSIFY if recipe == "classify" else (f"recipe={recipe}", *PAIRS, "trainer.save_strategy=no")

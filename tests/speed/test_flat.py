@@ -134,7 +134,9 @@ def test_a_run_on_uneven_rows_has_the_losses_of_the_librarys_own_step(cli, uneve
     assert run.record["metrics"]["tokens"] == plain.record["metrics"]["tokens"]
 
 
-@pytest.mark.parametrize("extra", [(), ("trainer.precompute_ref_log_probs=true",)])
+@pytest.mark.parametrize(
+    "extra", [(), pytest.param(("trainer.precompute_ref_log_probs=true",), marks=pytest.mark.slow)]
+)
 def test_dpo_on_uneven_pairs_has_the_losses_of_the_librarys_own_step(
     cli, uneven, tmp_path, side_by_side, extra
 ):
@@ -173,10 +175,11 @@ def test_a_model_that_mixes_rows_is_found_before_it_trains(cli, uneven, monkeypa
         return before(self, input_ids, position_ids, row_ids, ends)
 
     monkeypatch.setattr(module.FastDecoder, "_flat_hidden", mixed)
-    mixing = cli(*uneven, folder="mixing")
+    shared = (*uneven, "trainer.max_steps=4")
+    mixing = cli(*shared, folder="mixing")
     assert mixing.record["speed"]["off"]["padding_free"] == reason
     assert any(reason in note for note in mixing.record["notes"])
-    plain = cli(*uneven, "speed=plain", folder="plain")
+    plain = cli(*shared, "speed=plain", folder="plain")
     assert losses(mixing) == pytest.approx(losses(plain), abs=1e-5)
 
 
@@ -239,9 +242,10 @@ def test_the_noise_of_neftune_is_that_of_the_librarys_own_step(cli, uneven):
 
 
 def test_layers_that_are_computed_again_have_padding(cli, uneven):
-    run = cli(*uneven, "trainer.gradient_checkpointing=true", folder="again")
+    shared = (*uneven, "trainer.max_steps=4")
+    run = cli(*shared, "trainer.gradient_checkpointing=true", folder="again")
     assert "gradient_checkpointing" in run.record["speed"]["off"]["padding_free"]
-    plain = cli(*uneven, "speed=plain", folder="plain")
+    plain = cli(*shared, "speed=plain", folder="plain")
     assert losses(run) == pytest.approx(losses(plain), abs=1e-5)
 
 

@@ -41,7 +41,8 @@ def without_times(run: Run) -> list[dict]:
     ]
 
 
-@pytest.mark.parametrize("dropout", [pytest.param(0.0, marks=pytest.mark.slow), 0.1])
+@pytest.mark.slow  # on rows of more uneven length, test_flat.py has it
+@pytest.mark.parametrize("dropout", [0.0, 0.1])
 def test_a_run_has_the_losses_of_the_librarys_own_step(cli, dropout):
     shared = (*UNEVEN, f"lora.lora_dropout={dropout}")
     fast, plain = (losses(cli(*shared, f"speed={speed}", folder=speed)) for speed in ("auto", "plain"))
@@ -68,7 +69,7 @@ def late(monkeypatch: pytest.MonkeyPatch) -> None:
     )
 
 
-@pytest.mark.parametrize("every", [1, 3])
+@pytest.mark.parametrize("every", [pytest.param(1, marks=pytest.mark.slow), 3])
 def test_a_log_that_is_read_late_is_the_same(cli, monkeypatch, every):
     shared = (*UNEVEN, "trainer.max_steps=7", f"trainer.logging_steps={every}", "trainer.eval_strategy=epoch")
     soon = cli(*shared, folder="soon")

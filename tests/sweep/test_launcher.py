@@ -744,7 +744,7 @@ def alive(number: int) -> bool:
         return False
 
 
-@pytest.mark.parametrize("asked", [signal.SIGINT, signal.SIGTERM])
+@pytest.mark.parametrize("asked", [pytest.param(signal.SIGINT, marks=pytest.mark.slow), signal.SIGTERM])
 def test_an_interrupted_sweep_ends_its_children_and_says_how_to_resume(place, asked):
     process = hanging(place)
     (child,) = child_of(process)
