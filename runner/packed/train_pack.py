@@ -191,7 +191,7 @@ def _trainer(
     cells_per_pass, size = estimate_cells_per_pass(
         packed, rows, longest, setup.arguments.gradient_checkpointing, settings.max_cells
     )
-    pieces = setup.pieces.without("padding_free", "the cells of a pack have rows of one length")
+    pieces = setup.pieces.without("padding_free", "a pack pads the rows of its cells")
     if pack.first.config.speed.cuda_graphs is None:
         pieces = pieces.without("cuda_graphs", "in a pack by speed.cuda_graphs=true only")
     counts, warnings = (len(pack.cells), cells_per_pass), pack.first.folder.notes
