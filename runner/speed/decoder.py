@@ -7,6 +7,7 @@ from contextlib import ExitStack, contextmanager
 from typing import Any
 
 import torch
+from peft.tuners.tuners_utils import BaseTunerLayer
 from torch.nn.functional import pad
 
 from runner.models.keyed_dropout import dropout_stream
@@ -45,7 +46,7 @@ class FastDecoder:
         self._without, self._fill, self._key = without, fill, key
         self._rows = 0
         self._limit = int(getattr(self._config, "max_position_embeddings", 0) or 2**31)
-        self._graphs: Graphs | None = None
+        self._graphs: dict[bool, Graphs] = {}
         self._record, self.flat = pieces.cuda_graphs, pieces.padding_free
         self._tested = False
         if not self._layers.causal:
@@ -67,11 +68,7 @@ class FastDecoder:
         ``attention_mask``; it is for the library's own. ``flat`` are the same rows side by side, which are
         taken where that is fewer tokens.
         """
-        if not self._training():
-            # the reference pass of a training step follows the policy's
-            tested = self.flat and self._tested and self._model.training
-            if tested and flat is not None and self._is_less(flat, input_ids):
-                return self._chosen(flat[:4], flat.places)
+        if not self._model.training:
             return self._hidden(input_ids, attention_mask)[places]
         self._rows = max(self._rows, len(input_ids))
         if flat is not None and self._is_less(flat, input_ids) and self._can_lay_flat():
@@ -84,16 +81,24 @@ class FastDecoder:
         return self._replayed(inputs, chosen) if self._record else self._chosen(inputs, chosen)
 
     def _replayed(self, inputs: tuple[torch.Tensor, ...], chosen: torch.Tensor) -> torch.Tensor:
-        self._graphs = self._graphs or Graphs(self._run, trained(self._model))
+        graphs = self._graphs_of(torch.is_grad_enabled())
         try:
-            graph = self._graphs.record(inputs, self._key())
+            graph = graphs.record(inputs, (self._key(), adapters_in_use(self._model)))
         except torch.OutOfMemoryError:
             raise
         except RuntimeError as error:
             self._record = False
             self._without("cuda_graphs", str(error).strip().partition("\n")[0])
             return self._chosen(inputs, chosen)
-        return self._graphs.replay(graph, inputs, chosen)
+        return graphs.replay(graph, inputs, chosen)
+
+    def _graphs_of(self, trains: bool) -> Graphs:
+        """The graphs of the policy's passes, or of its reference's, which come between a forward pass of the
+        policy and the backward pass: they may not share memory."""
+        if trains not in self._graphs:
+            parameters = trained(self._model) if trains else []
+            self._graphs[trains] = Graphs(self._run, parameters, next(self._model.parameters()).device)
+        return self._graphs[trains]
 
     def _chosen(self, inputs: tuple[torch.Tensor, ...], chosen: torch.Tensor) -> torch.Tensor:
         return self._run(*inputs).flatten(0, 1).index_select(0, chosen)
@@ -146,7 +151,8 @@ class FastDecoder:
             if reason := mixing(hidden, vocabulary):
                 return reason
             self._model.train()
-            with torch.random.fork_rng([device] if device.type == "cuda" else []):
+            random = torch.random.fork_rng([device] if device.type == "cuda" else [])
+            with random, self._layers.not_compiled():
                 return drawing(hidden, vocabulary)
         except (RuntimeError, TypeError) as error:
             return str(error).strip().partition("\n")[0]
@@ -164,8 +170,8 @@ class FastDecoder:
 
     def forget(self) -> None:
         """Drop what was recorded: the tensors of the model are others now, or memory is needed."""
-        if self._graphs is not None:
-            self._graphs.forget()
+        for graphs in self._graphs.values():
+            graphs.forget()
 
     def _hidden(self, input_ids: torch.Tensor, attention_mask: torch.Tensor | None = None) -> torch.Tensor:
         with self._layers.on(self._model.training):
@@ -182,12 +188,11 @@ class FastDecoder:
         inputs = {"input_ids": input_ids, "position_ids": position_ids, "cu_seq_lens_q": ends}
         with ExitStack() as stack:
             if self._dropout is not None and position_ids is not None:
-                stack.enter_context(patched(self._dropout, "places", (row_ids, position_ids.int())))
-            stack.enter_context(self._layers.on(self._model.training, attention=SIDE_BY_SIDE))
+                places = row_ids, position_ids.int()
+                self._layers.mark(input_ids.shape[1], places)
+                stack.enter_context(patched(self._dropout, "places", places))
+            stack.enter_context(self._layers.on(self._model.training, SIDE_BY_SIDE))
             return self._decoder(**inputs, use_cache=False).last_hidden_state
-
-    def _training(self) -> bool:
-        return torch.is_grad_enabled() and self._model.training
 
     def _give_up(self, reason: str) -> None:
         """Go without what needs a model of another kind."""
@@ -200,6 +205,12 @@ class FastDecoder:
 def trained(model: Any) -> list[torch.nn.Parameter]:
     """The parameters that are trained."""
     return [parameter for parameter in model.parameters() if parameter.requires_grad]
+
+
+def adapters_in_use(model: Any) -> tuple[str, ...]:
+    """The names of those that a forward pass goes through, none where they are disabled."""
+    layer = next((each for each in model.modules() if isinstance(each, BaseTunerLayer)), None)
+    return () if layer is None or layer.disable_adapters else tuple(layer.active_adapters)
 
 
 def bucket(length: int) -> int:

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import warnings
 from collections import OrderedDict
-from collections.abc import Callable, Hashable
+from collections.abc import Callable, Hashable, Iterator
+from contextlib import contextmanager
 from typing import Any
 
 import torch
@@ -18,21 +20,22 @@ _KEPT = 48  # graphs; the least used one is dropped for another
 
 
 class Graphs:
-    """The graphs of a decoder over batches of several shapes, which share one memory pool.
+    """The graphs of a decoder over batches of several shapes, which share their memory.
 
     ``parameters`` are those that are trained; their gradients are added up in tensors that stay where they
     are, and become ``grad`` of each parameter in the backward pass. Only one batch is under way at a time:
-    its backward pass comes before the next forward pass.
+    its backward pass comes before the next forward pass. What is recorded while gradients are off is a
+    forward pass alone.
     """
 
-    def __init__(self, forward: Forward, parameters: list[torch.nn.Parameter]) -> None:
-        self.forward, self.parameters = forward, parameters
-        self.device = parameters[0].device
+    def __init__(self, forward: Forward, parameters: list[torch.nn.Parameter], device: torch.device) -> None:
+        self.forward, self.parameters, self.device = forward, parameters, device
         self.stream = torch.cuda.Stream(self.device)
-        self.pool: Any = None
+        self.pool: _Pool | None = None
         self.sums: list[torch.Tensor | None] = []
         self.turn = 0  # counts forward passes, to tell the last one's backward pass from another's
         self._graphs: OrderedDict[Hashable, _Graph] = OrderedDict()
+        self._buffer: torch.Tensor | None = None
         self._places: list[int] = []
         # what autograd sees as the input of every replay: it leads to the backward pass
         self._trigger = torch.zeros((), device=self.device, requires_grad=True)
@@ -52,12 +55,20 @@ class Graphs:
 
     def replay(self, graph: _Graph, inputs: Inputs, chosen: torch.Tensor) -> torch.Tensor:
         """Hidden states [chosen, width] of the ``chosen`` tokens, as indices into all."""
+        if graph.backward_pass is None:
+            return graph.hidden(inputs, chosen)
         return _Replay.apply(self._trigger, self, graph, inputs, chosen)
+
+    def buffer(self, like: torch.Tensor) -> torch.Tensor:
+        """A tensor that all graphs may write to, of the shape of ``like``."""
+        if self._buffer is None or self._buffer.numel() < like.numel():
+            self._buffer = torch.empty(like.numel(), dtype=like.dtype, device=like.device)
+        return self._buffer[: like.numel()].view(like.shape)
 
     def forget(self) -> None:
         """Drop all graphs: the memory that they read has changed place, or is needed."""
         self._graphs.clear()
-        self.pool, self.sums = None, []
+        self.pool, self.sums, self._buffer = None, [], None
         torch.cuda.empty_cache()
 
     def _find(self, key: Hashable, inputs: Inputs) -> _Graph:
@@ -95,31 +106,74 @@ class Graphs:
             parameter.grad = total
 
 
+class _Pool:
+    """Memory that graphs share, for as long as one of them is there, or this."""
+
+    def __init__(self, stream: torch.cuda.Stream) -> None:
+        self.id = torch.cuda.graph_pool_handle()
+        self._stream = stream
+        self._first = torch.cuda.CUDAGraph()  # an empty one, since a pool ends with its last graph
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # that it is empty
+            with self.recording(self._first):
+                pass
+
+    @contextmanager
+    def recording(self, graph: torch.cuda.CUDAGraph) -> Iterator[None]:
+        """Work of this block is recorded."""
+        # other threads may allocate meanwhile, such as the one that pins the memory of the next batch
+        how: dict[str, Any] = {"stream": self._stream, "capture_error_mode": "thread_local"}
+        with torch.cuda.graph(graph, pool=self.id, **how):
+            yield
+
+    @contextmanager
+    def used(self) -> Iterator[None]:
+        """Work of this block, also that of backward passes, allocates from here."""
+        pool: Any = self  # torch reads nothing of a MemPool but its id
+        with (
+            torch.autograd.set_multithreading_enabled(False),
+            torch.cuda.use_mem_pool(pool, self._stream.device),
+            torch.cuda.stream(self._stream),
+        ):
+            yield
+
+
 class _Graph:
-    """Forward and backward pass over one shape, recorded."""
+    """Forward and backward pass over one shape, recorded; without gradients the forward pass alone."""
 
     def __init__(self, owner: Graphs, inputs: Inputs) -> None:
         self.inputs = [each.clone() for each in inputs]
-        stream = owner.stream
-        stream.wait_stream(torch.cuda.current_stream())
-        with torch.cuda.stream(stream), _no_cached_casts():
-            # compiles, and has every library allocate and choose what it cannot while a graph is recorded
+        owner.stream.wait_stream(torch.cuda.current_stream())
+        pool = owner.pool = owner.pool or _Pool(owner.stream)
+        trains = torch.is_grad_enabled()
+        with pool.used(), _no_cached_casts():
+            # compiles, and has every library allocate and choose what it cannot while a graph is recorded;
+            # in memory of the graphs, which elsewhere would be needed twice
             hidden = owner.forward(*self.inputs)
-            self._backward(owner, hidden, torch.zeros_like(hidden))
+            shape = hidden.detach()
+            if trains:
+                self._backward(owner, hidden, torch.zeros_like(shape))
             del hidden
         torch.cuda.synchronize()
-        torch.cuda.empty_cache()  # the graph has memory of its own for the same
-        self.forward_pass, self.backward_pass = torch.cuda.CUDAGraph(), torch.cuda.CUDAGraph()
-        # other threads may allocate meanwhile, such as the one that pins the memory of the next batch
-        how: dict[str, Any] = {"stream": stream, "capture_error_mode": "thread_local"}
+        # what the loss looks at, then the gradient that it returns
+        self.buffer = owner.buffer(shape)
+        del shape
+        self.forward_pass = torch.cuda.CUDAGraph()
+        self.backward_pass = torch.cuda.CUDAGraph() if trains else None
         with _no_cached_casts():
-            with torch.cuda.graph(self.forward_pass, pool=owner.pool, **how):
+            with pool.recording(self.forward_pass):
                 hidden = owner.forward(*self.inputs)
-            owner.pool = owner.pool or self.forward_pass.pool()
-            gradient = torch.zeros_like(hidden)
-            with torch.cuda.graph(self.backward_pass, pool=owner.pool, **how):
-                self._add(owner, self._backward(owner, hidden, gradient))
-        self.hidden, self.gradient = hidden.detach(), gradient
+                self.buffer.copy_(hidden.detach())
+            if self.backward_pass is not None:
+                with pool.recording(self.backward_pass):
+                    self._add(owner, self._backward(owner, hidden, self.buffer))
+
+    def hidden(self, inputs: Inputs, chosen: torch.Tensor) -> torch.Tensor:
+        """Replay the forward pass; hidden states [chosen, width] of the ``chosen`` tokens."""
+        for place, values in zip(self.inputs, inputs, strict=True):
+            place.copy_(values)
+        self.forward_pass.replay()
+        return self.buffer.flatten(0, 1).index_select(0, chosen)
 
     @staticmethod
     def _backward(
@@ -165,10 +219,7 @@ class _Replay(torch.autograd.Function):
         graphs.turn += 1
         ctx.graphs, ctx.graph, ctx.turn = graphs, graph, graphs.turn
         ctx.save_for_backward(chosen)
-        for place, values in zip(graph.inputs, inputs, strict=True):
-            place.copy_(values)
-        graph.forward_pass.replay()
-        return graph.hidden.flatten(0, 1).index_select(0, chosen)
+        return graph.hidden(inputs, chosen)
 
     @staticmethod
     def backward(ctx: Any, *gradients: torch.Tensor) -> tuple[None, ...]:
@@ -177,7 +228,6 @@ class _Replay(torch.autograd.Function):
             raise RuntimeError("another forward pass came before the backward pass of this one")
         (chosen,) = ctx.saved_tensors
         graphs.collect()
-        graph.gradient.zero_()
-        graph.gradient.flatten(0, 1).index_copy_(0, chosen, gradients[0].to(graph.gradient.dtype))
+        graph.buffer.zero_().flatten(0, 1).index_copy_(0, chosen, gradients[0].to(graph.buffer.dtype))
         graph.backward_pass.replay()
         return None, None, None, None, None

@@ -5,6 +5,7 @@ import json
 import pytest
 import torch
 from peft import LoraConfig, get_peft_model
+from torch._dynamo.testing import CompileCounter
 from transformers import AutoConfig, AutoModelForCausalLM
 
 from helpers.tiny_model import SHAPE, TINY_MODEL
@@ -13,6 +14,7 @@ from runner.models.model import find_base, load_model
 from runner.speed import decoder as module
 from runner.speed.decoder import FastDecoder
 from runner.speed.flat import lay_out
+from runner.speed.layers import for_any_length
 from runner.speed.pieces import Pieces
 
 LENGTHS = (23, 9, 14)
@@ -263,3 +265,23 @@ def test_a_row_on_cuda_is_what_it_is_with_padding(recorded):
             of_row(flat, found, batch(), number), expected, (0.03, 0.05), strict=True
         ):
             assert far(ours, theirs) < limit
+
+
+def test_layers_are_compiled_once_for_rows_of_any_length():
+    """Where torch would compile for the first number of tokens, and again for others."""
+
+    class Layer(torch.nn.Module):
+        def forward(self, hidden, position_ids, position_embeddings):
+            return hidden * position_embeddings[0] + position_ids[..., None]
+
+    found = []
+    for wrap in (lambda call: call, for_any_length):
+        torch._dynamo.reset()
+        graphs = CompileCounter()
+        call = wrap(torch.compile(Layer(), backend=graphs))
+        for tokens in (32, 48, 64):
+            embeddings = (torch.ones(1, tokens, 8), torch.ones(1, tokens, 8))
+            hidden = call(torch.ones(1, tokens, 8), torch.arange(tokens)[None], embeddings)
+            assert hidden[0, -1, 0] == tokens
+        found.append(graphs.frame_count)
+    assert found == [2, 1]

@@ -40,18 +40,27 @@ def quantize_rows(rows: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
 
 
 def scaled_product(
-    a: torch.Tensor, a_scale: torch.Tensor, b: torch.Tensor, b_scale: torch.Tensor
+    a: torch.Tensor,
+    a_scale: torch.Tensor,
+    b: torch.Tensor,
+    b_scale: torch.Tensor,
+    dtype: torch.dtype = torch.bfloat16,
 ) -> torch.Tensor:
-    """``(a * a_scale) (b * b_scale)`` in bf16, of e4m3: a [n, k], a_scale [n, 1], b [k, m], b_scale [1, m].
+    """``(a * a_scale) (b * b_scale)`` of e4m3: a [n, k], a_scale [n, 1], b [k, m], b_scale [1, m].
 
-    ``b`` is laid out by columns (the transpose of something contiguous), as Hopper's tensor cores want it.
-    Where there is no CUDA, the same product is computed in float32.
+    It is rounded to bf16, and has the ``dtype`` that is asked for. ``b`` is laid out by columns (the
+    transpose of something contiguous), as Hopper's tensor cores want it. Where there is no CUDA, the same
+    product is computed in float32.
     """
     if a.is_cuda:
-        return torch._scaled_mm(  # type: ignore[attr-defined]
+        product = torch._scaled_mm(  # type: ignore[attr-defined]
             a, b, scale_a=a_scale, scale_b=b_scale, out_dtype=torch.bfloat16, use_fast_accum=True
         )
-    return (a.float() @ b.float() * a_scale * b_scale).bfloat16()
+    else:
+        product = (a.float() @ b.float() * a_scale * b_scale).bfloat16()
+    # Not through ``to`` in vain: where the forward pass of a Function returns what that gives, torch 2.11
+    # compiles a backward pass whose gradient is 0.
+    return product if dtype == torch.bfloat16 else product.to(dtype)
 
 
 class _FrozenProduct(torch.autograd.Function):
@@ -68,7 +77,7 @@ class _FrozenProduct(torch.autograd.Function):
         ctx.stored = transposed is not None
         ctx.save_for_backward(weight if transposed is None else transposed, scale)
         rows, row_scale = quantize_rows(x)
-        return scaled_product(rows, row_scale, weight.t(), scale.t()).to(x.dtype)
+        return scaled_product(rows, row_scale, weight.t(), scale.t(), x.dtype)
 
     @staticmethod
     def backward(ctx: Any, *gradients: torch.Tensor) -> tuple[torch.Tensor | None, ...]:
@@ -79,7 +88,7 @@ class _FrozenProduct(torch.autograd.Function):
         rows, row_scale = quantize_rows(gradient.float() * scale.t())
         columns = (weight if ctx.stored else weight.t().contiguous()).t()
         ones = torch.ones(1, columns.shape[1], device=weight.device)
-        return scaled_product(rows, row_scale, columns, ones).to(gradient.dtype), None, None, None
+        return scaled_product(rows, row_scale, columns, ones, gradient.dtype), None, None, None
 
 
 def weight_tensors(weight: torch.Tensor, transposed_copy: bool) -> dict[str, torch.Tensor]:
