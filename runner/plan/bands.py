@@ -12,9 +12,8 @@ from runner.config.recipe_rules import recipe_names, trainer_class
 from runner.config.settings import RunConfig
 from runner.config.targets import UnknownTarget, target_fields
 
-# How a model is trained, by the class of the section lora.
+# How a model is trained, by the class of the section lora; "full" without one.
 METHODS = {
-    "": "full",
     "LoraConfig": "lora",
     "AdaLoraConfig": "lora",
     "IA3Config": "ia3",
@@ -51,8 +50,11 @@ class Facts:
 
     @cached_property
     def method(self) -> str | None:
-        """One of ``METHODS``; None for another class of PEFT."""
-        return METHODS.get(str(self.config.lora.get("_target_") or "").rpartition(".")[2])
+        """A value of ``METHODS``, or full; None for another class of PEFT."""
+        if not self.config.lora:
+            return "full"
+        # the config of a run may be cut short, and most are LoRA
+        return METHODS.get(str(self.config.lora.get("_target_", "LoraConfig")).rpartition(".")[2])
 
     @cached_property
     def recipe(self) -> str | None:
@@ -159,7 +161,9 @@ class Rule:
 
 def number(value: float) -> str:
     """A number as it is typed: 2e-4, 0.03, 16."""
-    text = f"{value:.3g}" if value == 0 or abs(value) >= 1e-2 else f"{value:.2e}"
+    if float(value).is_integer() and abs(value) < 1e6:
+        return f"{value:.0f}"
+    text = f"{value:.3g}" if abs(value) >= 1e-2 else f"{value:.2e}"
     mantissa, _, exponent = text.partition("e")
     if not exponent:
         return text

@@ -15,6 +15,7 @@ from runner.plan.scale import SCALE
 
 _SUPERVISED = ("sft", "classify")
 _FROM_1B, _FROM_30B = (1e9, math.inf), (30e9, math.inf)
+_MANY = (2000, math.inf)  # rows, twice what LIMA has
 
 
 def departures(
@@ -88,7 +89,8 @@ RULES = (
         (
             Band(
                 *(0, 3, 2, f"{sources.LLAMA2}, section 3.1 (2); {sources.TULU} (2)"),
-                *(("sft",), (), None, (2000, math.inf)),
+                recipes=("sft",),
+                rows=_MANY,
             ),
             Band(0, 15, 3, f"{sources.LIMA} (15 epochs of 1,000 rows)", ("sft",)),
             Band(0, 3, 1, f"{sources.ZEPHYR}; {sources.TULU} (1)", ("dpo",)),
@@ -110,14 +112,18 @@ RULES = (
     Rule(
         "effective batch",
         "trainer.gradient_accumulation_steps",
-        "Few rows make noisy steps, many make few; LoRA bears large batches less than full fine-tuning.",
+        "Few rows a step are slow and noisy, many leave few steps, and LoRA bears large batches less well.",
         (
             Band(16, 128, 16, sources.TRL_KTO, ("kto",)),
-            Band(8, 128, 16, f"{sources.QLORA}, table 9; {sources.TULU} (128); {sources.REGRET}"),
+            Band(
+                *(8, 128, 16, f"{sources.QLORA}, table 9 (16 to 64); {sources.TULU} (128)"),
+                rows=_MANY,
+            ),
+            Band(1, 128, 16, f"{sources.SMALL_BATCHES} (1 and more); {sources.TULU} (128)"),
         ),
         measures.batch,
         measures.follow_batch,
-        lambda facts, rows: f"{number(rows)} rows",
+        lambda facts, rows: f"{number(rows)} rows a step",
     ),
     Rule(
         "weight decay",

@@ -39,7 +39,7 @@ def table_lines(found: Sequence[Departure], width: int = 80) -> list[str]:
         words += [each.override] if each.override else []
         joined = ": ".join(words)
         rows = [joined] if label + len(joined) <= width else words
-        rows += [each.why, f"({each.source})"]
+        rows += [each.why, f"source: {each.source}"]
         wrapped = [line for row in rows for line in textwrap.wrap(row, width - label)]
         names = [each.about, *[""] * (len(wrapped) - 1)]
         lines += [f"{name:{label}}{line}" for name, line in zip(names, wrapped, strict=True)]
