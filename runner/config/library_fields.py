@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import ast
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import cache
 from importlib.util import find_spec
 from pathlib import Path
@@ -35,7 +35,7 @@ class Field:
     choices: tuple[str, ...] = ()
     items: frozenset[str] = frozenset()
     nested: tuple[str, str] | None = None
-    default: Any = None
+    default: Any = field(default=None, compare=False)  # no part of what is accepted
 
     def issue(self, value: object) -> str | None:
         """Say what is wrong with ``value``, or return None."""

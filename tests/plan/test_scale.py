@@ -1,4 +1,4 @@
-"""An adapter's scale out of its usual band: said once in a run, once of all cells of a sweep, and recorded."""
+"""An adapter's scale out of its usual band: said once in a run, once of a sweep's cells, and recorded."""
 
 import json
 from pathlib import Path
