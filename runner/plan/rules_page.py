@@ -14,9 +14,9 @@ from runner.plan.rules import RULES
 _HEAD = """\
 # Hyper-parameter rules
 
-Where published recipes lie, by recipe, method and size. With recipe=plan the runner says where a config departs
-from them, and which override would follow; every training run warns where the adapter's scale does. A departure
-is no error: what counts is the held-out loss, and a sweep may find better outside.
+Where published recipes lie, by recipe, method and size. With recipe=plan the runner says where a config
+departs from them, and which override would follow; every training run warns where the adapter's scale does.
+A departure is no error: what counts is the held-out loss, and a sweep may find better outside.
 
 | rule | key | for | usual | begin with | source |
 |---|---|---|---|---|---|
