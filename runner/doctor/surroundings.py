@@ -11,6 +11,7 @@ from collections.abc import Callable, Iterator
 from functools import partial
 from importlib.metadata import PackageNotFoundError, requires, version
 from pathlib import Path
+from threading import Thread
 
 from runner.core import environment
 from runner.doctor.finding import Finding, checked
@@ -141,7 +142,7 @@ def git() -> Iterator[Finding]:
 
 def hub() -> Iterator[Finding]:
     """Whether the hub answers, and whether there is a token for gated models."""
-    from huggingface_hub import HfApi, constants, get_token
+    from huggingface_hub import constants, get_token
 
     from runner.models.hub import offline
 
@@ -150,14 +151,36 @@ def hub() -> Iterator[Finding]:
         yield Finding("hub", "this machine is set to be offline: models come from the cache or model.path")
         return
     began = time.monotonic()
-    try:
-        HfApi(endpoint=constants.ENDPOINT).model_info("openai-community/gpt2", timeout=_PATIENCE)
-    except Exception as error:  # the client raises many kinds, most of which mean: out of reach
+    if error := _ask(constants.ENDPOINT):
         status = getattr(getattr(error, "response", None), "status_code", None)
         if status != 404:  # a mirror without this model answers too
             yield _no_hub(constants.ENDPOINT, type(error).__name__, status)
             return
     yield Finding("hub", f"{constants.ENDPOINT} answers in {time.monotonic() - began:.1f} s, {token}")
+
+
+def _ask(endpoint: str) -> Exception | None:
+    """What goes wrong with a question to the hub; the client raises many kinds of error.
+
+    Its timeout does not bound how long a name is looked up, which takes up to half a minute where no name
+    server answers.
+    """
+    from huggingface_hub import HfApi
+
+    errors: list[Exception | None] = []
+
+    def ask() -> None:
+        try:
+            HfApi(endpoint=endpoint).model_info("openai-community/gpt2", timeout=_PATIENCE)
+        except Exception as error:
+            errors.append(error)
+        else:
+            errors.append(None)
+
+    asking = Thread(target=ask, daemon=True)
+    asking.start()
+    asking.join(2 * _PATIENCE)  # to connect, and to read
+    return errors[0] if errors else TimeoutError()
 
 
 def _no_hub(endpoint: str, reason: str, status: int | None) -> Finding:

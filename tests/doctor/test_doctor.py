@@ -4,6 +4,7 @@ import json
 import os
 import re
 import threading
+import time
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 
 import pytest
@@ -240,3 +241,21 @@ def test_what_the_hub_answers_is_told_apart(monkeypatch, online, status, ok, sai
     assert found.ok == ok
     assert said in found.found
     assert bool(found.advice) != ok
+
+
+def test_a_name_server_that_is_silent_is_not_waited_for(monkeypatch, online):
+    monkeypatch.setattr("huggingface_hub.HfApi.model_info", lambda *_, **__: time.sleep(30))
+    monkeypatch.setattr(surroundings, "_PATIENCE", 0.05)
+    began = time.monotonic()
+    [found] = checked("hub", surroundings.hub)
+    assert time.monotonic() - began < 5
+    assert not found.ok
+    assert "does not answer (TimeoutError)" in found.found
+
+
+@pytest.mark.parametrize(("kind", "said"), [("cpu", "AMD, cpu, 2 threads"), ("mps", "AMD, mps")])
+def test_threads_are_a_cpus(monkeypatch, kind, said):
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    found = {"name": "AMD", "kind": kind, "count": 2}
+    monkeypatch.setattr(hardware.environment, "device", lambda: found)
+    assert next(iter(hardware.devices())).found == said
