@@ -72,7 +72,7 @@ def run(config: RunConfig, folder: RunFolder) -> None:
                 data.notes.clear()  # that rows are cut is how they get their length
             if names:
                 save_for_trl(data.train, objective.kind, work / "rows")
-        setup.record_inputs(folder, data)
+        setup.record_inputs(config, folder, data)
         steps = measured.trainer["max_steps"]
         speed = setup.pieces.line()
         terminal.opening(config, data, setup.precision, steps, folder.path, speed, folder.notes)

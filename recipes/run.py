@@ -47,8 +47,9 @@ def run_recipe(
     try:
         _check_single_process()
         check_resume(run)
-        model = run.model.architecture or Path(str(run.model.path)).name
-        path = run_folder.create(run.output_dir, f"{run.recipe}-{model}", resume=run.resume == "auto")
+        model = run.model.architecture or Path(run.model.path or "").name
+        name = "-".join(filter(None, (run.recipe, model)))
+        path = run_folder.create(run.output_dir, name, resume=run.resume == "auto")
         folder = _begin(run, path, objective, (command, overrides), repeats)
     except ConfigError as error:
         console.config_errors(error.issues)

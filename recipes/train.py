@@ -19,7 +19,7 @@ from runner.training.context import run_context
 from runner.training.load import load_trainable
 from runner.training.out_of_memory import BatchShrinker
 from runner.training.results import conclude, kept_scores, save_trained, training_metrics
-from runner.training.setup import check_training, total_steps
+from runner.training.setup import check_training, opening_notes, total_steps
 
 
 def train(config: RunConfig, folder: RunFolder, objective: Objective) -> None:
@@ -36,8 +36,9 @@ def train(config: RunConfig, folder: RunFolder, objective: Objective) -> None:
         data.check_held_out()
         check_same(setup.start, setup.resume_facts(data))
     steps = total_steps(setup.arguments, len(data.train.rows))
-    setup.record_inputs(folder, data)
-    terminal.opening(config, data, setup.precision, steps, folder.path, setup.pieces.line(), folder.notes)
+    setup.record_inputs(config, folder, data)
+    notes = opening_notes(config, folder)
+    terminal.opening(config, data, setup.precision, steps, folder.path, setup.pieces.line(), notes)
 
     with folder.timed("load"):
         trained = load_trainable(config, objective, setup, steps, head)

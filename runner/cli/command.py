@@ -22,6 +22,7 @@ from runner.cli import inherit
 from runner.cli.axes import axes_of, quote_nested
 from runner.config.checks import nearest_key
 from runner.config.objective import Objectives
+from runner.config.recipe_rules import recipe_names
 from runner.config.settings import RunConfig
 from runner.core.errors import Issue, nearest
 from runner.core.hydra_quoting import typed_override
@@ -103,8 +104,6 @@ class Command:
 
 def parse(argv: list[str], objectives: Objectives) -> Command:
     """Read the command line; ``objectives`` are those of the training recipes, by which it will be checked.
-
-    relative ``--config-path`` and ``--config-dir`` start in the current folder.
 
     Flags and overrides may stand in any order. Exits with code 2 when a flag lacks its value.
     """
@@ -284,7 +283,8 @@ def _grammar(text: str, error: HydraException) -> str:
 def _quoting(text: str) -> str:
     key, equals, value = text.partition("=")
     if not equals:
-        return "if it belongs to the word before, quote the two together for the shell"
+        split = "if it belongs to the word before, quote the two together for the shell"
+        return f"did you mean recipe={text}?" if text in recipe_names() else split
     if sum(map(value.count, "[{")) != sum(map(value.count, "]}")):
         return f"the shell has split it: quote the whole, '{key}=...'"
     quoted = len(value) > 1 and value[0] == value[-1] and value[0] in "'\""

@@ -14,7 +14,7 @@ from runner.config.late_checks import check_library_values
 from runner.config.library_fields import Field, class_fields
 from runner.config.objective import Objectives
 from runner.config.origins import Origins
-from runner.config.recipe_rules import check_recipe
+from runner.config.recipe_rules import MACHINE_ALONE, check_recipe
 from runner.config.reserved_keys import RESERVED
 from runner.config.rules import EXCLUSIVE, RANGES, Values, cross_check, get
 from runner.config.sweep_rules import check_sweep
@@ -23,6 +23,8 @@ from runner.core.errors import Issue, nearest
 
 SECTIONS = (*settings.OWN_SECTIONS, *settings.LIBRARY_SECTIONS)
 
+# What every recipe reads.
+_OF_EVERY_RUN = ("recipe", "seed", "output_dir")
 # The classes whose fields are suggested while the config is not composed yet.
 _USUAL_TARGETS = {
     "lora": "peft.LoraConfig",
@@ -34,8 +36,14 @@ _USUAL_TARGETS = {
 def check_config(values: Values, origins: Origins, objectives: Objectives) -> list[Issue]:
     """All issues of a composed config, empty when it can be frozen; settles ``EXCLUSIVE`` keys in place.
 
-    ``objectives`` are those of the training recipes.
+    ``objectives`` are those of the training recipes. Of a recipe that only looks at the machine the names and
+    types are checked, and what it does not read is taken out: a model or rows that are gone are no hindrance.
     """
+    if values.get("recipe") in MACHINE_ALONE:
+        issues = [*_check_keys(_given(values), origins), *check_recipe(values, origins, objectives)]
+        for key in [key for key in values if key not in _OF_EVERY_RUN]:
+            del values[key]
+        return issues
     issues = list(_check_keys(values, origins))
     # what is no section cannot be looked into, the others still can
     broken = {
@@ -49,6 +57,13 @@ def check_config(values: Values, origins: Origins, objectives: Objectives) -> li
         *check_sweep(values, origins),
     ]
     return issues + [item for item in found if item.where not in broken]
+
+
+def _given(value: Any) -> Any:
+    """A value without what must still be given."""
+    if isinstance(value, dict):
+        return {name: _given(item) for name, item in value.items() if item != "???"}
+    return [_given(item) for item in value if item != "???"] if isinstance(value, list) else value
 
 
 def known_fields(section: str, target: str | None) -> dict[str, Field]:

@@ -56,8 +56,12 @@ def _number(field: Field, value: Any) -> Iterator[tuple[str, str]]:
         return
     if not math.isfinite(value):
         yield f"{value} is not a number to compute with", ""
-    elif value < 0 and not field.negative and (field.types | field.items) & {"int", "float"}:
+    elif value < 0 and not _below_zero(field.default) and (field.types | field.items) & {"int", "float"}:
         yield f"{value} is below zero", "at least 0, where 0 mostly means none"
+
+
+def _below_zero(default: Any) -> bool:
+    return isinstance(default, (int, float)) and default < 0
 
 
 def _mapping(field: Field, value: Any) -> Iterator[tuple[str, str]]:

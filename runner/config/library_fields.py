@@ -8,10 +8,11 @@ from __future__ import annotations
 
 import ast
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import cache
 from importlib.util import find_spec
 from pathlib import Path
+from typing import Any
 
 from runner.core.errors import nearest
 
@@ -25,8 +26,8 @@ class Field:
     """One settable field: accepted YAML types (empty: any) and allowed strings (empty: any string).
 
     ``items`` are the types that the entries of a list may have (empty: any). ``nested`` is the config class
-    of the library that the field takes, as module and name: in YAML a mapping of its fields. ``negative``
-    says that the default is a number below zero.
+    of the library that the field takes, as module and name: in YAML a mapping of its fields. ``default`` is
+    None where the source does not spell it out.
     """
 
     name: str
@@ -34,7 +35,7 @@ class Field:
     choices: tuple[str, ...] = ()
     items: frozenset[str] = frozenset()
     nested: tuple[str, str] | None = None
-    negative: bool = False
+    default: Any = field(default=None, compare=False)  # no part of what is accepted
 
     def issue(self, value: object) -> str | None:
         """Say what is wrong with ``value``, or return None."""
@@ -43,10 +44,8 @@ class Field:
             return self._inner_issue(value)
         if self.choices and isinstance(value, str):
             # PEFT writes an open choice as "pissa_niter_[number of iters]"
-            known = any(
-                value == choice or ("[" in choice and value.startswith(choice.split("[")[0]))
-                for choice in self.choices
-            )
+            open_ones = tuple(choice.split("[")[0] for choice in self.choices if "[" in choice)
+            known = value in self.choices or value.startswith(open_ones)
             return None if known else f"{value!r} is not allowed; {nearest(value, self.choices)}"
         if isinstance(value, list) and "list" in self.types and self.items:
             wrong = [item for item in value if type(item).__name__ not in self.items]
@@ -110,7 +109,7 @@ def _field(file: Path, name: str, annotation: ast.expr | None, default: ast.expr
         types = frozenset({usual, "none"})  # no annotation: as the default is
     elif usual == "none" and (types or choices):
         types |= {"none"}  # "x: int = None" is written often
-    return Field(name, types, choices or _metadata_choices(default), items, nested, _is_negative(default))
+    return Field(name, types, choices or _metadata_choices(default), items, nested, _constant(default))
 
 
 def _default(default: ast.expr | None) -> ast.expr | None:
@@ -127,9 +126,11 @@ def _default_type(default: ast.expr | None) -> str | None:
     return "none" if value.value is None else type(value.value).__name__
 
 
-def _is_negative(default: ast.expr | None) -> bool:
-    value = _default(default)
-    return isinstance(value, ast.UnaryOp) and isinstance(value.op, ast.USub)
+def _constant(default: ast.expr | None) -> Any:
+    try:
+        return ast.literal_eval(_default(default) or ast.Constant(None))
+    except ValueError:  # a call, or a name
+        return None
 
 
 def _metadata_choices(default: ast.expr | None) -> tuple[str, ...]:
@@ -212,9 +213,7 @@ def _enum_strings(file: Path, name: str) -> list[str]:
         return []
     body = classes(located[0])[located[1]].body
     values = [item.value for item in body if isinstance(item, ast.Assign)]
-    return [
-        value.value for value in values if isinstance(value, ast.Constant) and isinstance(value.value, str)
-    ]
+    return [text for value in values if isinstance(text := getattr(value, "value", None), str)]
 
 
 def ancestors(file: Path, node: ast.ClassDef) -> Iterator[str]:

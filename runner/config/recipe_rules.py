@@ -36,6 +36,8 @@ BELONGS = {
     "against": ("benchmark",),
     "benchmark": ("benchmark",),
 }
+# Recipes that look at the machine, whatever stands in a config.
+MACHINE_ALONE = ("doctor",)
 _SEVERAL_ADAPTERS = ("merge", "evaluate", "chat")
 
 
@@ -51,6 +53,9 @@ def check_recipe(values: Values, origins: Origins, objectives: Objectives) -> It
     if recipe not in recipe_names():
         names = recipe_names()
         yield Issue(origins.where("recipe"), f"unknown recipe {recipe!r}", nearest(recipe, names, len(names)))
+        return
+    if recipe in MACHINE_ALONE:
+        yield from _check_keys_of_others(str(recipe), values, origins, objectives)
         return
     yield from _check_trainer(str(recipe), values, origins)
     trained = str(recipe)
@@ -118,6 +123,8 @@ def _check_keys_of_others(
             defaults = {item.name: item.default for item in dataclasses.fields(OWN_SECTIONS[key])}
             names = [f"{key}.{name}" for name, given in value.items() if given != defaults.get(name)]
         for name in names:
+            if recipe in MACHINE_ALONE and not origins.typed(name):
+                continue
             yield Issue(
                 origins.where(name),
                 f"{name} has no effect with recipe={recipe}",

@@ -22,9 +22,14 @@ Check = Callable[[], Iterable[Finding]]
 
 
 def checked(name: str, check: Check) -> list[Finding]:
-    """What a check finds. One that fails is a finding itself: a broken library is what is looked for."""
+    """What a check finds. One that fails is a finding itself, behind those that it has made by then: a broken
+    library is what is looked for."""
+    findings: list[Finding] = []
     try:
-        return list(check())
+        for finding in check():
+            findings.append(finding)
     except Exception as error:
         lines = str(error).strip().splitlines()
-        return [Finding(name, f"{type(error).__name__}: {lines[0] if lines else ''}", ok=False)]
+        reason = f"{type(error).__name__}: {lines[0] if lines else ''}"
+        findings.append(Finding(name, reason, ok=False))
+    return findings

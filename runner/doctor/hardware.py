@@ -25,7 +25,8 @@ def devices() -> Iterator[Finding]:
     """Each device that a run can compute on, its free memory, and the driver."""
     if not torch.cuda.is_available():
         found = environment.device()
-        yield Finding("device", f"{found['name']}, {found['kind']}, {found['count']} threads")
+        threads = f", {found['count']} thread{'s' * (found['count'] != 1)}" if found["kind"] == "cpu" else ""
+        yield Finding("device", f"{found['name']}, {found['kind']}{threads}")
         yield from _unused_gpu()
         return
     for number in range(torch.cuda.device_count()):

@@ -2,20 +2,26 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import shutil
+import stat
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from functools import partial
 from importlib.metadata import PackageNotFoundError, requires, version
 from pathlib import Path
+from threading import Thread
 
 from runner.core import environment
-from runner.doctor.finding import Finding
+from runner.doctor.finding import Finding, checked
 
 _SHOWN = ("torch", "transformers", "trl", "peft", "accelerate", "datasets")
 _NAME = "recipe-runner"
 _LEAST_FREE = 20 * 2**30  # of the caches' disk: the weights of an 8B model in bf16 are 16 GiB
 _SECONDS = 1.0  # that are spent on adding up a folder
+_CGROUP = Path("/sys/fs/cgroup")
+_LIMITS = ("memory.max", "memory/memory.limit_in_bytes")  # of version 2, and of 1
 _PATIENCE = 3.0  # seconds until the hub is taken to be out of reach
 
 
@@ -57,40 +63,73 @@ def memory() -> Iterator[Finding]:
     found = psutil.virtual_memory()
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
     free, total = found.available / 2**30, found.total / 2**30
-    yield Finding("memory", f"{free:.1f} of {total:.1f} GiB free, {cores} cores")
+    words = f"{free:.1f} of {total:.1f} GiB free, {cores} cores"
+    limit = _memory_limit()
+    bound = f"; its container is ended above {limit / 2**30:.1f} GiB" if limit and limit < found.total else ""
+    yield Finding("memory", words + bound)
     if variables := environment.variables():
         yield Finding("environment", ", ".join(f"{name}={value}" for name, value in variables.items()))
 
 
+def _memory_limit() -> int | None:
+    """Bytes that the process's container may have, of which the host's numbers say nothing; None for all."""
+    for name in _LIMITS:
+        with contextlib.suppress(OSError, ValueError):  # not there; "max" is no number
+            return int((_CGROUP / name).read_text(encoding="utf-8"))
+    return None
+
+
 def disks(output: Path) -> Iterator[Finding]:
     """The folders that models, rows and compiled code are kept in, their size, and the room that is left."""
-    from huggingface_hub import constants
+    folders = {
+        "run folders": (lambda: output, "output_dir=FOLDER"),
+        "runner's cache": (_runner_cache, "RUNNER_CACHE=FOLDER"),
+        "hub's cache": (_hub_cache, "HF_HOME=FOLDER"),
+    }
+    for name, (place, other) in folders.items():
+        # each on its own: one that cannot be reached says nothing of the others
+        yield from checked(name, partial(_disk, name, place, other, sized=name != "run folders"))
 
+
+def _runner_cache() -> Path:
     from runner.models.locate import cache_dir
 
-    folders = {"runner's cache": cache_dir(), "hub's cache": Path(constants.HF_HUB_CACHE)}
-    for name, folder in {"run folders": output, **folders}.items():
-        there = next(path for path in (folder, *folder.absolute().parents) if path.exists())
-        free = shutil.disk_usage(there).free
-        writable = os.access(there, os.W_OK)
-        size = f"{_size(folder)}, " if name in folders else ""
-        advice = "" if writable else "it cannot be written: choose another folder"
-        if writable and free < _LEAST_FREE:
-            advice = "an 8B model in bf16 needs 16 GiB"
-        words = f"{folder}, {size}{free / 2**30:.0f} GiB free"
-        yield Finding(name, words, ok=writable and free >= _LEAST_FREE, advice=advice)
+    return cache_dir()
+
+
+def _hub_cache() -> Path:
+    from huggingface_hub import constants
+
+    return Path(constants.HF_HUB_CACHE)
+
+
+def _disk(name: str, place: Callable[[], Path], other: str, sized: bool) -> Iterator[Finding]:
+    """One folder; ``other`` is what names another one instead."""
+    folder = place()
+    there = next(path for path in (folder, *folder.absolute().parents) if path.exists())
+    free = shutil.disk_usage(there).free
+    advice = ""
+    if not there.is_dir():
+        advice = f"{there} is a file: {other}"
+    elif not os.access(there, os.W_OK | os.X_OK):
+        advice = f"it cannot be written: {other}"
+    elif free < _LEAST_FREE:
+        advice = f"an 8B model in bf16 needs 16 GiB: {other}"
+    size = f"{_size(folder)}, " if sized else ""
+    yield Finding(name, f"{folder}, {size}{free / 2**30:.0f} GiB free", ok=not advice, advice=advice)
 
 
 def _size(folder: Path) -> str:
-    """Of all files below, links left out; 'over' where it takes too long to say."""
+    """Of all files below, links left out; 'over' where it takes too long to say. Other processes may add and
+    remove files meanwhile."""
     total, until = 0, time.monotonic() + _SECONDS
     for place, _, files in os.walk(folder):
         for name in files:
-            path = Path(place, name)
-            if not path.is_symlink():
-                total += path.stat().st_size
-        if time.monotonic() > until:
-            return f"over {total / 2**30:.1f} GiB"
+            with contextlib.suppress(OSError):  # it is gone, or may not be looked at
+                found = os.lstat(os.path.join(place, name))
+                total += found.st_size if stat.S_ISREG(found.st_mode) else 0
+            if time.monotonic() > until:
+                return f"over {total / 2**30:.1f} GiB"
     return f"{total / 2**30:.1f} GiB"
 
 
@@ -103,7 +142,7 @@ def git() -> Iterator[Finding]:
 
 def hub() -> Iterator[Finding]:
     """Whether the hub answers, and whether there is a token for gated models."""
-    from huggingface_hub import HfApi, constants, get_token
+    from huggingface_hub import constants, get_token
 
     from runner.models.hub import offline
 
@@ -112,11 +151,45 @@ def hub() -> Iterator[Finding]:
         yield Finding("hub", "this machine is set to be offline: models come from the cache or model.path")
         return
     began = time.monotonic()
-    try:
-        HfApi(endpoint=constants.ENDPOINT).model_info("openai-community/gpt2", timeout=_PATIENCE)
-    except Exception as error:  # the client raises many kinds, all of which mean: out of reach
-        reason = type(error).__name__
-        advice = "model.path=FOLDER, HF_ENDPOINT=MIRROR, or HF_HUB_OFFLINE=1 to use the cache at once"
-        yield Finding("hub", f"{constants.ENDPOINT} does not answer ({reason})", ok=False, advice=advice)
-        return
+    if error := _ask(constants.ENDPOINT):
+        status = getattr(getattr(error, "response", None), "status_code", None)
+        if status != 404:  # a mirror without this model answers too
+            yield _no_hub(constants.ENDPOINT, type(error).__name__, status)
+            return
     yield Finding("hub", f"{constants.ENDPOINT} answers in {time.monotonic() - began:.1f} s, {token}")
+
+
+def _ask(endpoint: str) -> Exception | None:
+    """What goes wrong with a question to the hub; the client raises many kinds of error.
+
+    Its timeout does not bound how long a name is looked up, which takes up to half a minute where no name
+    server answers.
+    """
+    from huggingface_hub import HfApi
+
+    errors: list[Exception | None] = []
+
+    def ask() -> None:
+        try:
+            HfApi(endpoint=endpoint).model_info("openai-community/gpt2", timeout=_PATIENCE)
+        except Exception as error:
+            errors.append(error)
+        else:
+            errors.append(None)
+
+    asking = Thread(target=ask, daemon=True)
+    asking.start()
+    asking.join(2 * _PATIENCE)  # to connect, and to read
+    return errors[0] if errors else TimeoutError()
+
+
+def _no_hub(endpoint: str, reason: str, status: int | None) -> Finding:
+    """Why the hub is of no use: its answer for a public model, or that there was none."""
+    advice = "model.path=FOLDER, HF_ENDPOINT=MIRROR, or HF_HUB_OFFLINE=1 to use the cache at once"
+    if status in (401, 403):  # nobody needs a token for a public model
+        found, advice = f"{endpoint} refuses the token ({status})", "`hf auth login`, or unset HF_TOKEN"
+    elif status:
+        found = f"{endpoint} answers with an error ({status})"
+    else:
+        found = f"{endpoint} does not answer ({reason})"
+    return Finding("hub", found, ok=False, advice=advice)

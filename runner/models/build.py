@@ -89,7 +89,7 @@ def training_arguments(
         notes.append(f"trainer.optim={optimizer} needs CUDA; {replacement} is used instead")
         fields["optim"] = replacement
     rate = fields.get("learning_rate")
-    if isinstance(rate, float) and rate > _HIGH_RATE and not _finds_its_rate(optimizer):
+    if isinstance(rate, float) and rate > _HIGH_RATE and not finds_its_rate(optimizer):
         notes.append(f"trainer.learning_rate={rate:g} is far above what trains a model (1e-6 to 1e-2)")
     fields |= {
         "output_dir": str(folder / "checkpoints"),
@@ -106,7 +106,7 @@ def training_arguments(
     return arguments, notes
 
 
-def _finds_its_rate(optimizer: str) -> bool:
+def finds_its_rate(optimizer: str) -> bool:
     """Whether an optimizer takes the learning rate as a factor of the one that it finds (1 by default)."""
     return any(name in optimizer.lower() for name in ("prodigy", "dadapt", "adafactor", "sgd"))
 

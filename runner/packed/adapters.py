@@ -20,6 +20,7 @@ from trl.trainer.utils import disable_dropout_in_model
 from runner.config.adapters import Adapter
 from runner.models.adapter import add_adapter, continue_adapter
 from runner.models.keyed_dropout import DropoutStream
+from runner.models.lora_scale import lora_scale
 from runner.packed import CannotPack
 from runner.packed.layers import PackedLinear, PackState
 
@@ -169,7 +170,11 @@ def pack_adapters(
         wrapped, layers, drawn, resolved = _continue(model, start, len(configs))
     weight = next(iter(layers.values())).lora_A["default"].weight
     dtype = torch.float64 if weight.dtype == torch.float64 else torch.float32
-    state = PackState([_scaling(config) for config in resolved], weight.device, dtype)
+    state = PackState(
+        [lora_scale(config.lora_alpha, config.r, config.use_rslora) for config in resolved],
+        weight.device,
+        dtype,
+    )
     stream = None
     if drops and any(config.lora_dropout for config in resolved):
         stream = DropoutStream(weight.device)
@@ -210,7 +215,7 @@ def _continue(model: Any, start: Adapter, count: int) -> Drawn:
     trained = [name for name, parameter in wrapped.named_parameters() if parameter.requires_grad]
     plain = all(
         layer.r["default"] == config.r
-        and layer.scaling["default"] == _scaling(config)
+        and layer.scaling["default"] == lora_scale(config.lora_alpha, config.r, config.use_rslora)
         and "default" not in layer.lora_variant
         for layer in layers.values()
     )
@@ -245,11 +250,6 @@ def _has_dropout(base: torch.nn.Module, modules: bool) -> bool:
         if any(isinstance(rate, float) and rate > 0 for rate in rates):
             return True
     return False
-
-
-def _scaling(config: Any) -> float:
-    """alpha / r, or alpha / sqrt(r) with rank stabilisation (arXiv:2312.03732)."""
-    return config.lora_alpha / (config.r**0.5 if config.use_rslora else config.r)
 
 
 def _lora_layers(model: Any) -> dict[str, Any]:

@@ -32,7 +32,7 @@ from runner.runs.run_folder import RunFolder
 from runner.speed.token_loss import unsupported_loss
 from runner.training.load import total_parameters
 from runner.training.results import complete_adapter, conclude, kept_scores
-from runner.training.setup import TrainingSetup, check_training, total_steps
+from runner.training.setup import TrainingSetup, check_training, opening_notes, total_steps
 
 
 @dataclass(frozen=True)
@@ -78,7 +78,7 @@ def train_pack(
     steps = total_steps(setup.arguments, len(data[pack.first.name].train.rows))
     for cell in pack.cells:
         cell.folder.record["parents"] = parents(cell.config, cell.folder.path)
-        setup.record_inputs(cell.folder, data[cell.name])
+        setup.record_inputs(cell.config, cell.folder, data[cell.name])
 
     progress = PackProgress(steps)
     with pack.timed("load"):
@@ -194,7 +194,7 @@ def _trainer(
     pieces = setup.pieces.without("padding_free", "a pack pads the rows of its cells")
     if pack.first.config.speed.cuda_graphs is None:
         pieces = pieces.without("cuda_graphs", "in a pack by speed.cuda_graphs=true only")
-    counts, warnings = (len(pack.cells), cells_per_pass), pack.first.folder.notes
+    counts, warnings = (len(pack.cells), cells_per_pass), opening_notes(pack.first.config, pack.first.folder)
     terminal.pack_opening(data, setup.precision, counts, steps, size, pieces.line(), warnings)
     folders = {cell.name: cell.folder for cell in pack.cells}
     plan = PackPlan(

@@ -14,6 +14,7 @@ import yaml
 
 from runner.core.paths import SWEEP_FILE
 from runner.core.yaml_reader import read_yaml
+from runner.plan.scale import adapter_scale, scale_summary
 from runner.reports.number_format import format_value, to_number
 
 # In the order in which cells without a result are shown, and all that a cell can be.
@@ -74,12 +75,8 @@ class CellResult:
 
     @property
     def scale(self) -> float | None:
-        """What multiplies the adapter's term: alpha / r, or alpha / sqrt(r) with rank-stabilised LoRA."""
-        lora = mapping(self.config.get("lora"))
-        alpha, rank = to_number(lora.get("lora_alpha")), to_number(lora.get("r"))
-        if not (math.isfinite(alpha) and rank > 0):
-            return None
-        return alpha / (math.sqrt(rank) if lora.get("use_rslora") is True else rank)
+        """What multiplies the adapter's term; None where it is no LoRA."""
+        return adapter_scale(mapping(self.config.get("lora")))
 
     @property
     def reason(self) -> str:
@@ -152,6 +149,7 @@ def read_sweep(folder: Path) -> Sweep:
         entries = _entries_of_folders(folder)
     cells = [_cell(folder, entry, notes) for entry in entries if isinstance(entry.get("name"), str)]
     notes += _same_weights(cells)
+    notes += scale_summary((cell.name, mapping(cell.config.get("lora"))) for cell in cells)
     typed = {str(axis): _names(values) for axis, values in mapping(record.get("axes")).items()}
     axes = {
         axis: _sorted(dict.fromkeys([*values, *(c.values[axis] for c in cells if axis in c.values)]))

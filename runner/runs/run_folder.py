@@ -85,6 +85,11 @@ class RunFolder:
             self._lock.release()
             raise ConfigError(unwritable(path, error)) from error
 
+    @property
+    def is_cell(self) -> bool:
+        """Whether the run is a cell of a sweep."""
+        return "cell" in self.record
+
     @contextmanager
     def timed(self, phase: str) -> Iterator[None]:
         """Add the seconds of a phase to ``times``."""

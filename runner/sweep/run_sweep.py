@@ -6,7 +6,7 @@ import contextlib
 import shlex
 import signal
 from collections import deque
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -21,6 +21,7 @@ from runner.core.process.folder_lock import FolderLock, hold
 from runner.core.process.posix import KILL
 from runner.core.secrets import masked
 from runner.core.signals import Terminated, terminate_as_interrupt
+from runner.plan.scale import scale_summary
 from runner.sweep.cells import Cell, check_cells
 from runner.sweep.jobs import Job, make_jobs, record_jobs, write_job
 from runner.sweep.ledger import DONE, INTERRUPTED, Ledger
@@ -41,6 +42,7 @@ class Sweep:
         self._lock: FolderLock | None = None
         self._ledger: Ledger | None = None
         self._stopped = False
+        self._said: set[str] = set()  # warnings
         self.ran = False  # whether a batch has passed its checks
 
     @property
@@ -123,7 +125,14 @@ class Sweep:
         jobs = make_jobs(todo, self.settings, max(1, len(self._devices)), ledger)
         _say_plan(self.folder, cells, jobs, len(done), over)
         _warn_of_other_code(done, jobs, ledger)
+        self._warn(scale_summary((cell.name, cell.config.lora) for cell in cells))
         return jobs
+
+    def _warn(self, notes: Iterable[str]) -> None:
+        for note in notes:
+            if note not in self._said:
+                self._said.add(note)
+                console.warn(note)
 
     def _work(self, waiting: deque[tuple[Job, Path]]) -> None:
         """Keep every device busy until no job is left."""
@@ -199,8 +208,7 @@ class Sweep:
         board.write(self.folder)
         console.out.print()
         print_leaderboard(board)
-        for note in board.sweep.notes:
-            console.warn(note)
+        self._warn(board.sweep.notes)
         for folder in self.ledger.without_report():
             run_report.write_report(folder)
         write_sweep_report(self.folder)

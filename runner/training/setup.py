@@ -31,14 +31,13 @@ from runner.models.check_fp8 import check_machine
 from runner.models.check_loading import check_loading
 from runner.models.empty_model import empty_model, module_names
 from runner.models.model import Base, Precision, choose_precision, device, find_base
+from runner.plan.measures import WITHOUT_WARMUP
+from runner.plan.scale import scale_notes
 from runner.runs.parents import adapter_digest
 from runner.runs.resume import Start, find_start
 from runner.runs.run_folder import RunFolder
 from runner.speed.pieces import Pieces, choose_pieces
 from runner.training.argument_checks import check_optimizer, check_placed
-
-# Schedules of transformers that take no warmup.
-_WITHOUT_WARMUP = ("constant", "reduce_lr_on_plateau", "greedy")
 
 
 @dataclass(frozen=True)
@@ -92,7 +91,7 @@ class TrainingSetup:
         no other. ``rows`` are those that the trainer makes batches of."""
         steps = total_steps(self.arguments, rows)
         schedule = str(self.arguments.lr_scheduler_type.value)
-        if self.arguments.get_warmup_steps(steps) < steps or schedule in _WITHOUT_WARMUP:
+        if self.arguments.get_warmup_steps(steps) < steps or schedule in WITHOUT_WARMUP:
             return []
         what = (
             "the only step has a learning rate of 0: nothing is trained"
@@ -101,10 +100,14 @@ class TrainingSetup:
         )
         return [f"{what}; trainer.warmup_steps=0, or more steps"]
 
-    def record_inputs(self, folder: RunFolder, data: Data) -> None:
-        """Record which model is trained on which examples, with every warning so far."""
+    def record_inputs(self, config: RunConfig, folder: RunFolder, data: Data) -> None:
+        """Record which model is trained on which examples, with every warning so far.
+
+        ``config`` is the run's own, where several cells share this setup.
+        """
         foreign = foreign_rows(self.data)
         folder.notes += [*self.base.notes, *self.warnings, *data.notes, *filter(None, [foreign])]
+        folder.notes += scale_notes(config)
         if not self.packs:
             folder.notes += self.warmup_notes(len(data.train.rows))
         folder.record |= self.inputs(data)
@@ -200,6 +203,12 @@ def _check_adapter(
             hint = "'lora.modules_to_save=[lm_head]' trains the whole head"
             raise ConfigError(Issue("lora.target_modules", message, hint))
     return unsupported_loss(tried[0]) if tried else None
+
+
+def opening_notes(config: RunConfig, folder: RunFolder) -> list[str]:
+    """The warnings of a run for its opening table; a sweep has said of all its cells which scales are odd."""
+    said = scale_notes(config) if folder.is_cell else []
+    return [note for note in folder.notes if note not in said]
 
 
 def total_steps(arguments: Any, rows: int) -> int:

@@ -1,16 +1,20 @@
 """``recipe=doctor``: a line for each thing that this machine has, and advice where one is missing."""
 
 import json
+import os
 import re
 import threading
+import time
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 
 import pytest
 import torch
 from huggingface_hub import constants
 
+from helpers.command import issues, one
+from runner.config.settings import RunConfig
 from runner.doctor import hardware, surroundings
-from runner.doctor.finding import checked
+from runner.doctor.finding import Finding, checked
 
 
 @pytest.fixture
@@ -86,9 +90,11 @@ def test_a_disk_that_is_nearly_full_is_said(monkeypatch, tmp_path):
 
 
 class Hub(BaseHTTPRequestHandler):
+    status = 200
+
     def do_GET(self):
         body = json.dumps({"id": "openai-community/gpt2", "siblings": []}).encode()
-        self.send_response(200)
+        self.send_response(self.status)
         self.send_header("Content-Type", "application/json")
         self.send_header("Content-Length", str(len(body)))
         self.end_headers()
@@ -98,18 +104,158 @@ class Hub(BaseHTTPRequestHandler):
         pass
 
 
-def test_a_hub_that_answers_and_one_that_does_not(monkeypatch):
+@pytest.fixture
+def online(monkeypatch):
+    """A hub on this machine."""
     monkeypatch.delenv("HF_HUB_OFFLINE", raising=False)
     monkeypatch.delenv("TRANSFORMERS_OFFLINE", raising=False)
     monkeypatch.setattr(constants, "HF_HUB_OFFLINE", False)
     server = ThreadingHTTPServer(("127.0.0.1", 0), Hub)
-    threading.Thread(target=server.serve_forever, daemon=True).start()
+    threading.Thread(target=server.serve_forever, args=(0.01,), daemon=True).start()
     monkeypatch.setattr(constants, "ENDPOINT", f"http://127.0.0.1:{server.server_port}")
+    yield server
+    server.shutdown()
+    server.server_close()
+
+
+def test_a_hub_that_answers_and_one_that_does_not(online):
     [found] = checked("hub", surroundings.hub)
     assert found.ok
     assert "answers in" in found.found
-    server.shutdown()
-    server.server_close()
+    online.shutdown()
+    online.server_close()
     [found] = checked("hub", surroundings.hub)
     assert not found.ok
     assert "HF_HUB_OFFLINE=1" in found.advice
+
+
+@pytest.mark.parametrize(
+    "words",
+    [
+        ["data=file"],
+        ["data.path=nowhere.jsonl"],
+        ["model.path=./nothing"],
+        ["model.path=null"],
+        ["adapter=./nothing"],
+        ["experiment=qwen-7b-chat-qlora"],
+        ["template.chat_template=no.jinja"],
+        ["quantization=nf4", "lora=none"],
+    ],
+    ids=" ".join,
+)
+def test_what_it_does_not_read_may_be_missing(words):
+    assert one("recipe=doctor", *words, "output_dir=d", "seed=3") == RunConfig("doctor", 3, "d")
+
+
+def test_a_key_that_is_mistyped_or_has_no_effect_is_said_all_the_same():
+    assert "unknown key 'lora.q'" in issues("recipe=doctor", "lora.q=1")[0]
+    assert "no effect with recipe=doctor" in issues("recipe=doctor", "resume=auto")[0]
+    [said] = issues("doctor")
+    assert said.endswith("did you mean recipe=doctor?")
+
+
+def test_a_key_of_a_file_that_it_does_not_read_is_no_hindrance(tmp_path):
+    folder = tmp_path / "conf" / "experiment"
+    folder.mkdir(parents=True)
+    (folder / "mine.yaml").write_text("# @package _global_\non_oom: shrink\ndata:\n  path: ???\n")
+    words = [f"--config-dir={folder.parent}", "experiment=mine"]
+    assert one("recipe=doctor", *words) == RunConfig("doctor")
+
+
+def test_files_that_vanish_while_a_cache_is_added_up_are_left_out(monkeypatch, tmp_path):
+    for name in ("kept", "gone"):
+        (tmp_path / name).write_bytes(b"x" * 2**20)
+    (tmp_path / "link").symlink_to(tmp_path / "kept")
+    walk = surroundings.os.walk
+
+    def vanishing(folder):
+        for entry in walk(folder):
+            (tmp_path / "gone").unlink(missing_ok=True)
+            yield entry
+
+    monkeypatch.setattr(surroundings.os, "walk", vanishing)
+    monkeypatch.setenv("RUNNER_CACHE", str(tmp_path))
+    monkeypatch.setattr(surroundings, "_SECONDS", 60)
+    found = {finding.name: finding.found for finding in surroundings.disks(tmp_path)}
+    assert len(found) == 3
+    assert f"{tmp_path}, 0.0 GiB, " in found["runner's cache"]
+
+
+def test_a_large_folder_is_not_added_up_to_its_end(monkeypatch, tmp_path):
+    for number in range(3):
+        (tmp_path / str(number)).write_bytes(b"")
+        os.truncate(tmp_path / str(number), 2**31)
+    monkeypatch.setattr(surroundings, "_SECONDS", -1)
+    assert surroundings._size(tmp_path) == "over 2.0 GiB"
+    monkeypatch.setattr(surroundings, "_SECONDS", 60)
+    assert surroundings._size(tmp_path) == "6.0 GiB"
+
+
+def test_a_folder_that_cannot_be_reached_costs_no_other_line(monkeypatch, tmp_path):
+    def broken(folder):
+        raise OSError("Stale file handle")
+
+    file = tmp_path / "file"
+    file.touch()
+    monkeypatch.setenv("RUNNER_CACHE", str(file / "below"))
+    monkeypatch.setattr(surroundings, "_hub_cache", lambda: broken(None))
+    runs, own, hub = surroundings.disks(tmp_path)
+    assert runs.ok
+    assert not own.ok
+    assert own.advice == f"{file} is a file: RUNNER_CACHE=FOLDER"
+    assert (hub.name, hub.found, hub.ok) == ("hub's cache", "OSError: Stale file handle", False)
+
+
+def test_what_was_found_before_a_check_fails_is_kept():
+    def check():
+        yield Finding("GPU 0", "well")
+        raise RuntimeError("GPU 1 is lost")
+
+    assert [finding.found for finding in checked("device", check)] == ["well", "RuntimeError: GPU 1 is lost"]
+
+
+@pytest.mark.parametrize(
+    ("file", "text", "said"),
+    [
+        ("memory.max", "1073741824\n", "; its container is ended above 1.0 GiB"),
+        ("memory/memory.limit_in_bytes", "2147483648\n", "; its container is ended above 2.0 GiB"),
+        ("memory.max", "max\n", ""),
+        ("memory/memory.limit_in_bytes", "9223372036854771712\n", ""),
+    ],
+)
+def test_the_limit_of_a_container_is_said(monkeypatch, tmp_path, file, text, said):
+    (tmp_path / file).parent.mkdir(exist_ok=True)
+    (tmp_path / file).write_text(text)
+    monkeypatch.setattr(surroundings, "_CGROUP", tmp_path)
+    found = next(iter(surroundings.memory())).found
+    assert found.endswith(f"cores{said}")
+
+
+@pytest.mark.parametrize(
+    ("status", "ok", "said"),
+    [(404, True, "answers in"), (401, False, "refuses the token (401)"), (503, False, "with an error (503)")],
+)
+def test_what_the_hub_answers_is_told_apart(monkeypatch, online, status, ok, said):
+    monkeypatch.setattr(Hub, "status", status)
+    [found] = checked("hub", surroundings.hub)
+    assert found.ok == ok
+    assert said in found.found
+    assert bool(found.advice) != ok
+
+
+def test_a_name_server_that_is_silent_is_not_waited_for(monkeypatch, online):
+    monkeypatch.setattr("huggingface_hub.HfApi.model_info", lambda *_, **__: time.sleep(30))
+    monkeypatch.setattr(surroundings, "_PATIENCE", 0.05)
+    began = time.monotonic()
+    [found] = checked("hub", surroundings.hub)
+    assert time.monotonic() - began < 5
+    assert not found.ok
+    assert "does not answer (TimeoutError)" in found.found
+
+
+@pytest.mark.parametrize(("kind", "said"), [("cpu", "AMD, cpu, 2 threads"), ("mps", "AMD, mps")])
+def test_threads_are_a_cpus(monkeypatch, kind, said):
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    found = {"name": "AMD", "kind": kind, "count": 2}
+    monkeypatch.setattr(hardware.environment, "device", lambda: found)
+    assert next(iter(hardware.devices())).found == said
