@@ -7,7 +7,6 @@ from contextlib import ExitStack, contextmanager
 from typing import Any
 
 import torch
-from peft.tuners.tuners_utils import BaseTunerLayer
 from torch.nn.functional import pad
 
 from runner.models.keyed_dropout import dropout_stream
@@ -15,6 +14,7 @@ from runner.speed.flat import SIDE_BY_SIDE, Flat, drawing, mixing
 from runner.speed.graphs import Graphs
 from runner.speed.layers import FastLayers, patched
 from runner.speed.pieces import NO_CHECKPOINTS, Pieces, Without
+from runner.speed.reference import Reference, adapters_in_use
 
 Places = tuple[torch.Tensor, ...]
 
@@ -43,6 +43,7 @@ class FastDecoder:
         self._config = base.config.get_text_config()
         self._dropout = dropout_stream(model)
         self._layers = FastLayers(model, pieces)
+        self._reference = Reference(model) if pieces.compile else None
         self._without, self._fill, self._key = without, fill, key
         self._rows = 0
         self._limit = int(getattr(self._config, "max_position_embeddings", 0) or 2**31)
@@ -77,7 +78,8 @@ class FastDecoder:
             inputs = (self._filled(input_ids),)
             chosen = places[0] * inputs[0].shape[1] + places[1]
         else:
-            return self._hidden(input_ids, attention_mask)[places]
+            with self._as_policy():
+                return self._hidden(input_ids, attention_mask)[places]
         return self._replayed(inputs, chosen) if self._record else self._chosen(inputs, chosen)
 
     def _replayed(self, inputs: tuple[torch.Tensor, ...], chosen: torch.Tensor) -> torch.Tensor:
@@ -104,7 +106,17 @@ class FastDecoder:
         return self._run(*inputs).flatten(0, 1).index_select(0, chosen)
 
     def _run(self, input_ids: torch.Tensor, *flat: torch.Tensor) -> torch.Tensor:
-        return self._flat_hidden(input_ids, *flat) if flat else self._hidden(input_ids)
+        with self._as_policy():
+            return self._flat_hidden(input_ids, *flat) if flat else self._hidden(input_ids)
+
+    @contextmanager
+    def _as_policy(self) -> Iterator[None]:
+        """A pass without gradients has in this block the compiled code of one with them."""
+        if torch.is_grad_enabled() or self._reference is None or not self._reference.known:
+            yield
+            return
+        with self._reference.in_place(), self._layers.one_by_one():
+            yield
 
     def _length(self, length: int) -> int:
         """The length that rows of this one are filled up to."""
@@ -205,12 +217,6 @@ class FastDecoder:
 def trained(model: Any) -> list[torch.nn.Parameter]:
     """The parameters that are trained."""
     return [parameter for parameter in model.parameters() if parameter.requires_grad]
-
-
-def adapters_in_use(model: Any) -> tuple[str, ...]:
-    """The names of those that a forward pass goes through, none where they are disabled."""
-    layer = next((each for each in model.modules() if isinstance(each, BaseTunerLayer)), None)
-    return () if layer is None or layer.disable_adapters else tuple(layer.active_adapters)
 
 
 def bucket(length: int) -> int:

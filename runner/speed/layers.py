@@ -9,7 +9,7 @@ from typing import Any
 
 import torch
 from torch.nn.attention import SDPBackend, sdpa_kernel
-from torch.utils._pytree import tree_leaves
+from torch.utils._pytree import tree_leaves, tree_map_only
 from transformers import AttentionInterface
 from transformers.integrations.sdpa_attention import sdpa_attention_forward
 from transformers.masking_utils import ALL_MASK_ATTENTION_FUNCTIONS
@@ -52,6 +52,7 @@ class FastLayers:
         base = model.get_base_model() if hasattr(model, "get_base_model") else model
         self._config = base.config.get_text_config()
         self._compiled: list[Any] = []
+        self._one_by_one = False
         self.causal = causal_only(model)
         self._on_cpu = pieces.cpu_kernels and next(model.parameters()).device.type == "cpu"
         self._lora = lora_forwards(model) if self._on_cpu else []
@@ -75,8 +76,9 @@ class FastLayers:
             if self._pieces.compile and training:
                 self._compile()
                 stack.enter_context(_compile_settings(self._pieces.activation_memory_budget))
-                for layer, call in zip(self.layers, self._compiled, strict=True):
+                for number, (layer, call) in enumerate(zip(self.layers, self._compiled, strict=True)):
                     call = for_any_length(call) if varying else call
+                    call = alone(call, number > 0) if self._one_by_one else call
                     stack.enter_context(patched(layer, "_compiled_call_impl", call))
                     if getattr(layer, "gradient_checkpointing", False):  # the memory budget is in its place
                         stack.enter_context(patched(layer, "gradient_checkpointing", False))
@@ -86,6 +88,12 @@ class FastLayers:
     def not_compiled(self) -> Iterator[None]:
         """Layers are as they were in this block, but for their attention."""
         with patched(self, "_pieces", dataclasses.replace(self._pieces, compile=False)):
+            yield
+
+    @contextmanager
+    def one_by_one(self) -> Iterator[None]:
+        """Compiled layers have in this block the code of a pass with gradients, and keep nothing for it."""
+        with patched(self, "_one_by_one", True):
             yield
 
     def mark(self, tokens: int, inputs: Any) -> None:
@@ -113,6 +121,18 @@ def for_any_length(call: Callable[..., Any]) -> Callable[..., Any]:
         return call(hidden, *args, **kwargs)
 
     return marked
+
+
+def alone(call: Callable[..., Any], trains: bool) -> Callable[..., Any]:
+    """``call`` of a compiled layer as of one that ``trains``, or that stands below all that do, while
+    gradients are off: its activations end with it."""
+
+    def run(hidden: torch.Tensor, *args: Any, **kwargs: Any) -> Any:
+        with torch.enable_grad():
+            found = call(hidden.detach().requires_grad_(trains), *args, **kwargs)
+        return tree_map_only(torch.Tensor, torch.Tensor.detach, found)
+
+    return run
 
 
 def mark_tokens(tokens: int, inputs: Any) -> None:
