@@ -28,9 +28,10 @@ class DropoutStream:
     """What all dropout layers of a model share: of each row of a batch its seed, its number and its rate.
 
     ``start`` names the cells; ``at`` the step. ``keys`` [layers, cells] are filled in place, so that compiled
-    and recorded layers see them. ``places`` are row and position of each token, 32-bit [1, tokens], where the
-    rows of a batch are side by side. ``batch`` are rows and length of the one under way, as the embeddings of
-    a model that is watched last saw them: some layers have its tokens in one line (those of OPT's MLP).
+    and recorded layers see them. ``places`` are row and position of each token, 32-bit [cells, tokens], where
+    the rows of each cell are side by side. ``batch`` are rows and length of the one under way, as the
+    embeddings of a model that is watched last saw them: some layers have its tokens in one line (those of
+    OPT's MLP).
 
     Hashes of numbers are read from tables, not made where they are used: Inductor of torch 2.11 takes the
     hash of an arange for the arithmetic of an index, which does not wrap around, once lengths vary (hidden
@@ -88,13 +89,14 @@ class DropoutStream:
         return _looked_up(self._hashes, size, 1)
 
     def tokens(self, rows: int, length: int) -> tuple[torch.Tensor, torch.Tensor]:
-        """Hashes of row [rows, 1] and position [length] of the tokens of a batch; [1, length] both where its
-        rows are side by side. Raises ``RuntimeError`` for other tokens than all of those, in their order."""
+        """Hashes of row [rows, 1] and position [length] of the tokens of a batch of ``rows`` a cell; where
+        these are side by side [cells, 1, length] and [cells, length]. Raises ``RuntimeError`` for other
+        tokens than all of those, in their order."""
         if self.places is not None:
             row, position = self.places
-            if (rows, length) != tuple(row.shape):
+            if rows != 1 or length != row.shape[1]:
                 raise RuntimeError("a layer with LoRA dropout has tokens in an order of its own")
-            return _fmix(row), _fmix(position * _GOLDEN)
+            return _fmix(row)[:, None], _fmix(position * _GOLDEN)
         return _looked_up(self._hashes, rows, 1)[:, None], _looked_up(self._positions, length, _GOLDEN)
 
 
@@ -127,7 +129,7 @@ class KeyedDropout(torch.nn.Module):
         rows = x.shape[0] // rates.shape[0]
         row, position = self.stream.tokens(rows, x.shape[-2])
         key = self.stream.keys.index_select(0, self.layer)[0, cells]
-        key = _fmix(key[:, None, None] ^ row).flatten(0, 1)  # [rows of all cells, 1], or [1, tokens]
+        key = _fmix(key[:, None, None] ^ row).flatten(0, 1)  # [rows of all cells, 1], or [cells, tokens]
         key = _fmix(key ^ position)[..., None]
         drawn = _fmix(key ^ self.stream.features(x.shape[-1]))  # uniform over int32
         rate = rates.repeat_interleave(rows, output_size=x.shape[0])[:, None, None]

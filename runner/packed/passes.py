@@ -12,6 +12,7 @@ from runner.core import console
 from runner.data.labels import IGNORE
 from runner.packed.adapters import PackedAdapters
 from runner.speed.decoder import FastDecoder
+from runner.speed.flat import Flat, lay_out
 from runner.speed.pieces import Pieces
 from runner.speed.token_loss import TokenLogprobs, token_logprobs
 
@@ -55,10 +56,22 @@ class Passes:
         """Log-probabilities of the labelled tokens of a batch, by the adapters of the active cells."""
         ids, labels = batch["input_ids"], batch["labels"]
         # found on the host: on the GPU, looking for labels would wait for all work before it
-        places = tuple(map(self.to_device, (labels[:, 1:] != IGNORE).nonzero(as_tuple=True)))
-        ids, labels = self.to_device(ids), self.to_device(labels)
+        places = (labels[:, 1:] != IGNORE).nonzero().T
+        flat = self._flat(batch, places)
+        ids, labels, places = self.to_device(ids), self.to_device(labels), self.to_device(places)
         with self._autocast():
-            return token_logprobs(self.adapters.model, ids, labels, places, mean_logits, self.decoder)
+            return token_logprobs(
+                self.adapters.model, ids, labels, tuple(places), mean_logits, self.decoder, flat=flat
+            )
+
+    def _flat(self, batch: Batch, places: torch.Tensor) -> Flat | None:
+        """The rows of each cell side by side, in a training step that may have them so."""
+        if "lengths" not in batch or not (self.decoder.flat and self.adapters.model.training):
+            return None
+        ids, state = batch["input_ids"], self.adapters.state
+        mask = torch.arange(ids.shape[1]) < batch["lengths"][:, None]
+        found = lay_out(ids, mask, places, state.last - state.first)
+        return found and Flat(*map(self.to_device, found))
 
     def gradients(self, loss: torch.Tensor) -> list[torch.Tensor]:
         """Those of the adapters' tensors, which stay as they are until the next pass."""

@@ -191,7 +191,7 @@ def _trainer(
     cells_per_pass, size = estimate_cells_per_pass(
         packed, rows, longest, setup.arguments.gradient_checkpointing, settings.max_cells
     )
-    pieces = setup.pieces.without("padding_free", "a pack pads the rows of its cells")
+    pieces = setup.pieces
     if pack.first.config.speed.cuda_graphs is None:
         pieces = pieces.without("cuda_graphs", "in a pack by speed.cuda_graphs=true only")
     counts, warnings = (len(pack.cells), cells_per_pass), opening_notes(pack.first.config, pack.first.folder)

@@ -10,7 +10,7 @@ import torch
 from torch.nn.functional import pad
 
 from runner.models.keyed_dropout import dropout_stream
-from runner.speed.flat import SIDE_BY_SIDE, Flat, drawing, mixing
+from runner.speed.flat import SIDE_BY_SIDE, Flat, all_ends, drawing, mixing
 from runner.speed.graphs import Graphs
 from runner.speed.layers import FastLayers, patched
 from runner.speed.pieces import NO_CHECKPOINTS, Pieces, Without
@@ -72,7 +72,7 @@ class FastDecoder:
         if not self._model.training:
             return self._hidden(input_ids, attention_mask)[places]
         self._rows = max(self._rows, len(input_ids))
-        if flat is not None and self._is_less(flat, input_ids) and self._can_lay_flat():
+        if flat is not None and self._is_less(flat, input_ids) and self._can_lay_flat(flat.lines):
             inputs, chosen = self._filled_flat(flat) if self._record else flat[:4], flat.places
         elif self._record:
             inputs = (self._filled(input_ids),)
@@ -124,7 +124,7 @@ class FastDecoder:
 
     def _is_less(self, flat: Flat, input_ids: torch.Tensor) -> bool:
         rows = self._rows if self._record and self._fill else len(input_ids)
-        width = bucket(flat.tokens) if self._record else flat.tokens
+        width = flat.lines * (bucket(flat.tokens) if self._record else flat.tokens)
         padded = rows * self._length(input_ids.shape[1])
         if not flat.input_ids.is_cuda:
             return width < _ON_CPU * padded
@@ -138,20 +138,22 @@ class FastDecoder:
 
     def _filled_flat(self, flat: Flat) -> tuple[torch.Tensor, ...]:
         """With a last row of what fills it up, and empty ones behind, as there are in the largest batch."""
-        width = bucket(flat.tokens)
+        width, count = bucket(flat.tokens), flat.ends.shape[1] + 1
+        if self._fill:
+            count = max(count, self._rows // flat.lines + 3)
         tokens = (pad(each, (0, width - flat.tokens)) for each in flat[:3])
-        return *tokens, pad(flat.ends, (0, self._rows + 2 - len(flat.ends)), value=width)
+        return *tokens, pad(flat.ends, (0, count - flat.ends.shape[1]), value=width)
 
-    def _can_lay_flat(self) -> bool:
+    def _can_lay_flat(self, lines: int) -> bool:
         """Whether rows may stand side by side, which is tried out once."""
         if self.flat and not self._tested:
             self._tested = True
-            if reason := self._mixing():
+            if reason := self._mixing(lines):
                 self.flat = False
                 self._without("padding_free", reason)
         return self.flat
 
-    def _mixing(self) -> str | None:
+    def _mixing(self, lines: int) -> str | None:
         device, vocabulary = next(self._model.parameters()).device, self._config.vocab_size
 
         def hidden(flat: Flat, numbered: bool = True) -> torch.Tensor:
@@ -160,12 +162,12 @@ class FastDecoder:
 
         self._model.eval()
         try:
-            if reason := mixing(hidden, vocabulary):
+            if reason := mixing(hidden, vocabulary, lines):
                 return reason
             self._model.train()
             random = torch.random.fork_rng([device] if device.type == "cuda" else [])
             with random, self._layers.not_compiled():
-                return drawing(hidden, vocabulary)
+                return drawing(hidden, vocabulary, lines)
         except (RuntimeError, TypeError) as error:
             return str(error).strip().partition("\n")[0]
         finally:
@@ -197,6 +199,7 @@ class FastDecoder:
         row_ids: torch.Tensor,
         ends: torch.Tensor,
     ) -> torch.Tensor:
+        ends = all_ends(ends, input_ids.shape[1])
         inputs = {"input_ids": input_ids, "position_ids": position_ids, "cu_seq_lens_q": ends}
         with ExitStack() as stack:
             if self._dropout is not None and position_ids is not None:

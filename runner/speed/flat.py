@@ -1,4 +1,4 @@
-"""Rows of a batch side by side in one, without padding: each attends to its own tokens and to no other's."""
+"""Rows of a batch side by side in a line, without padding: each attends to its own tokens alone."""
 
 from __future__ import annotations
 
@@ -17,11 +17,12 @@ _FAR = 1e-3  # of the norm; the same products in another row of a matrix are usu
 
 
 class Flat(NamedTuple):
-    """The rows of a batch side by side.
+    """The rows of a batch side by side: of each adapter that the batch is for its own, in a line.
 
-    ``input_ids`` and ``position_ids``, of each row from 0, are [1, tokens]; ``row_ids`` [1, tokens] are the
-    rows' numbers, and ``ends`` [rows + 1] where rows begin and end, 32-bit both; ``places`` [labels] are the
-    tokens whose hidden states are wanted.
+    ``input_ids`` and ``position_ids``, of each row from 0, are [lines, tokens], filled up behind the last row
+    of a line; ``row_ids`` [lines, tokens] are the rows' numbers in their line, and ``ends`` [lines, rows + 1
+    or more] where they begin and end there, 32-bit both. ``places`` [labels] are the tokens whose hidden
+    states are wanted, counted over all lines.
     """
 
     input_ids: torch.Tensor
@@ -31,30 +32,63 @@ class Flat(NamedTuple):
     places: torch.Tensor
 
     @property
+    def lines(self) -> int:
+        """How many there are: one, but in a pack."""
+        return self.input_ids.shape[0]
+
+    @property
     def tokens(self) -> int:
-        """How many there are."""
+        """Of each line."""
         return self.input_ids.shape[1]
 
 
-def lay_out(input_ids: torch.Tensor, mask: torch.Tensor, places: torch.Tensor) -> Flat | None:
-    """The rows of ``input_ids`` [rows, length], padded on the right by ``mask``, side by side.
+def lay_out(input_ids: torch.Tensor, mask: torch.Tensor, places: torch.Tensor, lines: int = 1) -> Flat | None:
+    """The rows of ``input_ids`` [rows, length], padded on the right by ``mask``, side by side in ``lines`` of
+    as many rows.
 
-    ``places`` [2, labels] are rows and positions. None for a single row.
+    ``places`` [2, labels] are rows and positions. None where a line has a single row.
     """
-    if len(input_ids) == 1:
+    count = len(input_ids) // lines
+    if count == 1:
         return None
-    lengths = mask.sum(1)
-    flat = side_by_side([row[:length] for row, length in zip(input_ids, lengths.tolist(), strict=True)])
-    return flat._replace(places=flat.ends[places[0]].long() + places[1])
+    mask, lengths = mask.bool(), mask.sum(1).view(lines, count)
+    ends = torch.nn.functional.pad(lengths.cumsum(1), (1, 0))
+    tokens = int(ends[:, -1].max())
+    taken = torch.arange(tokens) < ends[:, -1:]
+
+    def line_up(values: torch.Tensor) -> torch.Tensor:
+        found = values.new_zeros(lines, tokens)
+        found[taken] = values[mask]
+        return found
+
+    numbers = torch.arange(count, dtype=torch.int32).repeat(lines)[:, None].expand_as(mask)
+    positions = torch.arange(mask.shape[1]).expand_as(mask)
+    begins = ends[:, :-1] + torch.arange(lines)[:, None] * tokens
+    return Flat(
+        input_ids=line_up(input_ids),
+        position_ids=line_up(positions),
+        row_ids=line_up(numbers),
+        ends=torch.nn.functional.pad(ends, (0, 1), value=tokens).int(),
+        places=begins.flatten()[places[0]] + places[1],
+    )
 
 
-def side_by_side(rows: list[torch.Tensor]) -> Flat:
-    """Rows of token ids [length], without places."""
+def side_by_side(rows: list[torch.Tensor], lines: int = 1) -> Flat:
+    """Rows of token ids [length] in a line, and that line as often as there are ``lines``; without places."""
     lengths = torch.tensor([len(row) for row in rows])
-    ends = torch.cat([torch.zeros(1, dtype=torch.int32), lengths.cumsum(0).int()])
+    ends = torch.nn.functional.pad(lengths.cumsum(0), (1, 0)).int()
     positions = torch.cat([torch.arange(len(row)) for row in rows])
     numbers = torch.arange(len(rows), dtype=torch.int32).repeat_interleave(lengths)
-    return Flat(torch.cat(rows)[None], positions[None], numbers[None], ends, ends.new_zeros(0).long())
+    ids, positions, numbers, ends = (
+        each.expand(lines, -1) for each in (torch.cat(rows), positions, numbers, ends)
+    )
+    return Flat(ids, positions, numbers, ends, places=torch.zeros(0, dtype=torch.long))
+
+
+def all_ends(ends: torch.Tensor, tokens: int) -> torch.Tensor:
+    """Where rows begin and end [n], counted over all lines of ``tokens``; ``ends`` are those of each line."""
+    lines = torch.arange(len(ends), dtype=ends.dtype, device=ends.device)
+    return (ends + lines[:, None] * tokens).flatten()
 
 
 def attend(
@@ -68,39 +102,35 @@ def attend(
     cu_seq_lens_q: torch.Tensor | None = None,
     **_: Any,
 ) -> tuple[torch.Tensor, None]:
-    """transformers' attention function for rows side by side, whose ends are ``cu_seq_lens_q``.
+    """transformers' attention function for rows side by side, whose ``all_ends`` are ``cu_seq_lens_q``.
 
-    ``query`` [1, heads, tokens, width] and the ``key`` and ``value`` of as many or fewer heads; the result is
-    [1, tokens, heads, width]. On CUDA it is the flash kernel for rows of several lengths, elsewhere each row
-    by itself. Raises ``RuntimeError`` where the ends are not handed on to it, or attention has dropout.
+    ``query`` [lines, heads, tokens, width] and the ``key`` and ``value`` of as many or fewer heads; the
+    result is [lines, tokens, heads, width]. On CUDA it is the flash kernel for rows of several lengths,
+    elsewhere each row by itself. Raises ``RuntimeError`` where the ends are not handed on to it, or attention
+    has dropout.
     """
     if cu_seq_lens_q is None:
         raise RuntimeError("the model does not hand cu_seq_lens_q on to its attention")
     if dropout:
         raise RuntimeError("dropout of attention")
     kind = query.device.type
+    if kind == "cuda" and torch.is_autocast_enabled(kind):
+        query, key, value = (each.to(torch.get_autocast_dtype(kind)) for each in (query, key, value))
+    shape = query.transpose(1, 2).shape
+    flat = [each.transpose(1, 2).flatten(0, 1) for each in (query, key, value)]
     if kind == "cuda":
-        if torch.is_autocast_enabled(kind):
-            query, key, value = (each.to(torch.get_autocast_dtype(kind)) for each in (query, key, value))
-        flat = (each.transpose(1, 2).squeeze(0) for each in (query, key, value))
-        # the longest row may have all tokens: blocks of the kernel that find nothing to do end at once
-        longest = query.shape[2]
+        # the longest row may have all tokens of a line: blocks of the kernel without work end at once
+        ends, longest = cu_seq_lens_q, shape[1]
         found = torch.ops.aten._flash_attention_forward(
-            *flat, cu_seq_lens_q, cu_seq_lens_q, longest, longest, 0.0, True, False, scale=scaling
+            *flat, ends, ends, longest, longest, 0.0, True, False, scale=scaling
         )
-        return found[0][None], None
-    rows = [
-        cpu_kernels.attend(
-            module,
-            query[:, :, begin:end],
-            key[:, :, begin:end],
-            value[:, :, begin:end],
-            None,
-            scaling=scaling,
-        )[0]
-        for begin, end in pairwise(cu_seq_lens_q.tolist())
-    ]
-    return torch.cat(rows, 1), None
+        return found[0].view(shape), None
+    rows = []
+    for begin, end in pairwise(cu_seq_lens_q.tolist()):
+        if begin < end:
+            query, key, value = (each[None, begin:end].transpose(1, 2) for each in flat)
+            rows.append(cpu_kernels.attend(module, query, key, value, None, scaling=scaling)[0])
+    return torch.cat(rows, 1).view(shape), None
 
 
 AttentionInterface.register(SIDE_BY_SIDE, attend)
@@ -108,35 +138,39 @@ ALL_MASK_ATTENTION_FUNCTIONS.register(SIDE_BY_SIDE, lambda *args, **kwargs: None
 
 
 @torch.no_grad()
-def mixing(hidden: Callable[..., torch.Tensor], vocabulary: int) -> str | None:
+def mixing(hidden: Callable[..., torch.Tensor], vocabulary: int, lines: int) -> str | None:
     """Why rows side by side are not what they are alone in a model, None where they are.
 
-    ``hidden`` gives hidden states [1, tokens, width] of a ``Flat`` of token ids below ``vocabulary``; with
-    ``numbered=False`` it leaves the positions of a single row to the model. A row is computed behind two
-    different ones, where it must be the same to the last bit, and before one of them: so any layer is found
-    that looks at the neighbours of a row, or at its place in the batch.
+    ``hidden`` gives hidden states [lines, tokens, width] of a ``Flat`` of token ids below ``vocabulary``;
+    with ``numbered=False`` it leaves the positions of a single row to the model. All ``lines`` are alike, and
+    the last is looked at. A row is computed behind two different ones, where it must be the same to the last
+    bit, and before one of them: so any layer is found that looks at the neighbours of a row, or at its place
+    in the batch.
     """
     draw = torch.Generator().manual_seed(0)
     row, one, other = (torch.randint(vocabulary, (size,), generator=draw) for size in (7, 9, 9))
-    behind_one, behind_other = (hidden(side_by_side([each, row]))[0, -len(row) :] for each in (one, other))
-    before_one = hidden(side_by_side([row, one]))[0, : len(row)]
+    behind_one, behind_other = (
+        hidden(side_by_side([each, row], lines))[-1, -len(row) :] for each in (one, other)
+    )
+    before_one = hidden(side_by_side([row, one], lines))[-1, : len(row)]
     if not torch.equal(behind_one, behind_other):
         return "the hidden states of a row depend on the rows beside it"
     if not _are_near(behind_one, before_one):
         return "the hidden states of a row depend on its place in the batch"
-    if not _are_near(*(hidden(side_by_side([row]), numbered=numbered) for numbered in (True, False))):
+    alone = (hidden(side_by_side([row], lines), numbered=numbered)[-1] for numbered in (True, False))
+    if not _are_near(*alone):
         return "the model does not number the positions of a row from 0"
     return None
 
 
 @torch.no_grad()
-def drawing(hidden: Callable[[Flat], torch.Tensor], vocabulary: int) -> str | None:
+def drawing(hidden: Callable[[Flat], torch.Tensor], vocabulary: int, lines: int) -> str | None:
     """Why a model in training draws other random numbers for rows side by side, None where it draws none.
 
     Raises ``RuntimeError`` where attention has dropout, or a layer has keyed dropout and lost the places of
     its tokens.
     """
-    rows = side_by_side([torch.arange(size) % vocabulary for size in (7, 9)])
+    rows = side_by_side([torch.arange(size) % vocabulary for size in (7, 9)], lines)
     if not torch.equal(hidden(rows), hidden(rows)):
         return "the model has dropout of its own, whose random numbers follow the shape of a batch"
     return None

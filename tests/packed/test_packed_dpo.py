@@ -181,11 +181,11 @@ def test_the_reference_is_computed_once_for_all_cells(tmp_path, monkeypatch, tin
     whatever each seed holds out, and whether two pairs have the same good answer."""
     seen: Counter[str] = Counter()
 
-    def watched(model: Any, ids: torch.Tensor, *args: Any) -> Any:
+    def watched(model: Any, ids: torch.Tensor, *args: Any, **more: Any) -> Any:
         (alone,) = {layer._alone for layer in model.modules() if isinstance(layer, PackedLinear)}
         if alone:
             seen.update("".join(map(chr, row)).rstrip(chr(PADDING)) for row in ids.tolist())
-        return token_logprobs(model, ids, *args)
+        return token_logprobs(model, ids, *args, **more)
 
     monkeypatch.setattr("runner.packed.passes.token_logprobs", watched)
     again = {"prompt": "3 squared?", "chosen": "9", "rejected": "nine"}

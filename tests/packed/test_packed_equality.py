@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 from typing import Any
 
@@ -10,6 +11,7 @@ import pytest
 from helpers.command import TINY
 from helpers.packs import assert_equal, run_pack
 from helpers.rows import ANSWERS
+from runner.speed.decoder import FastDecoder
 
 # Uneven in every way: 23 rows of any length in batches of 3 and windows of 2 batches, two epochs, one cell
 # shorter in rank.
@@ -49,6 +51,34 @@ def compare(
 
 def test_float64(cli, tmp_path):
     compare(cli, tmp_path, (*BASE, "model.dtype=float64"), GRID, 1e-8, 1e-8, 1e-8)
+
+
+@pytest.mark.parametrize("recipe", ["sft", "dpo"])
+def test_uneven_rows_side_by_side_in_float64(cli, tmp_path, tiny_model, monkeypatch, recipe):
+    """Of each cell in a line of its own; the line of another seed has other rows, and another length."""
+    lines = []
+    before = FastDecoder._flat_hidden
+
+    def watched(self: Any, input_ids: Any, *others: Any) -> Any:
+        lines.append(len(input_ids))
+        return before(self, input_ids, *others)
+
+    monkeypatch.setattr(FastDecoder, "_flat_hidden", watched)
+    rows = [{"prompt": "say", "completion": "yes " * (1 + number * 37 % 60)} for number in range(36)]
+    base = (*BASE, "model.weights=pretrained", f"model.path={tiny_model}", "model.dtype=float64")
+    base = (*base, "trainer.num_train_epochs=1", f"recipe={recipe}")
+    if recipe == "dpo":
+        rows = [
+            {"prompt": "say", "chosen": row["completion"], "rejected": "no " * (1 + number * 53 % 71)}
+            for number, row in enumerate(rows)
+        ]
+        base = (*base, "data.format=preference")
+    file = tmp_path / "rows.jsonl"
+    file.write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
+    base = (*base, "data=file", f"data.path={file}", "data.eval_path=null", "data.eval_split=0.1")
+    grid = [("seed=0", "lora.lora_dropout=0.1"), ("seed=0", "lora.r=3"), ("seed=7", "lora.lora_dropout=0.2")]
+    compare(cli, tmp_path, base, grid, 1e-8, 1e-8, 1e-8)
+    assert lines.count(3) >= 12
 
 
 @pytest.mark.slow

@@ -98,6 +98,32 @@ def test_a_row_does_not_feel_its_neighbours():
     assert not torch.equal(*(of_row(decoder, found, (rows, mask, places), 0)[0] for rows in (ids, others)))
 
 
+def in_lines(device, dtype, recorded=False):
+    """Hidden states of four rows in two lines, and with padding."""
+    base = load_model(find_base(TINY_MODEL), None, dtype, seed=0)
+    found = get_peft_model(base, LoraConfig(target_modules="all-linear")).to(device).train()
+    rows = tuple(each.to(device) for each in batch(lengths=(23, 9, 14, 31)))
+    ids, mask, places = rows
+    laid = lay_out(*(each.cpu() for each in rows), lines=2)
+    assert laid.lines == 2
+    assert laid.tokens == 14 + 31
+    pieces = Pieces(chunked_loss=True, padding_free=True, cuda_graphs=recorded)
+    moved = type(laid)(*(each.to(device) for each in laid))
+    hidden = FastDecoder(found, pieces)(ids, tuple(places), mask, moved)
+    return hidden, FastDecoder(found, Pieces(chunked_loss=True))(ids, tuple(places), mask)
+
+
+def test_a_batch_may_have_several_lines():
+    assert far(*in_lines("cpu", torch.float32)) < 1e-5
+
+
+@pytest.mark.gpu
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs CUDA")
+@pytest.mark.parametrize("recorded", [False, True])
+def test_a_batch_on_cuda_may_have_several_lines(recorded):
+    assert far(*in_lines("cuda", torch.bfloat16, recorded)) < 0.03
+
+
 @pytest.mark.parametrize("number", [0, 1, 2])
 def test_a_row_is_what_it_is_with_padding(number):
     found = model()
@@ -171,7 +197,7 @@ def test_a_model_that_mixes_rows_is_found_before_it_trains(cli, uneven, monkeypa
 
     def mixed(self, input_ids, position_ids, row_ids, ends):
         if broken == "ends":
-            ends = torch.stack([ends[0], ends[-1]])
+            ends = ends[:, [0, -1]]
         else:
             position_ids = torch.arange(position_ids.shape[1])[None] ** 2  # RoPE sees only distances
         return before(self, input_ids, position_ids, row_ids, ends)
