@@ -105,6 +105,7 @@ def in_lines(device, dtype, recorded=False):
     rows = tuple(each.to(device) for each in batch(lengths=(23, 9, 14, 31)))
     ids, mask, places = rows
     laid = lay_out(*(each.cpu() for each in rows), lines=2)
+    assert laid is not None
     assert laid.lines == 2
     assert laid.tokens == 14 + 31
     pieces = Pieces(chunked_loss=True, padding_free=True, cuda_graphs=recorded)
