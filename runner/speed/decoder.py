@@ -90,6 +90,7 @@ class FastDecoder:
             raise
         except RuntimeError as error:
             self._record = False
+            self.forget()
             self._without("cuda_graphs", str(error).strip().partition("\n")[0])
             return self._chosen(inputs, chosen)
         return graphs.replay(graph, inputs, chosen)
@@ -161,11 +162,11 @@ class FastDecoder:
             return self._flat_hidden(ids, positions if numbered else None, *others)
 
         self._model.eval()
+        random = torch.random.fork_rng([device] if device.type == "cuda" else [])
         try:
             if reason := mixing(hidden, vocabulary, lines):
                 return reason
             self._model.train()
-            random = torch.random.fork_rng([device] if device.type == "cuda" else [])
             with random, self._layers.not_compiled():
                 return drawing(hidden, vocabulary, lines)
         except (RuntimeError, TypeError) as error:
