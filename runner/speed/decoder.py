@@ -90,7 +90,7 @@ class FastDecoder:
             raise
         except RuntimeError as error:
             self._record = False
-            self.forget()
+            graphs.forget()  # not those of the policy, whose backward pass may be to come
             self._without("cuda_graphs", str(error).strip().partition("\n")[0])
             return self._chosen(inputs, chosen)
         return graphs.replay(graph, inputs, chosen)
