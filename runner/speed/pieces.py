@@ -19,6 +19,15 @@ NO_CHECKPOINTS = "trainer.gradient_checkpointing of layers that are not compiled
 # In the order in which a run needs them: without an earlier one there is none of the later ones.
 NAMES = ("chunked_loss", "compile", "cuda_graphs", "padding_free", "async_logging", "cpu_kernels")
 
+# Fields of a model's config that change the logits behind the head, which the chunked loss does not do.
+AFTER_HEAD = (
+    "final_logit_softcapping",
+    "logit_scale",
+    "output_multiplier",
+    "lm_head_multiplier",
+    "logits_scaling",
+)
+
 
 # Called with a piece that a model cannot have, and the reason.
 Without = Callable[[str, str], None]

@@ -1,0 +1,1 @@
+"""What a run will take before anything is loaded: parameters, memory, time, and what would fit."""
