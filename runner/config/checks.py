@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import sys
 from collections.abc import Iterable, Iterator
 from difflib import get_close_matches
 from functools import cache
@@ -14,6 +15,7 @@ from runner.config.late_checks import check_library_values
 from runner.config.library_fields import Field, class_fields
 from runner.config.objective import Objectives
 from runner.config.origins import Origins
+from runner.config.plan_rules import forget_missing_rows
 from runner.config.recipe_rules import check_recipe
 from runner.config.reserved_keys import RESERVED
 from runner.config.rules import EXCLUSIVE, RANGES, Values, cross_check, get
@@ -36,6 +38,8 @@ def check_config(values: Values, origins: Origins, objectives: Objectives) -> li
 
     ``objectives`` are those of the training recipes.
     """
+    if values.get("recipe") == "plan":
+        forget_missing_rows(values)
     issues = list(_check_keys(values, origins))
     # what is no section cannot be looked into, the others still can
     broken = {
@@ -92,7 +96,9 @@ def nearest_key(key: str, fields: Iterable[str] = ()) -> str:
 
 @cache
 def _own_fields(kind: type) -> dict[str, Field]:
-    return class_fields(Path(settings.__file__), kind.__name__)
+    file = sys.modules[kind.__module__].__file__
+    assert file is not None
+    return class_fields(Path(file), kind.__name__)
 
 
 def _check_keys(values: Values, origins: Origins) -> Iterator[Issue]:

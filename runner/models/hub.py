@@ -59,6 +59,39 @@ def snapshot(name: str, revision: str | None = None) -> tuple[Path, list[str]]:
         ) from error
 
 
+def is_cached(name: str, revision: str | None = None) -> bool:
+    """Whether a hub model is in the hub's cache, whole."""
+    try:
+        return _cached(name, revision) is not None
+    except ConfigError:
+        return False  # no name of the hub
+
+
+def config_file(name: str, revision: str | None = None) -> Path:
+    """The ``config.json`` of a hub model, the only file of it that is fetched.
+
+    Raises ``ConfigError`` as ``snapshot`` does, which it is beside; a cached one is taken as it is.
+    """
+    from huggingface_hub import hf_hub_download, try_to_load_from_cache
+
+    try:
+        cached = try_to_load_from_cache(name, "config.json", revision=revision)
+    except ValueError:
+        cached = None  # no name of the hub, which the snapshot says
+    if isinstance(cached, str):
+        return Path(cached)
+    if offline() or cached is not None:
+        return snapshot(name, revision)[0] / "config.json"
+    patience = max(PATIENCE, float(os.environ.get("HF_HUB_ETAG_TIMEOUT") or 0))
+    try:
+        return Path(within(patience, lambda: hf_hub_download(name, "config.json", revision=revision)))
+    except Exception as error:  # the hub's client raises many kinds, all of which mean: not to be had
+        reason, advice = _explain(error, revision)
+        message = f"{name!r} is not a folder here, and {reason}"
+        hint = f"{advice or f'hf download {name} config.json'}; or model.path=FOLDER, or model.weights=random"
+        raise ConfigError(Issue("model.path", message, hint)) from error
+
+
 def missing_files(folder: Path) -> list[str]:
     """Names of the files without which transformers cannot load the model in ``folder``."""
     if not (folder / "config.json").is_file():

@@ -46,9 +46,9 @@ class Architecture:
     has the embedding's own weight. ``head_dim`` is that of a query head, ``qk_norm`` says that queries and
     keys are normalised. ``sublayer_norms`` says that there are norms behind attention and MLP (Gemma 2), and
     ``layer_norm`` that norms are torch's own, in one operation. ``causal`` says that every layer attends to
-    all tokens before, ``after_head`` names what the config does to the logits. ``quantization`` is that of the
-    checkpoint itself, ``facts`` the whole ``config.json``. ``exact`` is False where the order of a layer's
-    operations is not known, so that its activations are estimated by its linear layers.
+    all tokens before, ``after_head`` names what the config does to the logits. ``quantization`` is that of
+    the checkpoint itself, ``facts`` the whole ``config.json``. ``exact`` is False where the order of a
+    layer's operations is not known, so that its activations are estimated by its linear layers.
     """
 
     kind: str

@@ -31,12 +31,17 @@ def from_model(facts: Mapping[str, Any]) -> Architecture:
     except Exception as error:  # what an unknown or damaged config raises depends on what is wrong in it
         reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
         message = f"no class of transformers describes this model ({kind}): {reason}"
-        raise ConfigError(Issue("model.path", message, "name a model that transformers has a class for")) from error
+        raise ConfigError(
+            Issue("model.path", message, "name a model that transformers has a class for")
+        ) from error
     return of_model(model, config, dict(quantization), dict(facts))
 
 
 def of_model(
-    model: Any, config: Any, quantization: dict[str, Any] | None = None, facts: Mapping[str, Any] | None = None
+    model: Any,
+    config: Any,
+    quantization: dict[str, Any] | None = None,
+    facts: Mapping[str, Any] | None = None,
 ) -> Architecture:
     """The architecture of a model, with or without weights."""
     from torch.nn import Embedding

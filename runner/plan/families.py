@@ -16,6 +16,7 @@ from runner.speed.pieces import AFTER_HEAD
 
 Facts = Mapping[str, Any]
 
+
 @dataclass(frozen=True)
 class Family:
     """What the decoder layers of a ``model_type`` are made of, where it is not as in Llama.
@@ -38,7 +39,12 @@ class Family:
     defaults: dict[str, Any] = field(default_factory=dict)
 
 
-_FOUR = ("input_layernorm", "post_attention_layernorm", "pre_feedforward_layernorm", "post_feedforward_layernorm")
+_FOUR = (
+    "input_layernorm",
+    "post_attention_layernorm",
+    "pre_feedforward_layernorm",
+    "post_feedforward_layernorm",
+)
 _WINDOW = {"sliding_window": 4096}
 _FLAGGED = {**_WINDOW, "use_sliding_window": False}
 
@@ -105,7 +111,11 @@ def from_facts(facts: Facts) -> Architecture | None:
         positions=int(known.get("max_position_embeddings") or 2**31),
         tied=bool(known.get("tie_word_embeddings", False)),
         linears=(
-            *(each for number in range(layers) for each in _linears(family, known, number, head_dim, kv_heads)),
+            *(
+                each
+                for number in range(layers)
+                for each in _linears(family, known, number, head_dim, kv_heads)
+            ),
             Linear(HEAD, hidden, int(known["vocab_size"])),
         ),
         embeddings={"model.embed_tokens": (int(known["vocab_size"]), hidden)},

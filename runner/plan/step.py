@@ -26,6 +26,7 @@ class Step:
     number. ``quantization`` is the format of the base's linear layers: ``nf4``, ``fp4``, ``int8``, ``fp8`` or
     nothing. ``sequences`` are those of a row (2 of a pair), ``reference`` says that the frozen policy reads
     them, too, and ``reference_copy`` that it is a second model. ``cells`` share a pass of a pack.
+    ``token_loss`` says that the loss is made of the tokens' log-probabilities.
     """
 
     precision: str
@@ -45,7 +46,7 @@ class Step:
     optimizer: str = "adamw_torch"
     batch: int = 8
     accumulation: int = 1
-    liger: bool = False
+    token_loss: bool = True
 
     @property
     def autocast(self) -> bool:
@@ -124,7 +125,7 @@ def step_of(
         optimizer=str(trainer.get("optim") or "adamw_torch"),
         batch=int(trainer.get("per_device_train_batch_size") or 8),
         accumulation=int(trainer.get("gradient_accumulation_steps") or 1),
-        liger=bool(trainer.get("use_liger_kernel")),
+        token_loss=objective.token_loss,
     )
 
 
@@ -166,7 +167,8 @@ def _pieces(
 
 
 def unsupported_loss(architecture: Architecture, trained: Trained) -> str | None:
-    """Why the loss is not made of log-probabilities of a frozen head, as ``runner.speed.token_loss`` finds."""
+    """Why the loss is not made of log-probabilities of a frozen head, as ``runner.speed.token_loss``
+    finds."""
     if trained.whole:
         return "every weight is trained, the head's too"
     if trained.prompt:

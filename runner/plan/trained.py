@@ -121,7 +121,9 @@ def _of_lora(architecture: Architecture, lora: Mapping[str, Any], classes: int |
 def targets(architecture: Architecture, lora: Mapping[str, Any]) -> Iterator[Linear]:
     """The linear layers that ``target_modules`` and its companions choose, by PEFT's own rules."""
     for each in architecture.linears:
-        if each.name != SCORE and _is_target(lora, each.name, each.name == architecture.head, kind=architecture.kind):
+        if each.name != SCORE and _is_target(
+            lora, each.name, each.name == architecture.head, kind=architecture.kind
+        ):
             yield each
 
 

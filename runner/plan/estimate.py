@@ -1,0 +1,128 @@
+"""A training config on a card: its memory, its time, and how far its batch could grow."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from runner.config.cards import Card
+from runner.config.objective import Objective
+from runner.config.settings import RunConfig
+from runner.plan.architecture import Architecture
+from runner.plan.memory import Batch, Memory, step_memory
+from runner.plan.step import Step, step_of
+from runner.plan.time import Duration, duration
+from runner.plan.trained import Trained, trained, with_score
+
+_MOST = 4096  # rows: no batch that anyone would want is larger
+
+
+@dataclass(frozen=True)
+class Case:
+    """A training config with the architecture of its model.
+
+    ``length`` are the tokens of the longest row, ``lengths`` those of the rows of the data (empty where they
+    are not known), ``labelled`` the share of tokens that have a loss.
+    """
+
+    config: RunConfig
+    objective: Objective
+    recipe: str
+    architecture: Architecture
+    trained: Trained
+    length: int
+    lengths: tuple[int, ...] = ()
+    labelled: float = 1.0
+
+    def changed(self, **trainer: Any) -> Case:
+        """The case with other values in ``trainer``."""
+        config = dataclasses.replace(self.config, trainer={**self.config.trainer, **trainer})
+        return dataclasses.replace(self, config=config)
+
+    def quantized(self, quantization: dict[str, Any]) -> Case:
+        """The case over another base."""
+        return dataclasses.replace(
+            self, config=dataclasses.replace(self.config, quantization=dict(quantization))
+        )
+
+    def budgeted(self, budget: float) -> Case:
+        """The case with a share of the activations kept."""
+        speed = dataclasses.replace(self.config.speed, activation_memory_budget=budget)
+        return dataclasses.replace(self, config=dataclasses.replace(self.config, speed=speed))
+
+    def step(self, card: Card | None = None) -> Step:
+        """How a step is computed on a card."""
+        native = "bf16" if card is None or card.bf16 else "fp16"
+        found = step_of(self.config, self.objective, self.recipe, self.architecture, self.trained, native)
+        return dataclasses.replace(found, cells=self.config.plan.cells)
+
+    def batch(self, rows: int | None = None, length: int | None = None, padded: bool = False) -> Batch:
+        """A batch of rows of one length, by default of the longest."""
+        step = self.step()
+        tokens = (rows or step.batch) * (length or self.length) * step.sequences * step.cells
+        return Batch(tokens, round(tokens * self.labelled), padded)
+
+    def memory(self, card: Card | None = None, rows: int | None = None, length: int | None = None) -> Memory:
+        """The memory of a step whose rows all have a length, by default the longest."""
+        step = self.step(card)
+        padded = bool(self.lengths) and (rows or step.batch) > 1
+        return step_memory(
+            self.architecture,
+            self.trained,
+            step,
+            self.config.quantization or self.architecture.quantization,
+            self.batch(rows, length, padded),
+        )
+
+    def duration(self, card: Card, length: float | None = None) -> Duration | None:
+        """The time of a step of rows of a length, by default the mean of the data's, or the longest."""
+        step = self.step(card)
+        mean = length or (sum(self.lengths) / len(self.lengths) if self.lengths else self.length)
+        rows = [round(mean)] * (step.batch * step.sequences * step.cells)
+        labelled = round(sum(rows) * self.labelled)
+        return duration(self.architecture, self.trained, step, card, rows, labelled)
+
+    def fits(
+        self, card: Card, rows: int | None = None, length: int | None = None, share: float = 1.0
+    ) -> bool:
+        """Whether a step's memory is not more than a share of what the card has."""
+        return self.memory(card, rows, length).total <= share * card.memory
+
+    def largest_batch(self, card: Card, share: float = 1.0) -> int:
+        """The most rows of the longest length that fit in a pass; 0 where not even one does."""
+        return _most(lambda rows: self.fits(card, rows, share=share), _MOST)
+
+    def longest_row(self, card: Card) -> int:
+        """The most tokens that a row may have for a batch of one to fit."""
+        return _most(lambda length: self.fits(card, 1, length), self.architecture.positions)
+
+
+def make_case(
+    config: RunConfig,
+    objective: Objective,
+    recipe: str,
+    architecture: Architecture,
+    length: int,
+    lengths: Sequence[int] = (),
+    labelled: float = 1.0,
+    classes: int | None = None,
+) -> Case:
+    """A case; ``classes`` are the outputs of a new head, where the recipe has one. Raises ``ConfigError``."""
+    if classes:
+        architecture = with_score(architecture, classes)
+    found = trained(architecture, config.lora, classes)
+    return Case(config, objective, recipe, architecture, found, length, tuple(lengths), labelled)
+
+
+def _most(fits: Any, limit: int) -> int:
+    """The largest number up to ``limit`` that fits, where each smaller one fits, too; 0 for none."""
+    low, high = 0, 1
+    while high <= limit and fits(high):
+        low, high = high, 2 * high
+    high = min(high, limit + 1)
+    while high - low > 1:
+        middle = (low + high) // 2
+        low, high = (middle, high) if fits(middle) else (low, middle)
+    return low
