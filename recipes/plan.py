@@ -38,22 +38,21 @@ def run(config: RunConfig, folder: RunFolder) -> None:
     if objective.kind == "preference" and classes:
         classes = 1  # a reward
     case = make_case(config, objective, recipe, architecture, length, rows.lengths, rows.labelled, classes)
-    cards = _cards(config)
-    screen.opening(case, rows)
+    cards = [(card, best_setting(case, card)) for card in _cards(config)]
+    card, setting = cards[0]
+    if config.stages:
+        folder.notes.append(f"this is {recipe} alone: a chain's stages are planned one by one")
+    screen.opening(case, rows, folder.notes)
+    screen.memory_table(case, card if len(cards) == 1 else None)
     if len(cards) == 1:
-        setting = best_setting(case, cards[0])
-        screen.memory_table(case, cards[0])
-        screen.verdict(case, cards[0])
-        screen.time_table(case, cards[0])
-        screen.advice(case, setting, cards[0], rows)
-        ready = command(folder.record["overrides"], recipe, setting, objective)
+        screen.verdict(case, card)
+        screen.time_table(case, card)
+        screen.advice(case, setting, card, rows)
     else:
-        screen.memory_table(case, None)
-        settings = [(card, best_setting(case, card)) for card in cards]
-        screen.table_of_sizes(case, settings)
-        fitting = next((found for _, found in settings if found is not None), None)
-        ready = command(folder.record["overrides"], recipe, fitting, objective)
-    screen.ready(ready, case, cards)
+        screen.table_of_sizes(case, cards)
+        setting = next((found for _, found in cards if found is not None), None)
+    ready = command(folder.record["overrides"], recipe, setting)
+    screen.ready(ready, [card for card, _ in cards])
     found = record(case, cards, rows, ready)
     write_atomically(folder.path / "plan.json", json_text(found))
     folder.metrics |= {"predicted_peak_bytes": found["memory"]["reserved_bytes"]}

@@ -61,8 +61,10 @@ rtx5090        32607  210   1792  fp8
 
 SIZES = (8, 12, 16, 24, 40, 80, 141)  # GB of cards that a table without a GPU shows
 _SIZE = re.compile(r"(\d+(?:\.\d+)?)\s*(gib|gb|g)?", re.IGNORECASE)
-_VENDOR = re.compile(r"nvidia|geforce|tesla|quadro|graphics|device|[^a-z0-9]")
-_FORM = re.compile(r"(sxm\d*|nvl|hbm\d*e?|\d+gb|80g)")
+# Words of a full name that are no part of the model's: of the maker, of the form, of the memory.
+_OTHER_WORDS = re.compile(
+    r"nvidia|geforce|tesla|quadro|generation|laptop|gpu|sxm\d*|nvl|hbm\d*e?|pcie|\d+gb|\d+g"
+)
 
 
 def _cards() -> dict[str, Card]:
@@ -90,18 +92,12 @@ def find_card(text: str) -> Card | None:
     others."""
     if size := _SIZE.fullmatch(text.strip()):
         return sized(float(size[1]))
-    plain = _VENDOR.sub("", text.lower())
-    names = {_VENDOR.sub("", name): card for name, card in CARDS.items()}
-    if plain in names:
-        return names[plain]
-    memory = re.search(r"(\d+)gb", plain)
-    base = _FORM.sub("", plain)
-    if "pcie" in base and base in names:
-        return names[base]
-    base = base.replace("pcie", "").replace("generation", "").replace("laptopgpu", "")
-    if memory and (smaller := names.get(base + memory[1])):
-        return smaller
-    return names.get(base)
+    names = {name.replace("-", ""): card for name, card in CARDS.items()}
+    words = re.findall(r"[a-z0-9]+", text.lower())
+    base = "".join(word for word in words if not _OTHER_WORDS.fullmatch(word))
+    memory = next((word.rstrip("gb") for word in words if re.fullmatch(r"\d+gb?", word)), "")
+    form = "pcie" if "pcie" in words else ""
+    return (memory and names.get(base + memory)) or names.get(base + form) or names.get(base)
 
 
 def sized(gib: float) -> Card:

@@ -15,7 +15,7 @@ from runner.config.late_checks import check_library_values
 from runner.config.library_fields import Field, class_fields
 from runner.config.objective import Objectives
 from runner.config.origins import Origins
-from runner.config.plan_rules import forget_missing_rows
+from runner.config.plan_rules import without_rows
 from runner.config.recipe_rules import check_recipe
 from runner.config.reserved_keys import RESERVED
 from runner.config.rules import EXCLUSIVE, RANGES, Values, cross_check, get
@@ -38,8 +38,11 @@ def check_config(values: Values, origins: Origins, objectives: Objectives) -> li
 
     ``objectives`` are those of the training recipes.
     """
-    if values.get("recipe") == "plan":
-        forget_missing_rows(values)
+    with without_rows(values):
+        return _issues(values, origins, objectives)
+
+
+def _issues(values: Values, origins: Origins, objectives: Objectives) -> list[Issue]:
     issues = list(_check_keys(values, origins))
     # what is no section cannot be looked into, the others still can
     broken = {

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Any
 
 from runner.config.cards import CARDS, find_card
@@ -10,14 +11,25 @@ from runner.config.origins import Origins
 from runner.core.errors import Issue, nearest
 
 Values = dict[str, Any]
-_SECTIONS = (("data", "path"), ("data", "eval_path"))
+_ROWS = {"path": "embedded:orders_train", "eval_path": "embedded:orders_eval"}
 
 
-def forget_missing_rows(values: Values) -> None:
-    """Rows that are still to be given are no error of a plan, which then takes the configured length."""
-    for section, key in _SECTIONS:
-        if isinstance(part := values.get(section), dict) and part.get(key) == "???":
-            part[key] = None
+@contextmanager
+def without_rows(values: Values) -> Iterator[None]:
+    """Rows that are still to be given are no error of a plan, which then takes the configured length.
+
+    In this block other rows stand for them, so that nothing else of the config misses them; behind it they
+    are null.
+    """
+    data = values.get("data")
+    missing: list[str] = []
+    if isinstance(data, dict) and values.get("recipe") == "plan":
+        missing = [key for key in _ROWS if data.get(key) == "???" or (key == "path" and not data.get(key))]
+    for key in missing:
+        values["data"][key] = _ROWS[key]
+    yield
+    for key in missing:
+        values["data"][key] = None
 
 
 def check_plan(values: Values, origins: Origins, trained: str | None) -> Iterator[Issue]:

@@ -33,7 +33,7 @@ BELONGS = {
     "chat": ("chat",),
     "prompt": ("chat",),
     "prompts": ("chat",),
-    "stages": ("chain",),
+    "stages": ("chain", "plan"),
     "against": ("benchmark",),
     "benchmark": ("benchmark",),
     "plan": ("plan",),

@@ -5,15 +5,12 @@ from __future__ import annotations
 import shlex
 from collections.abc import Sequence
 
-from runner.config.objective import Objective
 from runner.plan.fit import Setting
 
 _DEFAULT_RECIPE = "sft"
 
 
-def command(
-    overrides: Sequence[str], recipe: str, setting: Setting | None, objective: Objective
-) -> str | None:
+def command(overrides: Sequence[str], recipe: str, setting: Setting | None) -> str | None:
     """``python -m runner`` with what was typed, without the plan's own keys, and a setting's overrides; None
     where nothing fits."""
     if setting is None:

@@ -4,14 +4,14 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 from runner.config.cards import Card
 from runner.config.objective import Objective
 from runner.config.settings import RunConfig
 from runner.plan.architecture import Architecture
-from runner.plan.memory import Batch, Memory, step_memory
+from runner.plan.memory import Memory, StepMemory
 from runner.plan.step import Step, step_of
 from runner.plan.time import Duration, duration
 from runner.plan.trained import Trained, trained, with_score
@@ -35,6 +35,8 @@ class Case:
     length: int
     lengths: tuple[int, ...] = ()
     labelled: float = 1.0
+    _memories: dict[Any, StepMemory] = field(default_factory=dict, init=False, compare=False, repr=False)
+    _steps: dict[str, Step] = field(default_factory=dict, init=False, compare=False, repr=False)
 
     def changed(self, **trainer: Any) -> Case:
         """The case with other values in ``trainer``."""
@@ -55,34 +57,41 @@ class Case:
     def step(self, card: Card | None = None) -> Step:
         """How a step is computed on a card."""
         native = "bf16" if card is None or card.bf16 else "fp16"
-        found = step_of(self.config, self.objective, self.recipe, self.architecture, self.trained, native)
-        return dataclasses.replace(found, cells=self.config.plan.cells)
+        if native not in self._steps:
+            self._steps[native] = self._step(native)
+        return self._steps[native]
 
-    def batch(self, rows: int | None = None, length: int | None = None, padded: bool = False) -> Batch:
-        """A batch of rows of one length, by default of the longest."""
-        step = self.step()
-        tokens = (rows or step.batch) * (length or self.length) * step.sequences * step.cells
-        return Batch(tokens, round(tokens * self.labelled), padded)
+    def _step(self, native: str) -> Step:
+        found = step_of(self.config, self.objective, self.recipe, self.architecture, self.trained, native)
+        cells = self.config.plan.cells
+        if cells > 1:  # as runner.packed.train_pack has them
+            pieces = found.pieces.without("padding_free", "a pack pads the rows of its cells")
+            if self.config.speed.cuda_graphs is None:
+                pieces = pieces.without("cuda_graphs", "in a pack by speed.cuda_graphs=true only")
+            found = dataclasses.replace(found, pieces=pieces)
+        return dataclasses.replace(found, cells=cells)
 
     def memory(self, card: Card | None = None, rows: int | None = None, length: int | None = None) -> Memory:
         """The memory of a step whose rows all have a length, by default the longest."""
         step = self.step(card)
-        padded = bool(self.lengths) and (rows or step.batch) > 1
-        return step_memory(
-            self.architecture,
-            self.trained,
-            step,
-            self.config.quantization or self.architecture.quantization,
-            self.batch(rows, length, padded),
-        )
+        rows = rows or step.batch
+        tokens = rows * (length or self.length) * step.sequences * step.cells
+        padded = bool(self.lengths) and rows > 1
+        key = (step.precision, padded)
+        if key not in self._memories:
+            quantization = self.config.quantization or self.architecture.quantization
+            found = StepMemory(self.architecture, self.trained, step, quantization, padded)
+            self._memories[key] = found
+        return self._memories[key].at(tokens, round(tokens * self.labelled))
 
-    def duration(self, card: Card, length: float | None = None) -> Duration | None:
-        """The time of a step of rows of a length, by default the mean of the data's, or the longest."""
+    def duration(self, card: Card, length: float | None = None, rate: float | None = None) -> Duration | None:
+        """The time of a step of rows of a length, by default the mean of the data's, or the longest; ``rate``
+        is the card's measured one (operations a second)."""
         step = self.step(card)
         mean = length or (sum(self.lengths) / len(self.lengths) if self.lengths else self.length)
         rows = [round(mean)] * (step.batch * step.sequences * step.cells)
         labelled = round(sum(rows) * self.labelled)
-        return duration(self.architecture, self.trained, step, card, rows, labelled)
+        return duration(self.architecture, self.trained, step, card, rows, labelled, rate)
 
     def fits(
         self, card: Card, rows: int | None = None, length: int | None = None, share: float = 1.0

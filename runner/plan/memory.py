@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from math import prod
 from typing import Any
@@ -43,16 +43,6 @@ KINDS = (
 
 
 @dataclass(frozen=True)
-class Batch:
-    """The largest batch of a step: ``tokens`` that the layers compute, ``labelled`` ones that have a loss,
-    and ``padded``, whether its rows have uneven lengths."""
-
-    tokens: int
-    labelled: int
-    padded: bool = False
-
-
-@dataclass(frozen=True)
 class Memory:
     """Bytes by kind at the moment of a step that takes the most."""
 
@@ -74,47 +64,52 @@ class Memory:
         return sum(self.parts.values())
 
 
-def step_memory(
-    architecture: Architecture, trained: Trained, step: Step, quantization: Mapping[str, Any], batch: Batch
-) -> Memory:
-    """The memory of a training step over a batch.
+class StepMemory:
+    """The memory of a training step, over batches of any size.
 
     A step has three moments: the end of the forward pass, when all activations and a part of the logits are
     there; the begin of the backward pass, with what the gradient of one layer takes; and its end, with all
     gradients. A CUDA graph's pool keeps what both passes take, and the loss has its own beside it.
+    ``padded`` says that rows have uneven lengths.
     """
-    static = resident(architecture, trained, step, quantization)
-    gradients = gradient_bytes(trained, step)
-    held = kept(architecture, trained, step, batch.padded)
-    activations = round(held.token * batch.tokens + held.fixed)
-    backward = round(backward_bytes(architecture, trained, step, batch, held.layer))
-    logits = logit_bytes(architecture, trained, step, batch)
-    graphs = step.pieces.cuda_graphs
-    if graphs or step.accumulation > 1 or not trained.whole:
-        # gradients are there throughout, or are a small part
-        moments = [
-            {
-                "gradients": gradients,
-                "activations": activations,
-                "logits": logits,
-                "backward": backward if graphs else 0,
-            },
-            {"gradients": gradients, "activations": activations, "backward": backward},
-        ]
-    else:  # they are freed after each step, and come as activations go
-        first = head_gradient(architecture, step)
-        moments = [
-            {"activations": activations, "logits": logits},
-            {"activations": activations, "gradients": first, "backward": backward},
-            {"gradients": gradients, "backward": update_bytes(trained, step)},
-        ]
-    most = max(moments, key=lambda parts: sum(parts.values()))
-    parts = {**static, **most}
-    moving = sum(most.values())
-    if step.on_cuda:
-        parts["fragmentation"] = round(FRAGMENTATION * moving) + WORKSPACE
-        parts["context"] = CONTEXT
-    return Memory({kind: parts[kind] for kind in KINDS if parts.get(kind)})
+
+    def __init__(
+        self,
+        architecture: Architecture,
+        trained: Trained,
+        step: Step,
+        quantization: Mapping[str, Any],
+        padded: bool = False,
+    ) -> None:
+        self._architecture, self._trained, self._step = architecture, trained, step
+        self._resident = resident(architecture, trained, step, quantization)
+        self._gradients = gradient_bytes(trained, step)
+        self._kept = kept(architecture, trained, step, padded)
+
+    def at(self, tokens: int, labelled: int) -> Memory:
+        """The memory for a pass over as many tokens, ``labelled`` of which have a loss."""
+        most = max(self._moments(tokens, labelled), key=lambda parts: sum(parts.values()))
+        parts = {**self._resident, **most}
+        if self._step.on_cuda:
+            parts["fragmentation"] = round(FRAGMENTATION * sum(most.values())) + WORKSPACE
+            parts["context"] = CONTEXT
+        return Memory({kind: parts[kind] for kind in KINDS if parts.get(kind)})
+
+    def _moments(self, tokens: int, labelled: int) -> Iterator[dict[str, int]]:
+        architecture, trained, step = self._architecture, self._trained, self._step
+        activations = {"activations": round(self._kept.token * tokens + self._kept.fixed)}
+        backward = {"backward": round(backward_bytes(architecture, step, tokens, self._kept.layer))}
+        logits = {"logits": logit_bytes(architecture, step, tokens, labelled)}
+        gradients = {"gradients": self._gradients}
+        graphs = step.pieces.cuda_graphs
+        if graphs or step.accumulation > 1 or not trained.whole:  # gradients stay, or are a small part
+            yield {**gradients, **activations, **logits, **(backward if graphs else {})}
+            yield {**gradients, **activations, **backward}
+        else:  # they are freed after each step, and come as activations go
+            first = {"gradients": architecture.vocabulary * architecture.hidden * step.weight}  # the head's
+            yield {**activations, **logits}
+            yield {**first, **activations, **backward}
+            yield {**gradients, "backward": update_bytes(trained, step)}
 
 
 def resident(
@@ -143,11 +138,6 @@ def gradient_bytes(trained: Trained, step: Step) -> int:
     )
 
 
-def head_gradient(architecture: Architecture, step: Step) -> int:
-    """The gradient of a trained head, which is there first, while all activations still are."""
-    return architecture.vocabulary * architecture.hidden * step.weight
-
-
 def update_bytes(trained: Trained, step: Step) -> int:
     """What the optimizer makes on the way: PyTorch's default updates all tensors at once, with a copy of
     each; fused kernels and those of bitsandbytes need none."""
@@ -155,9 +145,7 @@ def update_bytes(trained: Trained, step: Step) -> int:
     return 0 if fused else sum(map(prod, trained.own)) * step.weight
 
 
-def backward_bytes(
-    architecture: Architecture, trained: Trained, step: Step, batch: Batch, layer: float
-) -> float:
+def backward_bytes(architecture: Architecture, step: Step, tokens: int, layer: float) -> float:
     """What the backward pass of one layer takes beside what is kept.
 
     Gradients of the MLP's three inner tensors and of four of the hidden size (float32 in the norms of eager
@@ -178,10 +166,10 @@ def backward_bytes(
         token += 4 * a.intermediate + a.intermediate
     if step.quantization == "fp8":
         token += a.intermediate
-    return token * batch.tokens + largest * width
+    return token * tokens + largest * width
 
 
-def logit_bytes(architecture: Architecture, trained: Trained, step: Step, batch: Batch) -> int:
+def logit_bytes(architecture: Architecture, step: Step, tokens: int, labelled: int) -> int:
     """What the loss takes beside the activations: logits, and hidden states with their gradients.
 
     ``speed.chunked_loss`` holds 2^27 logits of a part of the labelled tokens and as many gradients, and the
@@ -191,7 +179,6 @@ def logit_bytes(architecture: Architecture, trained: Trained, step: Step, batch:
     and its gradient. Scores and classes need none.
     """
     a, p = architecture, step.product
-    labelled = batch.labelled
     states = labelled * a.hidden
     if a.head not in {each.name for each in a.linears} or a.head == "score":
         return 0
@@ -204,4 +191,4 @@ def logit_bytes(architecture: Architecture, trained: Trained, step: Step, batch:
     if step.token_loss:
         tile = min(labelled, _TRL_TOKENS) * min(a.vocabulary, _TRL_WORDS)
         return p * tile + (p + 4) * states
-    return batch.tokens * a.vocabulary * (p + 12)
+    return tokens * a.vocabulary * (p + 12)

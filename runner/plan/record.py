@@ -7,14 +7,17 @@ from typing import Any
 
 from runner.config.cards import Card
 from runner.plan.estimate import Case
-from runner.plan.fit import best_setting
+from runner.plan.fit import Setting
 from runner.plan.memory import Memory
 from runner.plan.rows import Rows
 
 
-def record(case: Case, cards: Sequence[Card], rows: Rows, ready: str | None) -> dict[str, Any]:
-    """Parameters, memory by kind, the cards with what fits them, the rows, and the command."""
-    step = case.step(cards[0])
+def record(
+    case: Case, cards: Sequence[tuple[Card, Setting | None]], rows: Rows, ready: str | None
+) -> dict[str, Any]:
+    """Parameters, memory by kind, the cards with the setting that fits each, the rows, and the command."""
+    first = cards[0][0]
+    step = case.step(first)
     return {
         "recipe": case.recipe,
         "model": case.config.model.path or case.config.model.architecture,
@@ -29,8 +32,8 @@ def record(case: Case, cards: Sequence[Card], rows: Rows, ready: str | None) -> 
         "length": case.length,
         "gpus": 1,  # several share a run as parallel.* says, which has no plan yet
         "rows": {"count": rows.count, "labelled": rows.labelled} if rows.count else None,
-        "memory": _memory(case.memory(cards[0])),
-        "cards": [_card(case, card) for card in cards],
+        "memory": _memory(case.memory(first)),
+        "cards": [_card(case, card, setting) for card, setting in cards],
         "command": ready,
     }
 
@@ -44,8 +47,8 @@ def _memory(memory: Memory) -> dict[str, Any]:
     }
 
 
-def _card(case: Case, card: Card) -> dict[str, Any]:
-    setting, time = best_setting(case, card), case.duration(card)
+def _card(case: Case, card: Card, setting: Setting | None) -> dict[str, Any]:
+    time = case.duration(card)
     return {
         "name": card.name,
         "memory_bytes": card.memory,

@@ -14,6 +14,7 @@ from runner.plan.fit import SHARE, Setting, covering_length, with_recomputation
 from runner.plan.memory import GIB
 from runner.plan.rows import Rows
 
+_SHORTER = 0.8  # of the longest row, what a shorter length must be to be worth a word
 # Of each kind what it is, in a word or two.
 _LABELS = {
     "base": "base weights",
@@ -29,8 +30,8 @@ _LABELS = {
 }
 
 
-def opening(case: Case, rows: Rows) -> None:
-    """Print the model, what of it is trained, the rows and the step."""
+def opening(case: Case, rows: Rows, notes: Sequence[str]) -> None:
+    """Print the model, what of it is trained, the rows and the step; and warnings."""
     config, architecture, step = case.config, case.architecture, case.step()
     model = str(config.model.path or config.model.architecture).partition("#")[0]
     table = Table(box=None, padding=(0, 2, 0, 0), show_header=False)
@@ -56,7 +57,7 @@ def opening(case: Case, rows: Rows) -> None:
         )
     table.add_row("speed", escape(step.pieces.line()))
     console.out.print(table)
-    for note in rows.notes:
+    for note in notes:
         console.warn(note)
 
 
@@ -81,7 +82,7 @@ def memory_table(case: Case, card: Card | None) -> None:
 def verdict(case: Case, card: Card) -> None:
     """Print whether the config fits the card, and the largest batch that does."""
     need, most = case.memory(card).total, case.largest_batch(card)
-    has = f"{card.name}, {card.gib:.1f} GiB"
+    has = card.name if card.name.endswith("GiB") else f"{card.name}, {card.gib:.1f} GiB"
     console.out.print()
     if need <= card.memory:
         tight = need > SHARE * card.memory
@@ -113,27 +114,26 @@ def time_table(case: Case, card: Card) -> None:
 
 def advice(case: Case, setting: Setting | None, card: Card, rows: Rows) -> None:
     """Print what to change, each with its reason and what comes of it."""
-    console.out.print()
-    lines = []
+    table = Table(box=None, padding=(0, 0, 0, 2), show_header=False)
+    table.add_column()
     if setting is None:
-        lines.append("no setting of batch, base and recomputation fits: shorter rows, a smaller model")
+        table.add_row("no batch, base or recomputation fits: shorter rows, or a smaller model")
+    elif not setting.overrides:
+        table.add_row("nothing to change: it fits, and nothing here is faster")
     else:
-        lines += [f"{_with_values(setting, key)}: {why}" for key, why in setting.reasons.items()]
-        if setting.overrides:
-            memory, time = setting.case.memory(card), setting.case.duration(card)
-            words = f"then {_gib(memory.total)} GiB"
-            lines.append(words + (f", about {_time(time.step)} a step" if time else ""))
-        else:
-            lines.append("nothing to change: the config fits, and nothing here is faster")
-    if rows.lengths:
-        covered = covering_length(rows.lengths)
-        if covered < 0.8 * max(rows.lengths):
-            lines.append(
-                f"trainer.max_length={covered}: covers 99% of the rows, the longest has {max(rows.lengths)}"
-            )
-    console.out.print("[bold]advice[/]")
-    for line in lines:
-        console.out.print(f"  {escape(line)}")
+        for key, why in setting.reasons.items():
+            table.add_row(f"[cyan]{escape(_with_values(setting, key))}[/]\n  {escape(why)}")
+        memory, time = setting.case.memory(card), setting.case.duration(card)
+        words = f"then {_gib(memory.total)} GiB"
+        table.add_row(words + (f", about {_time(time.step)} a step" if time else ""))
+    covered = covering_length(rows.lengths) if rows.lengths else 0
+    if 0 < covered < _SHORTER * max(rows.lengths, default=0):
+        why = (
+            f"covers 99% of the rows, of which the longest has {max(rows.lengths)} tokens; it cuts the others"
+        )
+        table.add_row(f"[cyan]trainer.max_length={covered}[/]\n  {why}")
+    console.out.print("\n[bold]advice[/]")
+    console.out.print(table)
 
 
 def table_of_sizes(case: Case, settings: Sequence[tuple[Card, Setting | None]]) -> None:
@@ -168,7 +168,7 @@ def table_of_sizes(case: Case, settings: Sequence[tuple[Card, Setting | None]]) 
     console.out.print(table)
 
 
-def ready(command: str | None, case: Case, cards: Sequence[Card]) -> None:
+def ready(command: str | None, cards: Sequence[Card]) -> None:
     """Print the command that trains with what fits."""
     console.out.print()
     if command is None:

@@ -14,6 +14,7 @@ compilation are left out.
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -29,7 +30,7 @@ from runner.plan.weights import linear_bytes
 # that what the products of a model reach.
 REACHED, SHARE = 0.71, 0.75
 BANDWIDTH = 0.83  # of the published one, what a copy reaches
-# Times that what is kept of a layer is read or written by all kernels of both passes, compiled or not.
+# Times that what can be kept of a layer is read or written by all kernels of both passes, compiled or not.
 MOVED, MOVED_EAGER = 10, 20
 KERNELS, KERNEL = 125, 3.5e-6  # of a layer's two passes, and seconds of one that has next to nothing to do
 # Seconds that a layer's two passes take to be launched: by compiled code, and one by one from Python.
@@ -88,8 +89,10 @@ def duration(
     tokens = sum(lengths)
     useful = step_flops(size, lengths, labelled, step.reference)
     done = useful + _again(step) * 2 * tokens * size.frozen
-    times = MOVED if step.pieces.compile else MOVED_EAGER
-    moved = times * kept(architecture, trained, step).token * tokens + _weight_traffic(architecture, step)
+    all_kept = dataclasses.replace(step.pieces, activation_memory_budget=1.0)
+    whole = dataclasses.replace(step, checkpointing=False, pieces=all_kept)
+    times = (MOVED if step.pieces.compile else MOVED_EAGER) * (1 + _again(step) / 3)
+    moved = times * kept(architecture, trained, whole).token * tokens + _weight_traffic(architecture, step)
     faster = _FP8 if step.quantization == "fp8" else 1.0
     seconds = done / (SHARE * rate * faster) + moved / (BANDWIDTH * card.bandwidth)
     seconds = max(seconds + architecture.layers * KERNELS * KERNEL, _launched(architecture, step))
