@@ -26,9 +26,9 @@ from runner.benchmark.results import summarised
 from runner.benchmark.rows import load_for_trl, save_for_trl, write_rows
 from runner.benchmark.table import print_table
 from runner.cli import run_config
-from runner.config.benchmark_rules import peers
 from runner.config.objective import Objective
 from runner.config.recipe_rules import training_recipe
+from runner.config.recipes.benchmark_rules import peers
 from runner.config.settings import RunConfig
 from runner.core import console, environment
 from runner.core.atomic import json_text, write_atomically

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 from recipes import OBJECTIVES
-from runner.config.cards import SIZES, Card, find_card, sized
 from runner.config.recipe_rules import training_recipe
+from runner.config.recipes.cards import SIZES, Card, find_card, sized
 from runner.config.settings import RunConfig
 from runner.core.atomic import json_text, write_atomically
 from runner.plan import screen

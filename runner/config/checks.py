@@ -15,8 +15,8 @@ from runner.config.late_checks import check_library_values
 from runner.config.library_fields import Field, class_fields
 from runner.config.objective import Objectives
 from runner.config.origins import Origins
-from runner.config.plan_rules import without_rows
 from runner.config.recipe_rules import check_recipe
+from runner.config.recipes.plan_rules import without_rows
 from runner.config.reserved_keys import RESERVED
 from runner.config.rules import EXCLUSIVE, RANGES, Values, cross_check, get
 from runner.config.sweep_rules import check_sweep

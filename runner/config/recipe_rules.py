@@ -8,10 +8,10 @@ from collections.abc import Iterator
 from functools import cache
 from typing import Any
 
-from runner.config.benchmark_rules import check_benchmark
 from runner.config.objective import Objective, Objectives, task_type
 from runner.config.origins import Origins
-from runner.config.plan_rules import check_plan
+from runner.config.recipes.benchmark_rules import check_benchmark
+from runner.config.recipes.plan_rules import check_plan
 from runner.config.settings import OWN_SECTIONS
 from runner.core.errors import Issue, nearest
 from runner.core.paths import CONFIG_DIR

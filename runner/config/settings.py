@@ -10,7 +10,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
-from runner.config.recipe_settings import (
+from runner.config.recipes.settings import (
     BenchmarkSettings,
     ChatSettings,
     EvaluateSettings,

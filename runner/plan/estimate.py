@@ -7,8 +7,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-from runner.config.cards import Card
 from runner.config.objective import Objective
+from runner.config.recipes.cards import Card
 from runner.config.settings import RunConfig
 from runner.plan.architecture import Architecture
 from runner.plan.memory import Memory, StepMemory

@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 from functools import cache
 from typing import Any
 
-from runner.config.cards import CARDS, Card
+from runner.config.recipes.cards import CARDS, Card
 from runner.core.paths import CONFIG_DIR
 from runner.core.yaml_reader import read_yaml
 from runner.plan.estimate import Case

@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 import subprocess
 
-from runner.config.cards import MIB, Card, find_card
+from runner.config.recipes.cards import MIB, Card, find_card
 
 _QUERY = ("nvidia-smi", "--query-gpu=name,memory.total", "--format=csv,noheader,nounits")
 _SECONDS = 5.0

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
-from runner.config.cards import Card
+from runner.config.recipes.cards import Card
 from runner.plan.estimate import Case
 from runner.plan.fit import Setting
 from runner.plan.memory import Memory

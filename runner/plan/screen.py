@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from rich.markup import escape
 from rich.table import Table
 
-from runner.config.cards import Card
+from runner.config.recipes.cards import Card
 from runner.core import console
 from runner.plan.estimate import Case
 from runner.plan.fit import SHARE, Setting, covering_length, with_recomputation

@@ -18,7 +18,7 @@ import dataclasses
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from runner.config.cards import Card
+from runner.config.recipes.cards import Card
 from runner.plan.activations import kept
 from runner.plan.architecture import Architecture
 from runner.plan.flops import ModelSize, step_flops

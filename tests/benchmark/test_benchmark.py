@@ -151,7 +151,7 @@ def test_config_errors(cli, capfd, words, message):
 
 def test_a_missing_package_is_named(cli, capfd, monkeypatch):
     found = {"trl": object()}
-    monkeypatch.setattr("runner.config.benchmark_rules.find_spec", found.get)
+    monkeypatch.setattr("runner.config.recipes.benchmark_rules.find_spec", found.get)
     assert cli("recipe=benchmark", "model=tiny", "against=[trl,trl-liger]").code == 2
     err = capfd.readouterr().err
     assert "1 config error" in err

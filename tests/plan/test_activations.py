@@ -4,8 +4,8 @@ from typing import Any
 
 import pytest
 import torch
+from saved_tensors import LORA, QUANTIZED, base_model, facts, saved_bytes, trainable
 
-from helpers.saved_tensors import LORA, QUANTIZED, base_model, facts, saved_bytes, trainable
 from runner.models.fp8 import support
 from runner.plan.activations import kept
 from runner.plan.families import from_facts
@@ -94,6 +94,7 @@ def test_gradient_checkpointing(quantization: str) -> None:
     assert ratio("llama", quantization, LORA, checkpointing=True) == pytest.approx(1, abs=0.1)
 
 
+@pytest.mark.slow
 def test_a_compiled_layer() -> None:
     assert ratio("llama", "", LORA, compiled=True) == pytest.approx(1, abs=0.1)
 

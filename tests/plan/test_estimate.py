@@ -7,7 +7,7 @@ import pytest
 
 from helpers.paths import ROOT
 from recipes import OBJECTIVES
-from runner.config.cards import CARDS, sized
+from runner.config.recipes.cards import CARDS, sized
 from runner.config.settings import RunConfig
 from runner.plan.estimate import Case, make_case
 from runner.plan.families import from_facts

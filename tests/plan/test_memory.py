@@ -6,9 +6,9 @@ from typing import Any
 import bitsandbytes
 import pytest
 import torch
+from saved_tensors import LORA, QUANTIZED, base_model, facts, trainable
 from transformers import Adafactor
 
-from helpers.saved_tensors import LORA, QUANTIZED, base_model, facts, trainable
 from runner.models.fp8 import support
 from runner.plan.families import from_facts
 from runner.plan.trained import trained

@@ -10,7 +10,7 @@ import time
 import pytest
 
 from helpers.paths import ROOT
-from runner.config.cards import CARDS, find_card
+from runner.config.recipes.cards import CARDS, find_card
 from runner.plan import gpus
 
 GIB = 2**30

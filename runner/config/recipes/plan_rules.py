@@ -6,8 +6,8 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
 
-from runner.config.cards import CARDS, find_card
 from runner.config.origins import Origins
+from runner.config.recipes.cards import CARDS, find_card
 from runner.core.errors import Issue, nearest
 
 Values = dict[str, Any]
