@@ -51,7 +51,8 @@ def of_model(
     text = config.get_text_config()
     head = model.get_output_embeddings()
     linears, tables, inside = [], {}, set()
-    for name, module in model.named_modules():
+    for path, module in model.named_modules():
+        name = path.removesuffix(".base_layer")  # of an adapter's layer
         if isinstance(module, TorchLinear):
             linears.append(Linear(name, module.in_features, module.out_features, module.bias is not None))
         elif isinstance(module, Conv1D):  # GPT-2's linear layer, whose weight is [in, out]
@@ -60,11 +61,11 @@ def of_model(
             tables[name] = (module.num_embeddings, module.embedding_dim)
         else:
             continue
-        inside.add(name)
+        inside.add(path)
     norms = {
         name: parameter.numel()
         for name, parameter in model.named_parameters()
-        if name.rpartition(".")[0] not in inside
+        if name.rpartition(".")[0] not in inside and "lora_" not in name
     }
     heads = int(text.num_attention_heads)
     hidden = int(text.hidden_size)

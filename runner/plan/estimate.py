@@ -12,6 +12,7 @@ from runner.config.recipes.cards import Card
 from runner.config.settings import RunConfig
 from runner.plan.architecture import Architecture
 from runner.plan.memory import Memory, StepMemory
+from runner.plan.packs import pack_pieces
 from runner.plan.step import Step, step_of
 from runner.plan.time import Duration, duration
 from runner.plan.trained import Trained, trained, with_score
@@ -64,10 +65,8 @@ class Case:
     def _step(self, native: str) -> Step:
         found = step_of(self.config, self.objective, self.recipe, self.architecture, self.trained, native)
         cells = self.config.plan.cells
-        if cells > 1:  # as runner.packed.train_pack has them
-            pieces = found.pieces.without("padding_free", "a pack pads the rows of its cells")
-            if self.config.speed.cuda_graphs is None:
-                pieces = pieces.without("cuda_graphs", "in a pack by speed.cuda_graphs=true only")
+        if cells > 1:
+            pieces = pack_pieces(found.pieces, self.config.speed.cuda_graphs)
             found = dataclasses.replace(found, pieces=pieces)
         return dataclasses.replace(found, cells=cells)
 

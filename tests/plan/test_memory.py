@@ -115,3 +115,25 @@ def test_states_of_the_optimizer(name: str, make: Any, dtype: torch.dtype) -> No
         and key not in ("step", "RMS", "qmap1", "qmap2")  # shared, or one number
     ]
     assert optimizer_bytes(name, SHAPES, dtype.itemsize) == _bytes(states)
+
+
+def test_a_pack_is_sized_by_the_same_function() -> None:
+    """Of free memory each cell of a pass takes its tokens' activations, whatever else there is."""
+    from recipes import OBJECTIVES
+    from runner.config.settings import RunConfig
+    from runner.packed import memory as packed_memory
+    from runner.plan.packs import pack_memory
+    from runner.speed.pieces import PLAIN
+
+    config = RunConfig.of({"recipe": "sft", "lora": LORA})
+    model = base_model(facts("llama"), torch.float32, {})
+    said = pack_memory(config, OBJECTIVES["sft"], model, PLAIN, "fp32", 6, 1000, False)
+    one, three = (said(count).parts["activations"] for count in (1, 3))
+    moving = said(3).total - said(3).parts["base"] - said(3).parts["adapter"]
+    assert three > 2.5 * one
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(packed_memory, "free_bytes", lambda _: moving / 0.9 + 1)
+        assert packed_memory.estimate_cells_per_pass(said, model, 6, None) == (3, said(3).total)
+        assert packed_memory.estimate_cells_per_pass(said, model, 6, 2)[0] == 2
+        patch.setattr(packed_memory, "free_bytes", lambda _: 0)
+        assert packed_memory.estimate_cells_per_pass(said, model, 6, None)[0] == 1
