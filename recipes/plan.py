@@ -40,6 +40,10 @@ def run(config: RunConfig, folder: RunFolder) -> None:
     case = make_case(config, objective, recipe, architecture, length, rows.lengths, rows.labelled, classes)
     cards = [(card, best_setting(case, card)) for card in _cards(config)]
     card, setting = cards[0]
+    if not architecture.exact:
+        folder.notes.append(
+            f"the layers of {architecture.kind} are not known: activations follow their sizes"
+        )
     if config.stages:
         folder.notes.append(f"this is {recipe} alone: a chain's stages are planned one by one")
     screen.opening(case, rows, folder.notes)

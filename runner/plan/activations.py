@@ -135,7 +135,8 @@ class _Layer:
         # of an order that is not known: the results of all layers but the attention's
         inside = sum(each.outputs for each in self.linears)
         attention = self.architecture.queries + 2 * self.architecture.values
-        return tensors / 2 * self.step.product * max(inside - attention, self.architecture.intermediate)
+        inner = max(inside - attention, 0 if self.architecture.experts else self.architecture.intermediate)
+        return self.step.product * (tensors / 2 * inner + (tensors + 1) * self.architecture.active)
 
     def _inputs(self, eager: bool) -> Iterator[float]:
         """Bytes a token of the inputs that trained linear layers and adapters keep."""

@@ -45,7 +45,8 @@ class Architecture:
     embeddings with their rows and width; ``norms`` those of other parameters with their size. A ``tied`` head
     has the embedding's own weight. ``head_dim`` is that of a query head, ``qk_norm`` says that queries and
     keys are normalised. ``sublayer_norms`` says that there are norms behind attention and MLP (Gemma 2), and
-    ``layer_norm`` that norms are torch's own, in one operation. ``causal`` says that every layer attends to
+    ``layer_norm`` that norms are torch's own, in one operation. ``active`` is the inner width of the
+    ``experts`` that a token takes, all together. ``causal`` says that every layer attends to
     all tokens before, ``after_head`` names what the config does to the logits. ``quantization`` is that of
     the checkpoint itself, ``facts`` the whole ``config.json``. ``exact`` is False where the order of a
     layer's operations is not known, so that its activations are estimated by its linear layers.
@@ -70,6 +71,7 @@ class Architecture:
     sublayer_norms: bool = False
     layer_norm: bool = False
     experts: bool = False
+    active: int = 0
     causal: bool = True
     after_head: tuple[str, ...] = ()
     quantization: dict = field(default_factory=dict)

@@ -85,12 +85,21 @@ def of_model(
         norms=norms,
         head=next((name for name, module in model.named_modules() if module is head), ""),
         experts=any(getattr(text, key, None) for key in _EXPERTS),
+        active=_active(text),
         causal=attends_to_all(text.to_dict()),
         after_head=tuple(key for key in AFTER_HEAD if getattr(text, key, None)),
         quantization=quantization or {},
         facts=facts or {},
         exact=False,
     )
+
+
+def _active(text: Any) -> int:
+    """The inner width of the experts that a token takes."""
+    if not any(getattr(text, key, None) for key in _EXPERTS):
+        return 0
+    width = getattr(text, "moe_intermediate_size", None) or getattr(text, "intermediate_size", 0)
+    return int(width) * int(getattr(text, "num_experts_per_tok", None) or 1)
 
 
 Shapes = tuple[tuple[int, ...], ...]

@@ -155,7 +155,7 @@ def backward_bytes(architecture: Architecture, step: Step, tokens: int, layer: f
     a, p = architecture, step.product
     compiled = step.pieces.compile
     stream = max(step.weight, p) if compiled else max(4, step.weight)
-    token = 3 * p * a.intermediate + 4 * stream * a.hidden
+    token = 3 * p * max(a.intermediate, a.active) + 4 * stream * a.hidden
     budget = step.pieces.activation_memory_budget if compiled else 1.0
     if budget < 1 or step.recomputed:
         token += layer

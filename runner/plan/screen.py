@@ -13,6 +13,7 @@ from runner.plan.estimate import Case
 from runner.plan.fit import SHARE, Setting, covering_length, with_recomputation
 from runner.plan.memory import GIB
 from runner.plan.rows import Rows
+from runner.plan.step import Step
 
 _SHORTER = 0.8  # of the longest row, what a shorter length must be to be worth a word
 # Of each kind what it is, in a word or two.
@@ -37,8 +38,9 @@ def opening(case: Case, rows: Rows, notes: Sequence[str]) -> None:
     table = Table(box=None, padding=(0, 2, 0, 0), show_header=False)
     table.add_column(style="bold", no_wrap=True)
     table.add_column()
-    kind = step.quantization or step.precision
-    table.add_row("plan", escape(f"{case.recipe} of {model}, {kind} base, one GPU"))
+    kind = _format(step)
+    what = "weights" if case.trained.whole else "base"
+    table.add_row("plan", escape(f"{case.recipe} of {model}, {kind} {what}, one GPU"))
     share = case.trained.parameters / architecture.parameters
     trained = "all of them" if case.trained.whole else f"{case.trained.parameters:,} ({share:.2%})"
     table.add_row("parameters", f"{architecture.parameters:,}, trained {trained}")
@@ -103,7 +105,8 @@ def time_table(case: Case, card: Card) -> None:
     """Print how long a step, and the whole run, would take: an estimate."""
     found = case.duration(card)
     if found is None:
-        console.out.print("time: not estimated, the rates of this card are not known")
+        why = "a token takes some of the experts" if card.rate else "the rates of this card are not known"
+        console.out.print(f"time: not estimated, {why}")
         return
     steps = _steps(case)
     words = f"about {_time(found.step)} a step, {found.mfu:.0%} of the card's products"
@@ -158,7 +161,7 @@ def table_of_sizes(case: Case, settings: Sequence[tuple[Card, Setting | None]]) 
         table.add_row(
             card.name,
             as_is,
-            step.quantization or step.precision,
+            _format(step),
             f"{step.batch}{passes}",
             with_recomputation(step),
             _gib(setting.case.memory(card).total),
@@ -197,6 +200,11 @@ def _with_values(setting: Setting, key: str) -> str:
     if key.endswith("per_device_train_batch_size"):
         together.append("trainer.gradient_accumulation_steps")
     return " ".join(f"{name}={setting.overrides[name]}" for name in together)
+
+
+def _format(step: Step) -> str:
+    """The number format of the base's weights."""
+    return step.quantization or ("fp32" if step.weight == 4 else step.precision)
 
 
 def _gib(size: float) -> str:
