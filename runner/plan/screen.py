@@ -93,6 +93,8 @@ def verdict(case: Case, card: Card) -> None:
     else:
         message = f"{_gib(need - card.memory)} GiB too much for {has}"
         console.out.print(f"[bold red]does not fit[/]: {escape(message)}")
+    if case.step(card).quantization == "fp8" and card.rate and not card.fp8:
+        console.out.print(f"[bold red]{escape(card.name)} has no e4m3[/]: Ada, Hopper and newer have")
     if most:
         console.out.print(f"largest batch: {most} x {case.length} tokens a pass")
     elif longest := case.longest_row(card):

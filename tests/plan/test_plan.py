@@ -103,6 +103,14 @@ def test_every_kind_of_settings_is_counted(cli):
         assert plan(cli(*words, *extra, folder=f"run-{number}"))["memory"]["total_bytes"] > plain, more
 
 
+def test_a_card_without_the_number_format(cli, capsys):
+    assert (
+        plan(cli("recipe=plan", "model=qwen3-4b", "quantization=nf4", "plan.gpu=t4"))["precision"] == "fp16"
+    )
+    plan(cli("recipe=plan", "model=qwen3-4b", "quantization=fp8", "plan.gpu=a100", folder="other"))
+    assert "a100 has no e4m3" in capsys.readouterr().out
+
+
 def test_rows_of_the_data_give_the_lengths(cli, capsys):
     found = plan(cli("recipe=plan", "model=tiny", "plan.gpu=8GiB"))
     assert found["rows"]["count"] == 480
