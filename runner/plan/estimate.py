@@ -16,6 +16,7 @@ from runner.plan.packs import pack_pieces
 from runner.plan.step import Step, step_of
 from runner.plan.time import Duration, duration
 from runner.plan.trained import Trained, trained, with_score
+from runner.speed.pieces import bucket
 
 _MOST = 4096  # rows: no batch that anyone would want is larger
 
@@ -74,7 +75,10 @@ class Case:
         """The memory of a step whose rows all have a length, by default the longest."""
         step = self.step(card)
         rows = rows or step.batch
-        tokens = rows * (length or self.length) * step.sequences * step.cells
+        length = length or self.length
+        if step.pieces.cuda_graphs:  # rows are filled up, for few graphs to serve all lengths
+            length = max(length, min(bucket(length), self.architecture.positions))
+        tokens = rows * length * step.sequences * step.cells
         padded = bool(self.lengths) and rows > 1
         key = (step.precision, padded)
         if key not in self._memories:

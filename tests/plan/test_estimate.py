@@ -78,6 +78,13 @@ def test_batch_and_length_count_as_tokens(batch: int, length: int) -> None:
     assert other.parts["base"] == one.parts["base"]
 
 
+def test_rows_of_recorded_steps_are_filled_up() -> None:
+    sizes = [case(length=length).memory().parts["activations"] for length in (1100, 1152, 1153)]
+    assert sizes[0] == sizes[1] < sizes[2]
+    plain = [case(length=length, speed=PLAIN).memory().parts["activations"] for length in (1100, 1152)]
+    assert plain[0] < plain[1]
+
+
 def test_the_largest_batch_fits_and_the_next_does_not() -> None:
     found, card = case("qwen3-4b", quantization=NF4), CARDS["rtx3090"]
     most = found.largest_batch(card)
