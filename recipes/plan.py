@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 from recipes import OBJECTIVES
 from runner.config.recipe_rules import training_recipe
 from runner.config.recipes.cards import SIZES, Card, find_card, sized
@@ -9,12 +11,13 @@ from runner.config.settings import RunConfig
 from runner.core.atomic import json_text, write_atomically
 from runner.plan import screen
 from runner.plan.command import command
-from runner.plan.estimate import make_case
+from runner.plan.estimate import make_case, total_steps
 from runner.plan.find import find_architecture
 from runner.plan.fit import best_setting
 from runner.plan.gpus import found_cards
 from runner.plan.record import record
 from runner.plan.rows import Rows, read_rows
+from runner.rules.rulebook import departures
 from runner.runs.run_folder import RunFolder
 
 _USUAL_LENGTH = 1024  # of TRL's trainers and of this runner, where trainer.max_length is left out
@@ -56,8 +59,12 @@ def run(config: RunConfig, folder: RunFolder) -> None:
         screen.table_of_sizes(case, cards)
         setting = next((found for _, found in cards if found is not None), None)
     ready = command(folder.record["overrides"], recipe, setting)
+    parameters = case.architecture.parameters
+    trainee = replace(config, recipe=recipe)
+    odd = departures(trainee, rows.count or None, total_steps(case) or None, parameters)
+    screen.departures(odd)
     screen.ready(ready, [card for card, _ in cards])
-    found = record(case, cards, rows, ready)
+    found = record(case, cards, rows, ready, odd)
     write_atomically(folder.path / "plan.json", json_text(found))
     folder.metrics |= {"predicted_peak_bytes": found["memory"]["reserved_bytes"]}
 

@@ -15,12 +15,17 @@ Eager layers keep what each operation of PyTorch and of transformers' modules ne
   for each adapter in float32 under autocast (it is cast for each), or with dropout (besides a mask of bytes);
 - of each adapter its low-rank product, p r.
 
-Compiled layers keep what the min-cut partitioner of AOTAutograd chooses: inputs of layer and MLP (2 s h), the
-inputs of matrix products that are trained, once each (2 p h and p f), queries and keys before their norms
-and after rotation, values, the result of attention (twice, where it is the input of an adapter), gate and
-factor of the MLP, low-rank products. ``torch._functorch.partitioners.choose_saved_values_set`` with a budget
-b < 1 keeps the layer's input and, of the rest, the share b (as a knapsack), but no more than the results of
-matrix products and attention, from which all else is cheap to compute again.
+Compiled layers keep what the min-cut partitioner of AOTAutograd chooses with the settings of
+``runner.speed.layers`` (the same in torch 2.11 and 2.13): the input of the layer and that of the MLP (s h and
+p h), or where a norm is behind attention and MLP what it normalises (p h each); queries and keys before
+their norms and after rotation, values, the result of attention, gate and factor of the MLP, low-rank
+products. Inputs of adapters are computed again from these, but for three kinds: those of the first layer, to
+whose own input no gradient goes; those with dropout; and all of them where autocast casts for the adapter,
+since the partitioner lets nothing be computed again whose uses are far apart
+(``ban_recompute_used_far_apart``), as the products with the base and with the adapter then are.
+
+``torch._functorch.partitioners.choose_saved_values_set`` with a budget b < 1 keeps the layer's input and, of
+the rest, the share b (a knapsack of whole tensors, so up to b), but no more than without that last rule.
 """
 
 from __future__ import annotations
@@ -39,11 +44,13 @@ _MLP = ("gate_proj", "up_proj", "gate_up_proj")
 @dataclass(frozen=True)
 class Kept:
     """What is kept of a batch: bytes a token in all layers together, bytes whatever the tokens, and the most
-    that one layer takes a token while it is computed (again)."""
+    that one layer takes a token while it is computed (again); ``made`` are the bytes a token of what could be
+    kept, and is handed from kernel to kernel in any case."""
 
     token: float
     fixed: float
     layer: float
+    made: float
 
 
 def kept(architecture: Architecture, trained: Trained, step: Step, padded: bool = False) -> Kept:
@@ -55,20 +62,21 @@ def kept(architecture: Architecture, trained: Trained, step: Step, padded: bool 
     compiled = step.pieces.compile
     budget = step.pieces.activation_memory_budget if compiled else 0.0 if step.checkpointing else 1.0
     stream = step.weight * architecture.hidden
-    token = fixed = most = 0.0
+    token = fixed = most = made = 0.0
     for number, linears in architecture.in_layers():
         layer = _Layer(architecture, linears, trained, step, first=number == 0 and not trained.whole)
-        full = sum(layer.compiled() if compiled else layer.eager(padded))
+        full = sum(layer.compiled(layer.inputs_kept) if compiled else layer.eager(padded))
         most = max(most, full)
+        made += sum(layer.compiled(True)) if compiled else full
         if budget < 1:
             least = stream
-            again = sum(layer.products()) if compiled else least
+            again = sum(layer.compiled(bool(trained.dropout))) if compiled else least
             full = least + min(budget * max(0.0, full - least), max(0.0, again - least))
         token += full
-        fixed += layer.casts() if budget == 1 else 0.0
+        fixed += 0.0 if compiled or step.checkpointing else layer.casts()
     final = max(4, step.weight) * architecture.hidden + 4
     final += step.weight * architecture.hidden if trained.whole else 0
-    return Kept(token + final, fixed, most)
+    return Kept(token + final, fixed, most, made + final)
 
 
 @dataclass(frozen=True)
@@ -97,27 +105,30 @@ class _Layer:
         yield from self._inputs(eager=True)
         yield self._low()
 
-    def compiled(self) -> Iterator[float]:
-        """Bytes a token that a compiled layer keeps, part by part."""
+    @property
+    def inputs_kept(self) -> bool:
+        """Whether a compiled layer keeps the inputs of its adapters."""
+        return bool(self.trained.dropout) or (
+            self.step.trained > self.step.product and not self.trained.whole
+        )
+
+    def compiled(self, inputs: bool) -> Iterator[float]:
+        """Bytes a token that a compiled layer keeps, part by part; ``inputs`` says that it keeps those of
+        adapters."""
         a, p, s = self.architecture, self.step.product, self.step.weight
         h, q, v = a.hidden, a.queries, a.values
-        yield (0 if self.first else s * h) + min(s, p) * h + 8
-        if a.sublayer_norms:
-            yield 2 * p * h + 8
+        yield 0 if self.first else s * h
+        yield 2 * p * h + 16 if a.norms_behind else min(s, p) * h + 8
         if a.qk_norm:
             yield p * (q + v) + 4 * (a.heads + a.kv_heads)
         yield p * (2 * q + 2 * v) + 4 * a.heads
+        if any(each.short == "qkv_proj" for each in self.linears):
+            yield p * (q + v)  # the values are a view of all three
         yield self._mlp(2 if a.gated else 1)
-        yield from self._inputs(eager=False)
-        yield self._low()
-
-    def products(self) -> Iterator[float]:
-        """Bytes a token of a compiled layer's input and of the results of its products, but the last:
-        queries, keys and values, what attention takes and gives, its projection, gate and factor."""
-        a, p = self.architecture, self.step.product
-        yield self.step.weight * a.hidden + p * a.hidden
-        yield p * (3 * a.queries + 3 * a.values) + 4 * a.heads
-        yield self._mlp(2 if a.gated else 1)
+        if inputs and not self.trained.whole:
+            yield from self._inputs(eager=False)
+        elif self.first and any(each.short in _QKV for each in self._adapted()):
+            yield p * h
         yield self._low()
 
     def casts(self) -> float:
@@ -141,18 +152,21 @@ class _Layer:
     def _inputs(self, eager: bool) -> Iterator[float]:
         """Bytes a token of the inputs that trained linear layers and adapters keep."""
         p, dropout = self.step.product, self.trained.dropout
-        adapted = [each for each in self.linears if each.name in self.trained.ranks]
+        adapted = self._adapted()
         chosen = self.linears if self.trained.whole else adapted
         casts = eager and (self.step.trained > p or (self.trained.whole and self.step.weight > p))
         for group in self._sharing(chosen):
             short = group[0].short
             own = dropout or (casts and not (self.trained.whole and short in ("o_proj", "down_proj")))
-            shared = short == "o_proj" and not own and (eager or self.trained.whole)  # SDPA's own result
+            shared = short == "o_proj" and not own and eager  # SDPA's own result
             yield 0 if shared else p * sum(each.inputs for each in (group if own else group[:1]))
             if dropout:
                 yield sum(each.inputs for each in group)
         if self.trained.dora:
             yield sum(2 * p * each.outputs for each in adapted)
+
+    def _adapted(self) -> list[Linear]:
+        return [each for each in self.linears if each.name in self.trained.ranks]
 
     @staticmethod
     def _sharing(linears: list[Linear]) -> Iterator[list[Linear]]:

@@ -98,6 +98,11 @@ class Architecture:
         """The width of all value heads together."""
         return self.kv_heads * self.head_dim
 
+    @property
+    def norms_behind(self) -> bool:
+        """Whether there are norms behind attention and MLP (Gemma 2, OLMo 2), by transformers' names."""
+        return any(".post_feedforward_layernorm" in name for name in self.norms)
+
     def in_layers(self) -> Iterator[tuple[int, list[Linear]]]:
         """The linear layers of each decoder layer."""
         found: dict[int, list[Linear]] = {number: [] for number in range(self.layers)}

@@ -138,3 +138,13 @@ def _most(fits: Any, limit: int) -> int:
         middle = (low + high) // 2
         low, high = (middle, high) if fits(middle) else (low, middle)
     return low
+
+
+def total_steps(case: Case) -> int:
+    """Optimizer steps of the run; 0 where the rows are not known."""
+    trainer, step = case.config.trainer, case.step()
+    if (given := int(trainer.get("max_steps") or -1)) > 0:
+        return given
+    rows = len(case.lengths) // step.sequences
+    a_step = step.batch * step.accumulation
+    return max(1, round(-(-rows // a_step) * float(trainer.get("num_train_epochs") or 3))) if rows else 0

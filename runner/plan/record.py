@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Sequence
 from typing import Any
 
@@ -10,12 +11,18 @@ from runner.plan.estimate import Case
 from runner.plan.fit import Setting
 from runner.plan.memory import Memory
 from runner.plan.rows import Rows
+from runner.rules.bands import Departure
 
 
 def record(
-    case: Case, cards: Sequence[tuple[Card, Setting | None]], rows: Rows, ready: str | None
+    case: Case,
+    cards: Sequence[tuple[Card, Setting | None]],
+    rows: Rows,
+    ready: str | None,
+    departures: Sequence[Departure],
 ) -> dict[str, Any]:
-    """Parameters, memory by kind, the cards with the setting that fits each, the rows, and the command."""
+    """Parameters, memory by kind, the cards with the setting that fits each, the rows, the command,
+    and where the config departs from what is usual."""
     first = cards[0][0]
     step = case.step(first)
     return {
@@ -35,6 +42,7 @@ def record(
         "memory": _memory(case.memory(first)),
         "cards": [_card(case, card, setting) for card, setting in cards],
         "command": ready,
+        "departures": [dataclasses.asdict(each) for each in departures],
     }
 
 

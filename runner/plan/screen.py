@@ -9,12 +9,15 @@ from rich.table import Table
 
 from runner.config.recipes.cards import Card
 from runner.core import console
-from runner.plan.estimate import Case
+from runner.plan.estimate import Case, total_steps
 from runner.plan.fit import SHARE, Setting, covering_length, with_recomputation
 from runner.plan.memory import GIB
 from runner.plan.rows import Rows
 from runner.plan.step import Step
+from runner.rules.bands import Departure
+from runner.rules.page import table_lines
 
+_WIDTH = 80  # columns
 _SHORTER = 0.8  # of the longest row, what a shorter length must be to be worth a word
 # Of each kind what it is, in a word or two.
 _LABELS = {
@@ -110,7 +113,7 @@ def time_table(case: Case, card: Card) -> None:
         why = "a token takes some of the experts" if card.rate else "the rates of this card are not known"
         console.out.print(f"time: not estimated, {why}")
         return
-    steps = _steps(case)
+    steps = total_steps(case)
     words = f"about {_time(found.step)} a step, {found.mfu:.0%} of the card's products"
     if steps:
         words += f"; {steps:,} steps in {_time(steps * found.step)}"
@@ -173,6 +176,14 @@ def table_of_sizes(case: Case, settings: Sequence[tuple[Card, Setting | None]]) 
     console.out.print(table)
 
 
+def departures(found: Sequence[Departure]) -> None:
+    """Print where the config departs from what is usual, with what would follow it."""
+    if found:
+        console.out.print("\n[bold]unlike what is published[/]")
+        for line in table_lines(found, _WIDTH - 2):
+            console.out.print(f"  {escape(line)}", soft_wrap=True, highlight=False)
+
+
 def ready(command: str | None, cards: Sequence[Card]) -> None:
     """Print the command that trains with what fits."""
     console.out.print()
@@ -184,16 +195,6 @@ def ready(command: str | None, cards: Sequence[Card]) -> None:
     console.out.print(f"  {escape(command)}", soft_wrap=True)
     if len(cards) > 1:
         console.out.print("[dim]plan.gpu=rtx4090, or 24GiB, plans for one card[/]")
-
-
-def _steps(case: Case) -> int:
-    """Optimizer steps of the run; 0 where the rows are not known."""
-    trainer, step = case.config.trainer, case.step()
-    if (given := int(trainer.get("max_steps") or -1)) > 0:
-        return given
-    rows = len(case.lengths) // step.sequences
-    a_step = step.batch * step.accumulation
-    return max(1, round(-(-rows // a_step) * float(trainer.get("num_train_epochs") or 3))) if rows else 0
 
 
 def _with_values(setting: Setting, key: str) -> str:

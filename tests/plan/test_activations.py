@@ -105,6 +105,8 @@ def test_a_compiled_layer() -> None:
     [
         ("qwen3", "nf4", {}),
         ("qwen3", "", {}),
+        ("gemma3_text", "nf4", {}),
+        ("phi3", "", {}),
         ("gemma", "nf4", {}),
         ("phi3", "nf4", {}),
         ("olmo2", "nf4", {}),
@@ -114,7 +116,7 @@ def test_a_compiled_layer() -> None:
     ],
 )
 def test_compiled_layers(kind: str, quantization: str, more: dict[str, Any]) -> None:
-    assert ratio(kind, quantization, LORA | more, compiled=True) == pytest.approx(1, abs=0.1)
+    assert ratio(kind, quantization, LORA | more, compiled=True) == pytest.approx(1, abs=0.06)
 
 
 @pytest.mark.slow
@@ -125,4 +127,12 @@ def test_compiled_layers_of_which_every_weight_is_trained() -> None:
 @pytest.mark.slow
 @pytest.mark.parametrize("budget", [0.0, 0.1, 0.3, 0.5, 0.8])
 def test_a_budget(budget: float) -> None:
-    assert ratio("qwen3", "nf4", LORA, compiled=True, budget=budget) == pytest.approx(1, abs=0.1)
+    # whole tensors are kept, of these few layers up to a sixth less than the budget allows
+    found = ratio("qwen3", "nf4", LORA, compiled=True, budget=budget)
+    assert 0.95 < found < 1.2
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("budget", [0.5, 0.9])
+def test_a_budget_where_inputs_of_adapters_are_cast(budget: float) -> None:
+    assert 0.95 < ratio("qwen3", "", LORA, compiled=True, budget=budget) < 1.2

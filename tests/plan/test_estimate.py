@@ -78,6 +78,12 @@ def test_batch_and_length_count_as_tokens(batch: int, length: int) -> None:
     assert other.parts["base"] == one.parts["base"]
 
 
+def test_a_recorded_reference_has_memory_of_its_own() -> None:
+    assert case(recipe="dpo").memory().parts["reference"] > 0
+    assert "reference" not in case(recipe="dpo", speed=PLAIN).memory().parts
+    assert "reference" not in case().memory().parts
+
+
 def test_rows_of_recorded_steps_are_filled_up() -> None:
     sizes = [case(length=length).memory().parts["activations"] for length in (1100, 1152, 1153)]
     assert sizes[0] == sizes[1] < sizes[2]

@@ -94,6 +94,20 @@ def test_a_quantised_base_is_advised_against_where_the_plain_one_fits(cli, capsy
     assert "nf4 buys nothing here" in capsys.readouterr().out
 
 
+def test_where_the_config_departs_from_what_is_published(cli, capsys):
+    words = ("recipe=plan", "plan.gpu=rtx4090", "model=qwen3-4b", "trainer=dpo", "lora=r16")
+    found = plan(cli(*words, "trainer.learning_rate=5e-3", "lora.lora_alpha=128"))
+    said = capsys.readouterr().out
+    assert {each["key"] for each in found["departures"]} == {"trainer.learning_rate", "lora.lora_alpha"}
+    assert found["departures"][0]["override"] == "trainer.learning_rate=5e-6"  # of DPO, not of SFT
+    assert all(each["override"] in said for each in found["departures"])
+
+
+def test_what_is_usual_is_not_spoken_of(cli, capsys):
+    assert plan(cli("recipe=plan", "plan.gpu=rtx4090", "model=qwen3-4b", "trainer=dpo"))["departures"] == []
+    assert "unlike" not in capsys.readouterr().out
+
+
 def test_every_kind_of_settings_is_counted(cli):
     words = ("recipe=plan", "model=qwen3-1.7b", "trainer.per_device_train_batch_size=4")
     plain = plan(cli(*words))["memory"]["total_bytes"]

@@ -1,4 +1,4 @@
-"""Common GPUs: what memory CUDA has of them, and the published rates that bound a training step."""
+"""Common GPUs: about what memory CUDA has of them, and the published rates that bound a training step."""
 
 from __future__ import annotations
 
@@ -29,14 +29,15 @@ class Card:
         return self.memory / GIB
 
 
-# Memory: what nvidia-smi shows in all, in MiB. Rates: NVIDIA's data sheets, TFLOP/s of the tensor cores
-# without sparsity (of GeForce cards with float32 sums, from the appendices of the architectures' white
-# papers), and GB/s.
+# Approximate: memory is what nvidia-smi shows in all, in MiB, which differs by a few per cent with ECC and
+# firmware; rates are TFLOP/s of the tensor cores without sparsity (of GeForce cards with float32 sums, half
+# of what they reach with sums in float16) and GB/s, as public tables repeat the maker's. A card may be
+# throttled far below; recipe=doctor measures the one that is here.
 _TABLE = """
 t4             15360   65    320  fp16
 v100-16        16384  125    900  fp16
 v100           32768  125    900  fp16
-a10            24564  125    600
+a10            23028  125    600
 a30            24576  165    933
 a40            46068  150    696
 a100-40        40960  312   1555
