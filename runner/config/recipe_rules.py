@@ -38,6 +38,8 @@ BELONGS = {
     "benchmark": ("benchmark",),
     "plan": ("plan",),
 }
+# Of a section that training recipes do not read otherwise, the key that they do.
+_OF_TRAINING = ("plan.check",)
 # Recipes that look at the machine, whatever stands in a config.
 MACHINE_ALONE = ("doctor",)
 # Recipes that look at a training recipe, the one that trains with the config's trainer.
@@ -127,7 +129,9 @@ def _check_keys_of_others(
             defaults = {item.name: item.default for item in dataclasses.fields(OWN_SECTIONS[key])}
             names = [f"{key}.{name}" for name, given in value.items() if given != defaults.get(name)]
         for name in names:
-            if recipe in MACHINE_ALONE and not origins.typed(name):
+            if (recipe in MACHINE_ALONE and not origins.typed(name)) or (
+                recipe in objectives and name in _OF_TRAINING
+            ):
                 continue
             yield Issue(
                 origins.where(name),

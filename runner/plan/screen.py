@@ -10,8 +10,8 @@ from rich.table import Table
 from runner.config.recipes.cards import Card
 from runner.core import console
 from runner.plan.estimate import Case, total_steps
+from runner.plan.expected import duration_text, gib
 from runner.plan.fit import SHARE, Setting, covering_length, with_recomputation
-from runner.plan.memory import GIB
 from runner.plan.rows import Rows
 from runner.plan.step import Step
 from runner.rules.bands import Departure
@@ -78,8 +78,8 @@ def memory_table(case: Case, card: Card | None) -> None:
         table.add_column(name, justify="right", no_wrap=True)
     for kind, label in _LABELS.items():
         if any(memory.parts.get(kind) for _, memory in columns):
-            table.add_row(label, *(_gib(memory.parts.get(kind, 0)) for _, memory in columns))
-    table.add_row("[bold]all[/]", *(f"[bold]{_gib(memory.total)}[/]" for _, memory in columns))
+            table.add_row(label, *(gib(memory.parts.get(kind, 0)) for _, memory in columns))
+    table.add_row("[bold]all[/]", *(f"[bold]{gib(memory.total)}[/]" for _, memory in columns))
     console.out.print()
     console.out.print(table)
 
@@ -92,9 +92,9 @@ def verdict(case: Case, card: Card) -> None:
     if need <= card.memory:
         tight = need > SHARE * card.memory
         word = "[yellow]fits, just[/]" if tight else "[green]fits[/]"
-        console.out.print(f"{word} {escape(has)}: {_gib(card.memory - need)} GiB are left")
+        console.out.print(f"{word} {escape(has)}: {gib(card.memory - need)} GiB are left")
     else:
-        message = f"{_gib(need - card.memory)} GiB too much for {has}"
+        message = f"{gib(need - card.memory)} GiB too much for {has}"
         console.out.print(f"[bold red]does not fit[/]: {escape(message)}")
     if case.step(card).quantization == "fp8" and card.rate and not card.fp8:
         console.out.print(f"[bold red]{escape(card.name)} has no e4m3[/]: Ada, Hopper and newer have")
@@ -114,9 +114,9 @@ def time_table(case: Case, card: Card) -> None:
         console.out.print(f"time: not estimated, {why}")
         return
     steps = total_steps(case)
-    words = f"about {_time(found.step)} a step, {found.mfu:.0%} of the card's products"
+    words = f"about {duration_text(found.step)} a step, {found.mfu:.0%} of the card's products"
     if steps:
-        words += f"; {steps:,} steps in {_time(steps * found.step)}"
+        words += f"; {steps:,} steps in {duration_text(steps * found.step)}"
     console.out.print(f"time (an estimate): {words}")
 
 
@@ -132,8 +132,8 @@ def advice(case: Case, setting: Setting | None, card: Card, rows: Rows) -> None:
         for key, why in setting.reasons.items():
             table.add_row(f"[cyan]{escape(_with_values(setting, key))}[/]\n  {escape(why)}")
         memory, time = setting.case.memory(card), setting.case.duration(card)
-        words = f"then {_gib(memory.total)} GiB"
-        table.add_row(words + (f", about {_time(time.step)} a step" if time else ""))
+        words = f"then {gib(memory.total)} GiB"
+        table.add_row(words + (f", about {duration_text(time.step)} a step" if time else ""))
     covered = covering_length(rows.lengths) if rows.lengths else 0
     if 0 < covered < _SHORTER * max(rows.lengths, default=0):
         why = (
@@ -169,7 +169,7 @@ def table_of_sizes(case: Case, settings: Sequence[tuple[Card, Setting | None]]) 
             _format(step),
             f"{step.batch}{passes}",
             with_recomputation(step),
-            _gib(setting.case.memory(card).total),
+            gib(setting.case.memory(card).total),
         )
     console.out.print()
     console.out.print("no GPU here: the settings that fit cards of these sizes, for the same rows a step")
@@ -208,16 +208,3 @@ def _with_values(setting: Setting, key: str) -> str:
 def _format(step: Step) -> str:
     """The number format of the base's weights."""
     return step.quantization or ("fp32" if step.weight == 4 else step.precision)
-
-
-def _gib(size: float) -> str:
-    return f"{size / GIB:.1f}" if size >= 0.05 * GIB else f"{size / GIB:.2f}"
-
-
-def _time(seconds: float) -> str:
-    if seconds < 1:
-        return f"{1000 * seconds:.0f} ms"
-    if seconds < 120:
-        return f"{seconds:.1f} s"
-    minutes = round(seconds / 60)
-    return f"{minutes} min" if minutes < 120 else f"{minutes / 60:.1f} h"

@@ -96,8 +96,10 @@ class PlanSettings:
     """For which GPU ``recipe=plan`` calculates: a name of its table (``rtx4090``, ``h100``) or a size
     (``24GiB``); null is the GPU that is found, or a table of sizes where there is none.
 
-    ``cells`` is how many runs share each pass, as in a packed sweep.
+    ``cells`` is how many runs share each pass, as in a packed sweep. Recipes that train refuse what cannot
+    fit their GPU, unless ``check`` is false.
     """
 
     gpu: str | None = None
     cells: int = 1
+    check: bool = True
