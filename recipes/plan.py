@@ -10,10 +10,9 @@ from runner.config.recipes.cards import SIZES, Card, find_card, sized
 from runner.config.settings import RunConfig
 from runner.core.atomic import json_text, write_atomically
 from runner.plan import screen
-from runner.plan.command import command
 from runner.plan.estimate import make_case, total_steps
 from runner.plan.find import find_architecture
-from runner.plan.fit import best_setting
+from runner.plan.fit import best_setting, command
 from runner.plan.gpus import found_cards
 from runner.plan.record import record
 from runner.plan.rows import Rows, read_rows

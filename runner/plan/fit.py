@@ -1,9 +1,10 @@
-"""Which settings make a config fit a card, and which of those take the least time."""
+"""Which settings make a config fit a card, which of those take the least time, and the command with them."""
 
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Iterator
+import shlex
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from functools import cache
 from typing import Any
@@ -15,6 +16,7 @@ from runner.plan.estimate import Case
 from runner.plan.memory import GIB
 from runner.plan.step import Step
 
+_DEFAULT_RECIPE = "sft"
 _BUDGETS = (0.5, 0.3)  # shares of the activations that are tried, before checkpoints of whole layers
 SHARE = 0.95  # of a card that advice fills: what is measured may be a twentieth above what is calculated
 ROUNDED = 1.25  # times the time that a base is worth which is not rounded to 4 bits, where the config has one
@@ -151,3 +153,25 @@ def with_recomputation(step: Step) -> str:
         budget = step.pieces.activation_memory_budget
         return "checkpoints" if budget == 0 else f"budget {budget:g}"
     return "checkpoints" if step.recomputed else "all kept"
+
+
+def command(overrides: Sequence[str], recipe: str, setting: Setting | None) -> str | None:
+    """``python -m runner`` with what was typed, without the plan's own keys, and a setting's overrides; None
+    where nothing fits."""
+    if setting is None:
+        return None
+    changed = dict(setting.overrides)
+    words = []
+    for word in overrides:
+        key = word.partition("=")[0].lstrip("+~")
+        if key == "recipe" or key.startswith("plan.") or key in changed or key == "output_dir":
+            continue
+        if "quantization" in changed and key.startswith("quantization."):
+            continue  # of the base that is exchanged
+        if key == "trainer" and recipe != _DEFAULT_RECIPE:
+            continue  # its recipe chooses it
+        words.append(word)
+    if recipe != _DEFAULT_RECIPE:
+        words.insert(0, f"recipe={recipe}")
+    words += [f"{key}={value}" for key, value in changed.items()]
+    return " ".join(["python -m runner", *map(shlex.quote, words)])
