@@ -16,8 +16,7 @@ from runner.runs.parents import parents
 from runner.runs.resume import check_same
 from runner.runs.run_folder import RunFolder
 from runner.training.context import run_context
-from runner.training.foresight import compare, foresee
-from runner.training.load import load_trainable
+from runner.training.load import compare, foresee, load_trainable
 from runner.training.out_of_memory import BatchShrinker
 from runner.training.results import conclude, kept_scores, save_trained, training_metrics
 from runner.training.setup import check_training, opening_notes, total_steps

@@ -14,7 +14,7 @@ from runner.config.settings import RunConfig
 from runner.core.errors import ConfigError
 from runner.plan.expected import Expected, Rows, expected
 from runner.speed.pieces import NAMES, Pieces
-from runner.training import foresight
+from runner.training import load
 
 GIB = 2**30
 ROWS = Rows(100, 2048, 2048.0)
@@ -106,7 +106,7 @@ def test_a_run_says_and_records_it_and_compares_it(cli, capsys) -> None:
 
 
 def test_a_run_that_cannot_fit_is_refused_before_weights_are_loaded(cli, capsys, monkeypatch) -> None:
-    monkeypatch.setattr(foresight, "cuda_card", lambda: Card("small", GIB))
+    monkeypatch.setattr(load, "cuda_card", lambda: Card("small", GIB))
     monkeypatch.setattr("torch.cuda.mem_get_info", lambda: (2**16, GIB))
     monkeypatch.setattr("recipes.train.load_trainable", lambda *_: pytest.fail("weights were loaded"))
     run = cli(*TINY)
@@ -115,7 +115,7 @@ def test_a_run_that_cannot_fit_is_refused_before_weights_are_loaded(cli, capsys,
 
 
 def test_it_can_be_tried_anyway(cli, monkeypatch) -> None:
-    monkeypatch.setattr(foresight, "cuda_card", lambda: Card("small", GIB))
+    monkeypatch.setattr(load, "cuda_card", lambda: Card("small", GIB))
     monkeypatch.setattr("torch.cuda.mem_get_info", lambda: (2**16, GIB))
     assert cli(*TINY, "plan.check=false").code == 0
 
