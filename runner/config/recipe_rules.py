@@ -130,7 +130,7 @@ def _check_keys_of_others(
             names = [f"{key}.{name}" for name, given in value.items() if given != defaults.get(name)]
         for name in names:
             if (recipe in MACHINE_ALONE and not origins.typed(name)) or (
-                recipe in objectives and name in _OF_TRAINING
+                recipe in (*objectives, "benchmark") and name in _OF_TRAINING
             ):
                 continue
             yield Issue(

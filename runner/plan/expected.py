@@ -23,6 +23,8 @@ from runner.speed.pieces import Pieces, bucket
 # logits, no gradients, no gaps), and with this a sum that is a tenth too large refuses nothing that fits.
 _SURE = 0.9
 _COUNTED = ("base", "adapter", "optimizer", "activations")
+# Formats of a base whose size is known, which those of other quantised checkpoints are not.
+_FORMATS = ("", "nf4", "fp4", "int8", "fp8")
 # What moves tensors off the device, or over several, and is not in the formulas.
 _MOVES = ("activation_offloading", "fsdp", "deepspeed")
 
@@ -113,6 +115,8 @@ def expected(
     how = step_of(
         *(config, objective, config.recipe, case.architecture, case.trained, precision, card is not None)
     )
+    if how.quantization not in _FORMATS:
+        return None
     how = dataclasses.replace(how, pieces=pieces)
     memory = _memory(case, how, rows, how.batch, pieces.padding_free)
     peak = memory.reserved if card is not None else there + memory.total

@@ -103,7 +103,8 @@ def foresee(
     if config.plan.check and card is not None:
         import torch
 
-        found.check_fits(torch.cuda.mem_get_info()[0])
+        free, _ = torch.cuda.mem_get_info(device())
+        found.check_fits(free + torch.cuda.memory_reserved() - torch.cuda.memory_allocated())
     return found
 
 

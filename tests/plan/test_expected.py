@@ -35,6 +35,16 @@ def found(rows: Rows = ROWS, pieces: Pieces = ON_CUDA, **sections: Any) -> Expec
     return said
 
 
+def test_a_checkpoint_in_a_format_of_unknown_size_is_not_judged() -> None:
+    facts = json.loads((ROOT / "runner/models/architectures/qwen3-4b.json").read_text())
+    config = RunConfig.of({"recipe": "sft", "lora": LORA})
+    for quantization, known in ((None, True), ({"quant_method": "gptq", "bits": 4}, False)):
+        given = facts | ({"quantization_config": quantization} if quantization else {})
+        step = ("bf16", ON_CUDA)
+        said = expected(config, OBJECTIVES["sft"], given, step, ROWS, 10, None, CARDS["h200"])
+        assert (said is not None) == known
+
+
 def refusal(said: Expected, free: float) -> str:
     with pytest.raises(ConfigError) as caught:
         said.check_fits(round(free))
@@ -107,7 +117,7 @@ def test_a_run_says_and_records_it_and_compares_it(cli, capsys) -> None:
 
 def test_a_run_that_cannot_fit_is_refused_before_weights_are_loaded(cli, capsys, monkeypatch) -> None:
     monkeypatch.setattr(load, "cuda_card", lambda: Card("small", GIB))
-    monkeypatch.setattr("torch.cuda.mem_get_info", lambda: (2**16, GIB))
+    monkeypatch.setattr("torch.cuda.mem_get_info", lambda _: (2**16, GIB))
     monkeypatch.setattr("recipes.train.load_trainable", lambda *_: pytest.fail("weights were loaded"))
     run = cli(*TINY)
     assert run.code == 2
@@ -116,10 +126,17 @@ def test_a_run_that_cannot_fit_is_refused_before_weights_are_loaded(cli, capsys,
 
 def test_it_can_be_tried_anyway(cli, monkeypatch) -> None:
     monkeypatch.setattr(load, "cuda_card", lambda: Card("small", GIB))
-    monkeypatch.setattr("torch.cuda.mem_get_info", lambda: (2**16, GIB))
+    monkeypatch.setattr("torch.cuda.mem_get_info", lambda _: (2**16, GIB))
     assert cli(*TINY, "plan.check=false").code == 0
 
 
 def test_other_keys_of_the_plan_have_no_effect_on_a_run(cli, capsys) -> None:
     assert cli(*TINY, "plan.gpu=h100").code == 2
     assert "plan.gpu has no effect" in capsys.readouterr().err
+
+
+def test_a_benchmark_can_be_tried_anyway_too(cli, capsys) -> None:
+    cli("recipe=benchmark", "model=tiny", "plan.check=false", "against=nobody")
+    said = capsys.readouterr().err
+    assert "unknown 'nobody'" in said
+    assert "plan.check" not in said
