@@ -26,9 +26,9 @@ from runner.benchmark.results import summarised
 from runner.benchmark.rows import load_for_trl, save_for_trl, write_rows
 from runner.benchmark.table import print_table
 from runner.cli import run_config
-from runner.config.benchmark_rules import peers
 from runner.config.objective import Objective
 from runner.config.recipe_rules import training_recipe
+from runner.config.recipes.benchmark_rules import peers
 from runner.config.settings import RunConfig
 from runner.core import console, environment
 from runner.core.atomic import json_text, write_atomically
@@ -63,7 +63,7 @@ def run(config: RunConfig, folder: RunFolder) -> None:
     logs.mkdir(exist_ok=True)
     with tempfile.TemporaryDirectory(dir=folder.path, prefix=".sides-") as temporary:
         work = Path(temporary)
-        measured = _measured_config(config, objective, recipe, work)
+        measured = measured_config(config, objective, recipe, work)
         with folder.timed("check"):
             setup = check_training(measured, objective, work)
         with folder.timed("data"):
@@ -95,7 +95,7 @@ def run(config: RunConfig, folder: RunFolder) -> None:
     folder.metrics["peak_memory_bytes"] = memory
 
 
-def _measured_config(config: RunConfig, objective: Objective, recipe: str, work: Path) -> RunConfig:
+def measured_config(config: RunConfig, objective: Objective, recipe: str, work: Path) -> RunConfig:
     """The config of the training that is measured: as many steps, no held-out rows, nothing saved."""
     from runner.benchmark.meter import SPLIT_STEPS
 

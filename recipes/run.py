@@ -27,6 +27,8 @@ from runner.training.out_of_memory import explained
 
 _STATUS = {ExitCode.FAILED: "failed", ExitCode.DIVERGED: "diverged", ExitCode.PREEMPTED: "preempted"}
 
+_COMPUTES_NOTHING = ("plan",)  # for which torch is not imported
+
 
 def run_recipe(
     run: RunConfig,
@@ -97,7 +99,8 @@ def _begin(
         find_start(run)  # before anything of an earlier run is written over
         made_from = parents(run, path)
         earlier = repeated(repeats or path, run)
-        folder = run_folder.RunFolder(path, *typed, run_config.to_yaml(run), run.seed)
+        device = environment.machine if run.recipe in _COMPUTES_NOTHING else environment.device
+        folder = run_folder.RunFolder(path, *typed, run_config.to_yaml(run), run.seed, device)
     except ConfigError:
         run_folder.abandon(path)
         raise

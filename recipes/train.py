@@ -16,7 +16,7 @@ from runner.runs.parents import parents
 from runner.runs.resume import check_same
 from runner.runs.run_folder import RunFolder
 from runner.training.context import run_context
-from runner.training.load import load_trainable
+from runner.training.load import compare, foresee, load_trainable
 from runner.training.out_of_memory import BatchShrinker
 from runner.training.results import conclude, kept_scores, save_trained, training_metrics
 from runner.training.setup import check_training, opening_notes, total_steps
@@ -37,8 +37,9 @@ def train(config: RunConfig, folder: RunFolder, objective: Objective) -> None:
         check_same(setup.start, setup.resume_facts(data))
     steps = total_steps(setup.arguments, len(data.train.rows))
     setup.record_inputs(config, folder, data)
-    notes = opening_notes(config, folder)
-    terminal.opening(config, data, setup.precision, steps, folder.path, setup.pieces.line(), notes)
+    foreseen = foresee(config, objective, setup, data, head, steps, folder)
+    notes, expected = opening_notes(config, folder), foreseen.line() if foreseen else ""
+    terminal.opening(config, data, setup.precision, steps, folder.path, setup.pieces.line(), notes, expected)
 
     with folder.timed("load"):
         trained = load_trainable(config, objective, setup, steps, head)
@@ -71,6 +72,7 @@ def train(config: RunConfig, folder: RunFolder, objective: Objective) -> None:
     if not all_finite(trained.model):
         raise Diverged("a trained weight is not finite; nothing was saved")
     folder.metrics |= training_metrics(trainer, result.training_loss, folder.times["train"])
+    compare(folder)
     if data.eval is not None:
         with folder.timed("evaluate"):
             folder.metrics |= kept_scores(objective, trainer.evaluate())

@@ -16,8 +16,9 @@ import psutil
 import torch
 from transformers import TrainerCallback
 
-from runner.benchmark.flops import ModelSize, step_flops
+from runner.benchmark.flops import model_size
 from runner.core import environment
+from runner.plan.flops import step_flops
 
 SPLIT_STEPS = 4  # steps behind the measured ones whose parts are timed
 _TOKENS = ("input_ids", "attention_mask", "labels", "completion_mask", "position_ids")
@@ -154,7 +155,7 @@ class Meter(TrainerCallback):
             found = count_tokens(batch, tokenizer.pad_token_id)
             lengths += found[0]
             padded, labelled = padded + found[1], labelled + found[2]
-        size = ModelSize.of(self._trainer.model)
+        size = model_size(self._trainer.model)
         flops = step_flops(size, lengths, labelled, self._reference) if size else None
         return {"tokens": sum(lengths), "padded_tokens": padded, "labelled_tokens": labelled, "flops": flops}
 

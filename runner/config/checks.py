@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import sys
 from collections.abc import Iterable, Iterator
 from difflib import get_close_matches
 from functools import cache
@@ -15,6 +16,7 @@ from runner.config.library_fields import Field, class_fields
 from runner.config.objective import Objectives
 from runner.config.origins import Origins
 from runner.config.recipe_rules import MACHINE_ALONE, check_recipe
+from runner.config.recipes.plan_rules import without_rows
 from runner.config.reserved_keys import RESERVED
 from runner.config.rules import EXCLUSIVE, RANGES, Values, cross_check, get
 from runner.config.sweep_rules import check_sweep
@@ -44,6 +46,11 @@ def check_config(values: Values, origins: Origins, objectives: Objectives) -> li
         for key in [key for key in values if key not in _OF_EVERY_RUN]:
             del values[key]
         return issues
+    with without_rows(values):
+        return _issues(values, origins, objectives)
+
+
+def _issues(values: Values, origins: Origins, objectives: Objectives) -> list[Issue]:
     issues = list(_check_keys(values, origins))
     # what is no section cannot be looked into, the others still can
     broken = {
@@ -107,7 +114,9 @@ def nearest_key(key: str, fields: Iterable[str] = ()) -> str:
 
 @cache
 def _own_fields(kind: type) -> dict[str, Field]:
-    return class_fields(Path(settings.__file__), kind.__name__)
+    file = sys.modules[kind.__module__].__file__
+    assert file is not None
+    return class_fields(Path(file), kind.__name__)
 
 
 def _check_keys(values: Values, origins: Origins) -> Iterator[Issue]:

@@ -8,9 +8,10 @@ from collections.abc import Iterator
 from functools import cache
 from typing import Any
 
-from runner.config.benchmark_rules import check_benchmark
 from runner.config.objective import Objective, Objectives, task_type
 from runner.config.origins import Origins
+from runner.config.recipes.benchmark_rules import check_benchmark
+from runner.config.recipes.plan_rules import check_plan
 from runner.config.settings import OWN_SECTIONS
 from runner.core.errors import Issue, nearest
 from runner.core.paths import CONFIG_DIR
@@ -22,22 +23,27 @@ Values = dict[str, Any]
 _TRAINING = "every recipe that trains"
 BELONGS = {
     "resume": (_TRAINING, "chain"),
-    "on_oom": (_TRAINING,),
-    "speed": (_TRAINING, "benchmark"),
+    "on_oom": (_TRAINING, "plan"),
+    "speed": (_TRAINING, "benchmark", "plan"),
     "export": ("merge",),
     "gguf": ("merge",),
     "merge": ("merge",),
-    "push_to": (_TRAINING, "merge"),
+    "push_to": (_TRAINING, "merge", "plan"),
     "evaluate": ("evaluate",),
     "chat": ("chat",),
     "prompt": ("chat",),
     "prompts": ("chat",),
-    "stages": ("chain",),
+    "stages": ("chain", "plan"),
     "against": ("benchmark",),
     "benchmark": ("benchmark",),
+    "plan": ("plan",),
 }
+# Of a section that training recipes do not read otherwise, the key that they do.
+_OF_TRAINING = ("plan.check",)
 # Recipes that look at the machine, whatever stands in a config.
 MACHINE_ALONE = ("doctor",)
+# Recipes that look at a training recipe, the one that trains with the config's trainer.
+_OF_A_TRAINER = {"benchmark": check_benchmark, "plan": check_plan}
 _SEVERAL_ADAPTERS = ("merge", "evaluate", "chat")
 
 
@@ -59,9 +65,9 @@ def check_recipe(values: Values, origins: Origins, objectives: Objectives) -> It
         return
     yield from _check_trainer(str(recipe), values, origins)
     trained = str(recipe)
-    if recipe == "benchmark":
+    if check := _OF_A_TRAINER.get(str(recipe)):
         trained = training_recipe((values.get("trainer") or {}).get("_target_"), objectives) or trained
-        yield from check_benchmark(values, origins, trained if trained in objectives else None)
+        yield from check(values, origins, trained if trained in objectives else None)
     yield from _check_task(trained, values, origins, objectives)
     yield from _check_keys_of_others(str(recipe), values, origins, objectives)
     if objective := objectives.get(trained):
@@ -123,7 +129,9 @@ def _check_keys_of_others(
             defaults = {item.name: item.default for item in dataclasses.fields(OWN_SECTIONS[key])}
             names = [f"{key}.{name}" for name, given in value.items() if given != defaults.get(name)]
         for name in names:
-            if recipe in MACHINE_ALONE and not origins.typed(name):
+            if (recipe in MACHINE_ALONE and not origins.typed(name)) or (
+                recipe in (*objectives, "benchmark") and name in _OF_TRAINING
+            ):
                 continue
             yield Issue(
                 origins.where(name),

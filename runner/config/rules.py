@@ -97,6 +97,7 @@ RANGES = {
     "chat.top_k": _NOT_NEGATIVE,
     "chat.repetition_penalty": _POSITIVE,
     "speed.activation_memory_budget": _SHARE,
+    "plan.cells": _COUNT,
     "benchmark.steps": _COUNT,
     "benchmark.warmup": _COUNT,
     "benchmark.length": Range(64, 2**20),  # a template's own tokens and an answer must find room

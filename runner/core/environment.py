@@ -104,6 +104,14 @@ def device() -> dict[str, Any]:
     return {**cpu, "instructions": instructions, **numbers}
 
 
+def machine() -> dict[str, Any]:
+    """The processor and the memory (bytes), for a run that computes nothing: torch is not imported."""
+    import psutil
+
+    memory = psutil.virtual_memory().total
+    return {"kind": "cpu", "name": _cpu_name(), "count": os.cpu_count(), "memory_bytes": memory}
+
+
 def native_precision() -> str:
     """The number format that ``auto`` stands for: bf16 where the hardware computes in it."""
     import torch

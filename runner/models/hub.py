@@ -59,6 +59,39 @@ def snapshot(name: str, revision: str | None = None) -> tuple[Path, list[str]]:
         ) from error
 
 
+def is_cached(name: str, revision: str | None = None) -> bool:
+    """Whether a hub model is in the hub's cache, whole."""
+    try:
+        return _cached(name, revision) is not None
+    except ConfigError:
+        return False  # no name of the hub
+
+
+def config_file(name: str, revision: str | None = None) -> Path:
+    """The ``config.json`` of a hub model, the only file of it that is fetched.
+
+    Raises ``ConfigError`` as ``snapshot`` does, which it is beside; a cached one is taken as it is.
+    """
+    from huggingface_hub import hf_hub_download, try_to_load_from_cache
+
+    try:
+        cached = try_to_load_from_cache(name, "config.json", revision=revision)
+    except ValueError:
+        cached = None  # no name of the hub, which the snapshot says
+    if isinstance(cached, str):
+        return Path(cached)
+    if offline() or cached is not None:
+        return snapshot(name, revision)[0] / "config.json"
+    try:
+        _info(name, revision)  # asked first: the download tries an unreachable hub five times
+        return Path(hf_hub_download(name, "config.json", revision=revision))
+    except Exception as error:  # the hub's client raises many kinds, all of which mean: not to be had
+        reason, advice = _explain(error, revision)
+        message = f"{name!r} is not a folder here, and {reason}"
+        hint = f"{advice or f'hf download {name} config.json'}; or model.path=FOLDER, or model.weights=random"
+        raise ConfigError(Issue("model.path", message, hint)) from error
+
+
 def missing_files(folder: Path) -> list[str]:
     """Names of the files without which transformers cannot load the model in ``folder``."""
     if not (folder / "config.json").is_file():
@@ -96,11 +129,9 @@ def _cached(name: str, revision: str | None) -> Path | None:
 
 
 def _download(name: str, revision: str | None) -> Path:
-    from huggingface_hub import HfApi, snapshot_download
+    from huggingface_hub import snapshot_download
 
-    # a longer time-out of the client's own says that the hub is known to be slow
-    patience = max(PATIENCE, float(os.environ.get("HF_HUB_ETAG_TIMEOUT") or 0))
-    info = within(patience, lambda: HfApi().model_info(name, revision=revision, timeout=patience))
+    info = _info(name, revision)
     files = [entry.rfilename for entry in info.siblings or []]
     wanted = _wanted(files)
     if not any(file.endswith((".safetensors", ".bin")) for file in wanted):
@@ -109,6 +140,15 @@ def _download(name: str, revision: str | None) -> Path:
         raise ConfigError(Issue("model.path", f"{name} holds no weights that transformers can load", hint))
     # by the name of the branch or tag, not by its commit: that is how it is found again offline
     return Path(snapshot_download(name, revision=revision, allow_patterns=wanted))
+
+
+def _info(name: str, revision: str | None) -> Any:
+    """What the hub says of a model; ``TimeoutError`` where it does not answer."""
+    from huggingface_hub import HfApi
+
+    # a longer time-out of the client's own says that the hub is known to be slow
+    patience = max(PATIENCE, float(os.environ.get("HF_HUB_ETAG_TIMEOUT") or 0))
+    return within(patience, lambda: HfApi().model_info(name, revision=revision, timeout=patience))
 
 
 def _wanted(files: list[str]) -> list[str]:

@@ -60,6 +60,11 @@ def cache_dir() -> Path:
     return Path(os.environ.get("RUNNER_CACHE") or Path(base) / "recipe-runner").expanduser()
 
 
+def is_hub_name(path: str) -> bool:
+    """Whether a path can be the name of a model on the hub."""
+    return _HUB_NAME.fullmatch(path) is not None and not path.lower().endswith(".gguf")
+
+
 def find_model(path: str, revision: str | None = None) -> Found:
     """Fetch and convert what ``model.path`` names, as far as needed.
 
@@ -141,6 +146,15 @@ def _from_wheel(path: str) -> Found:
         return Found(folder, folder.name, (said,))
     digest = _check_digest(wheel, expected, "delete the file and run again")
     return _converted(_converted_folder(f"{name}-{version}", digest), lambda scratch: _unpack(wheel, scratch))
+
+
+def converted_wheel(path: str) -> Path | None:
+    """The folder that a wheel of the package index has been converted to, None where it has not."""
+    match = _WHEEL.fullmatch(path)
+    if match is None or not match["sha256"]:
+        return None
+    folder = _converted_folder(f"{match['name']}-{match['version']}", match["sha256"].lower())
+    return folder if is_whole(folder) else None
 
 
 def _unpack(wheel: Path, folder: Path) -> Path:

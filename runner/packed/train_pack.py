@@ -25,6 +25,7 @@ from runner.packed.halving import Halving, decisions
 from runner.packed.memory import estimate_cells_per_pass
 from runner.packed.plan import PackPlan
 from runner.packed.trainer import PackedTrainer
+from runner.plan.packs import pack_memory, pack_pieces
 from runner.reports import terminal
 from runner.runs.checkpoint import step_of
 from runner.runs.parents import parents
@@ -188,13 +189,12 @@ def _trainer(
     )
     rows = setup.arguments.per_device_train_batch_size * objective.sequences
     longest = max(split.longest for split in (data.train, data.eval) if split)
-    cells_per_pass, size = estimate_cells_per_pass(
-        packed, rows, longest, setup.arguments.gradient_checkpointing, settings.max_cells
-    )
-    pieces = setup.pieces
-    if pack.first.config.speed.cuda_graphs is None:
-        pieces = pieces.without("cuda_graphs", "in a pack by speed.cuda_graphs=true only")
-    counts, warnings = (len(pack.cells), cells_per_pass), opening_notes(pack.first.config, pack.first.folder)
+    first, count, has_cuda = pack.first.config, len(pack.cells), device().type == "cuda"
+    pieces = pack_pieces(setup.pieces, first.speed.cuda_graphs)
+    model, name = packed.model.get_base_model(), setup.precision.name
+    memory = pack_memory(first, pack.objective, model, pieces, name, count, rows * longest, has_cuda)
+    cells_per_pass, size = estimate_cells_per_pass(memory, packed.model, count, settings.max_cells)
+    counts, warnings = (count, cells_per_pass), opening_notes(first, pack.first.folder)
     terminal.pack_opening(data, setup.precision, counts, steps, size, pieces.line(), warnings)
     folders = {cell.name: cell.folder for cell in pack.cells}
     plan = PackPlan(

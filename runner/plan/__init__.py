@@ -1,1 +1,1 @@
-"""What a run will cost and how its config compares with what is usual, before anything is loaded."""
+"""What a run will take before anything is loaded: parameters, memory, time, and what would fit."""

@@ -14,8 +14,8 @@ import yaml
 
 from runner.core.paths import SWEEP_FILE
 from runner.core.yaml_reader import read_yaml
-from runner.plan.scale import adapter_scale, scale_summary
 from runner.reports.number_format import format_value, to_number
+from runner.rules.scale import adapter_scale, scale_summary
 
 # In the order in which cells without a result are shown, and all that a cell can be.
 STATUSES = ("completed", "running", "dropped", "diverged", "failed", "preempted", "waiting")

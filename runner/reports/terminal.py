@@ -16,15 +16,25 @@ from runner.models.model import Precision
 
 
 def opening(
-    config: Any, data: Data, precision: Precision, steps: int, path: Path, speed: str, warnings: list[str]
+    config: Any,
+    data: Data,
+    precision: Precision,
+    steps: int,
+    path: Path,
+    speed: str,
+    warnings: list[str],
+    expected: str = "",
 ) -> None:
-    """Print model, method, data, run folder and the pieces of ``speed`` before training; and warnings."""
+    """Print model, method, data, run folder, the pieces of ``speed`` and what the run is ``expected`` to take
+    before training; and warnings."""
     method = str(config.lora.get("_target_", "full fine-tuning")).removeprefix("peft.").removesuffix("Config")
     model = config.model.path or f"{config.model.architecture} (random weights)"
     out.print(f"[bold]{config.recipe}[/]  {escape(str(model).partition('#')[0])}, {method}, {precision.name}")
     _data(data)
     out.print(f"[bold]run[/]  {escape(str(path))}, about {steps:,} steps")
     out.print(f"[bold]speed[/] {escape(speed)}")
+    if expected:
+        out.print(f"[bold]plan[/] {escape(expected)}")
     for warning in warnings:
         warn(warning)
 

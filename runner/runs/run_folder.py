@@ -8,7 +8,7 @@ import os
 import shutil
 import time
 import traceback
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from datetime import datetime
 from pathlib import Path
@@ -45,8 +45,19 @@ class RunFolder:
     its parts for numbers (bytes, tokens per second, scores) and for seconds by phase.
     """
 
-    def __init__(self, path: Path, command: str, overrides: list[str], config_yaml: str, seed: int) -> None:
-        """Write the record of a start into ``path``, which this process holds. Raises ``ConfigError``."""
+    def __init__(
+        self,
+        path: Path,
+        command: str,
+        overrides: list[str],
+        config_yaml: str,
+        seed: int,
+        device: Callable[[], dict[str, Any]] = environment.device,
+    ) -> None:
+        """Write the record of a start into ``path``, which this process holds. Raises ``ConfigError``.
+
+        ``device`` says what the run computes on.
+        """
         self.path = path
         self._lock = hold(path, HOLDS)
         self._earlier = {file: file.read_bytes() for file in _records(path)}
@@ -70,7 +81,7 @@ class RunFolder:
             "packages": environment.package_versions(),
             "variables": environment.variables(),
             "python": environment.python_version(),
-            "device": environment.device(),
+            "device": device(),
             "digests": {},
         }
         try:

@@ -13,7 +13,7 @@ from runner.models.keyed_dropout import dropout_stream
 from runner.speed.flat import SIDE_BY_SIDE, Flat, all_ends, drawing, mixing
 from runner.speed.graphs import Graphs
 from runner.speed.layers import FastLayers, patched
-from runner.speed.pieces import NO_CHECKPOINTS, Pieces, Without
+from runner.speed.pieces import NO_CHECKPOINTS, Pieces, Without, bucket
 from runner.speed.reference import Reference, adapters_in_use
 
 Places = tuple[torch.Tensor, ...]
@@ -221,10 +221,3 @@ class FastDecoder:
 def trained(model: Any) -> list[torch.nn.Parameter]:
     """The parameters that are trained."""
     return [parameter for parameter in model.parameters() if parameter.requires_grad]
-
-
-def bucket(length: int) -> int:
-    """The length that rows are filled up to: eight steps from a power of two to the next, at least 16 tokens
-    apart. So at most one in eight tokens is filling, above 128, and few lengths serve all batches."""
-    step = max(16, 1 << max(0, (length - 1).bit_length() - 4))
-    return -(-length // step) * step

@@ -19,6 +19,15 @@ NO_CHECKPOINTS = "trainer.gradient_checkpointing of layers that are not compiled
 # In the order in which a run needs them: without an earlier one there is none of the later ones.
 NAMES = ("chunked_loss", "compile", "cuda_graphs", "padding_free", "async_logging", "cpu_kernels")
 
+# Fields of a model's config that change the logits behind the head, which the chunked loss does not do.
+AFTER_HEAD = (
+    "final_logit_softcapping",
+    "logit_scale",
+    "output_multiplier",
+    "lm_head_multiplier",
+    "logits_scaling",
+)
+
 
 # Called with a piece that a model cannot have, and the reason.
 Without = Callable[[str, str], None]
@@ -157,6 +166,13 @@ def _not_alone(config: RunConfig, arguments: Any) -> Iterator[str]:
             yield f"trainer.{key}"
     if (getattr(arguments, "gradient_checkpointing_kwargs", None) or {}).get("selective"):
         yield "trainer.gradient_checkpointing_kwargs"
+
+
+def bucket(length: int) -> int:
+    """The length that rows are filled up to: eight steps from a power of two to the next, at least 16 tokens
+    apart. So at most one in eight tokens is filling, above 128, and few lengths serve all batches."""
+    step = max(16, 1 << max(0, (length - 1).bit_length() - 4))
+    return -(-length // step) * step
 
 
 PLAIN = Pieces()

@@ -12,19 +12,10 @@ from torch.autograd.function import once_differentiable
 from runner.data.labels import IGNORE
 from runner.speed.decoder import FastDecoder
 from runner.speed.flat import Flat
-from runner.speed.pieces import Pieces, Without
+from runner.speed.pieces import AFTER_HEAD, Pieces, Without
 
 # Logits held at once: on CUDA 256 MiB in bfloat16, elsewhere 32 MiB, which stays near the caches.
 _LOGITS_CUDA, _LOGITS = 2**27, 2**24
-
-# Fields of a model's config that change the logits behind the head, which this module does not do.
-_AFTER_HEAD = (
-    "final_logit_softcapping",
-    "logit_scale",
-    "output_multiplier",
-    "lm_head_multiplier",
-    "logits_scaling",
-)
 
 Places = tuple[torch.Tensor, ...]
 
@@ -53,7 +44,7 @@ def unsupported_loss(model: Any) -> str | None:
         return "prompt learning has tokens of its own"
     if type(head) is not torch.nn.Linear or head.weight.requires_grad:
         return "the output head is not a plain frozen linear layer"
-    if changing := [name for name in _AFTER_HEAD if getattr(config, name, None)]:
+    if changing := [name for name in AFTER_HEAD if getattr(config, name, None)]:
         return f"the model changes its logits ({changing[0]})"
     if hasattr(config, "router_aux_loss_coef"):
         return "a model with experts may have a loss of its own"

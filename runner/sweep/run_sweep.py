@@ -21,7 +21,7 @@ from runner.core.process.folder_lock import FolderLock, hold
 from runner.core.process.posix import KILL
 from runner.core.secrets import masked
 from runner.core.signals import Terminated, terminate_as_interrupt
-from runner.plan.scale import scale_summary
+from runner.rules.scale import scale_summary
 from runner.sweep.cells import Cell, check_cells
 from runner.sweep.jobs import Job, make_jobs, record_jobs, write_job
 from runner.sweep.ledger import DONE, INTERRUPTED, Ledger

@@ -1,16 +1,24 @@
-"""The model that is trained: the base with a new head or adapter, or an earlier adapter on it."""
+"""The model that is trained: the base with a new head or adapter, or an earlier adapter on it; and before it
+is loaded, what that is expected to take."""
 
 from __future__ import annotations
 
+import dataclasses
 from dataclasses import dataclass
 from typing import Any
 
+import psutil
+
 from runner.config.adapters import adapters
 from runner.config.objective import Objective
+from runner.config.recipes.cards import Card, find_card
 from runner.config.settings import RunConfig
+from runner.data.splits import Data
 from runner.models.adapter import AdapterSaver, add_adapter, changes_base, continue_adapter
 from runner.models.build import peft_config
-from runner.models.model import load_model
+from runner.models.model import device, load_model
+from runner.plan.expected import Expected, Rows, expected
+from runner.runs.run_folder import RunFolder
 from runner.training.setup import TrainingSetup
 
 
@@ -61,3 +69,69 @@ def load_trainable(
                 parameter.data = parameter.data.float()  # bfloat16 would lose small updates
     saver = AdapterSaver(model) if adapter is not None or config.adapter else None
     return Trainable(model, saver, fresh_adapter=not config.adapter and not changes_base(adapter))
+
+
+def foresee(
+    config: RunConfig,
+    objective: Objective,
+    setup: TrainingSetup,
+    data: Data,
+    head: list[str] | None,
+    steps: int,
+    folder: RunFolder,
+) -> Expected | None:
+    """Record what a run will take. Raises ``ConfigError`` where it cannot fit its GPU, unless
+    ``plan.check=false``.
+
+    None where the model's config does not tell. Nothing is refused but on CUDA.
+    """
+    card = cuda_card()
+    found = expected(
+        config,
+        objective,
+        setup.base.config.to_dict(),
+        (setup.precision.name, setup.pieces),
+        _rows(setup, data, objective),
+        steps,
+        len(head) if head else None,
+        card,
+        psutil.Process().memory_info().rss,
+    )
+    if found is None:
+        return None
+    folder.record["predicted"] = found.record()
+    if config.plan.check and card is not None:
+        import torch
+
+        free, _ = torch.cuda.mem_get_info(device())
+        found.check_fits(free + torch.cuda.memory_reserved() - torch.cuda.memory_allocated())
+    return found
+
+
+def compare(folder: RunFolder) -> None:
+    """Put the peak that was measured beside the predicted one."""
+    if "predicted" in folder.record:
+        folder.record["predicted"]["measured_peak_bytes"] = folder.metrics["peak_memory_bytes"]
+
+
+def _rows(setup: TrainingSetup, data: Data, objective: Objective) -> Rows:
+    train = data.train
+    labelled = train.trained_tokens / max(1, train.tokens) if objective.token_loss else 1.0
+    if setup.packs and setup.max_length:
+        return Rows(
+            max(1, train.tokens // setup.max_length), setup.max_length, float(setup.max_length), labelled
+        )
+    sequences = 2 if objective.kind == "preference" else 1
+    mean = train.tokens / max(1, len(train.rows) * sequences)
+    return Rows(len(train.rows), train.longest, min(mean, train.longest), labelled)
+
+
+def cuda_card() -> Card | None:
+    """The CUDA device of this process, with its real memory."""
+    if device().type != "cuda":
+        return None
+    import torch
+
+    facts = torch.cuda.get_device_properties(device())
+    known = find_card(facts.name) or Card(facts.name, 0)
+    return dataclasses.replace(known, name=facts.name, memory=facts.total_memory)

@@ -31,8 +31,8 @@ from runner.models.check_fp8 import check_machine
 from runner.models.check_loading import check_loading
 from runner.models.empty_model import empty_model, module_names
 from runner.models.model import Base, Precision, choose_precision, device, find_base
-from runner.plan.measures import WITHOUT_WARMUP
-from runner.plan.scale import scale_notes
+from runner.rules.measures import WITHOUT_WARMUP
+from runner.rules.scale import scale_notes
 from runner.runs.parents import adapter_digest
 from runner.runs.resume import Start, find_start
 from runner.runs.run_folder import RunFolder

@@ -12,12 +12,13 @@ from helpers.command import TINY
 from helpers.paths import ROOT
 from recipes import OBJECTIVES
 from recipes.run import run_recipe
-from runner.benchmark.flops import ModelSize, step_flops
+from runner.benchmark.flops import model_size
 from runner.benchmark.meter import count_tokens, split
 from runner.benchmark.processes import run_side
 from runner.benchmark.results import summarised, summary
 from runner.benchmark.table import lines
 from runner.cli import run_config
+from runner.plan.flops import ModelSize, step_flops
 
 SHORT = (
     "recipe=benchmark",
@@ -150,7 +151,7 @@ def test_config_errors(cli, capfd, words, message):
 
 def test_a_missing_package_is_named(cli, capfd, monkeypatch):
     found = {"trl": object()}
-    monkeypatch.setattr("runner.config.benchmark_rules.find_spec", found.get)
+    monkeypatch.setattr("runner.config.recipes.benchmark_rules.find_spec", found.get)
     assert cli("recipe=benchmark", "model=tiny", "against=[trl,trl-liger]").code == 2
     err = capfd.readouterr().err
     assert "1 config error" in err
@@ -197,10 +198,10 @@ def test_size_of_a_model():
     shape = {"hidden_size": 8, "intermediate_size": 16, "num_hidden_layers": 2, "num_attention_heads": 2}
     model = LlamaForCausalLM(LlamaConfig(vocab_size=32, num_key_value_heads=1, **shape))
     linear = 2 * (8 * 8 * 2 + 8 * 4 * 2 + 3 * 8 * 16)
-    whole = ModelSize.of(model)
+    whole = model_size(model)
     assert whole == ModelSize(0, linear, head=8 * 32, head_trained=True, layers=2, width=8)
     adapter = LoraConfig(r=2, target_modules=["q_proj"], task_type="CAUSAL_LM")
-    tuned = ModelSize.of(get_peft_model(model, adapter))
+    tuned = model_size(get_peft_model(model, adapter))
     assert tuned == ModelSize(linear, 2 * 2 * (8 + 8), 8 * 32, head_trained=False, layers=2, width=8)
 
 

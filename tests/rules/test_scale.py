@@ -10,7 +10,7 @@ from helpers.packs import run_pack
 from recipes.run import run_recipe
 from runner.__main__ import main
 from runner.models.lora_scale import lora_scale
-from runner.plan.scale import SCALE, adapter_scale, scale_notes, scale_summary
+from runner.rules.scale import SCALE, adapter_scale, scale_notes, scale_summary
 from runner.sweep import processes, run_sweep
 
 SHORT = (*TINY, *QUIET, "trainer.max_steps=1", "trainer.warmup_steps=0")

@@ -9,9 +9,9 @@ from __future__ import annotations
 import math
 
 from runner.config.settings import RunConfig
-from runner.plan import measures, sources
-from runner.plan.bands import Band, Departure, Facts, Rule, number
-from runner.plan.scale import SCALE
+from runner.rules import measures, sources
+from runner.rules.bands import Band, Departure, Facts, Rule, number
+from runner.rules.scale import SCALE
 
 _SUPERVISED = ("sft", "classify")
 _FROM_1B, _FROM_30B = (1e9, math.inf), (30e9, math.inf)

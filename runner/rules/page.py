@@ -1,6 +1,6 @@
 """The rules as text: a config's departures for the terminal, and the page ``docs/rules.md``.
 
-python -m runner.plan.rules_page > docs/rules.md
+python -m runner.rules.page > docs/rules.md
 """
 
 from __future__ import annotations
@@ -8,8 +8,8 @@ from __future__ import annotations
 import textwrap
 from collections.abc import Iterator, Sequence
 
-from runner.plan.bands import Departure
-from runner.plan.rules import RULES
+from runner.rules.bands import Departure
+from runner.rules.rulebook import RULES
 
 _HEAD = """\
 # Hyper-parameter rules
@@ -26,7 +26,7 @@ The first line of a rule that holds for a config decides. Where the model's size
 known, lines that name one are passed over. The effective batch is that of one device. The best learning rate
 of LoRA hardly depends on its rank as long as the scale is alpha / r (LoRA Without Regret), so no line does.
 
-This page is made of the rules themselves: `python -m runner.plan.rules_page > docs/rules.md`.
+This page is made of the rules themselves: `python -m runner.rules.page > docs/rules.md`.
 """
 
 

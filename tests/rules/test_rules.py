@@ -11,9 +11,9 @@ from helpers.command import one
 from runner.config.recipe_rules import recipe_names
 from runner.config.targets import target_fields
 from runner.core.paths import PACKAGE
-from runner.plan.bands import number
-from runner.plan.rules import RULES, departures
-from runner.plan.rules_page import page, table_lines
+from runner.rules.bands import number
+from runner.rules.page import page, table_lines
+from runner.rules.rulebook import RULES, departures
 
 KNOWN = {"rows": 440, "parameters": 135 * 10**6}  # of the default job
 
@@ -210,13 +210,13 @@ def test_the_table_keeps_to_its_width_and_begins_with_the_value():
 
 def test_the_page_in_docs_is_made_of_the_rules():
     text = (PACKAGE.parent / "docs" / "rules.md").read_text(encoding="utf-8")
-    assert text == page(), "python -m runner.plan.rules_page > docs/rules.md"
+    assert text == page(), "python -m runner.rules.page > docs/rules.md"
     assert all(name in recipe_names() for rule in RULES for band in rule.bands for name in band.recipes)
 
 
 def test_no_library_is_imported_for_it():
     heavy = "{'torch', 'transformers', 'peft', 'trl'}"
-    code = f"import sys, runner.plan.rules_page; print({heavy} & set(sys.modules))"
+    code = f"import sys, runner.rules.page; print({heavy} & set(sys.modules))"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert done.stdout == "set()\n"
 

@@ -7,8 +7,8 @@ from typing import Any
 
 from runner.config.settings import RunConfig
 from runner.models.lora_scale import lora_scale
-from runner.plan import sources
-from runner.plan.bands import Band, Facts, Rule, number
+from runner.rules import sources
+from runner.rules.bands import Band, Facts, Rule, number
 
 # Of a LoRA class of PEFT the field with the rank that its layers divide by.
 _RANKS = {"LoraConfig": "r", "AdaLoraConfig": "init_r"}

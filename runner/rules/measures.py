@@ -6,7 +6,7 @@ import math
 from collections.abc import Callable
 
 from runner.models.build import finds_its_rate
-from runner.plan.bands import Band, Facts, number
+from runner.rules.bands import Band, Facts, number
 
 Measure = Callable[[Facts], float | None]
 Follow = Callable[[Facts, Band], str]

@@ -1,0 +1,84 @@
+"""Know the cost before paying it: parameters, memory, time, and the settings that fit, without loading."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+from recipes import OBJECTIVES
+from runner.config.recipe_rules import training_recipe
+from runner.config.recipes.cards import SIZES, Card, find_card, sized
+from runner.config.settings import RunConfig
+from runner.core.atomic import json_text, write_atomically
+from runner.plan import screen
+from runner.plan.estimate import make_case, total_steps
+from runner.plan.find import find_architecture
+from runner.plan.fit import best_setting, command
+from runner.plan.gpus import found_cards
+from runner.plan.record import record
+from runner.plan.rows import Rows, read_rows
+from runner.rules.rulebook import departures
+from runner.runs.run_folder import RunFolder
+
+_USUAL_LENGTH = 1024  # of TRL's trainers and of this runner, where trainer.max_length is left out
+
+
+def run(config: RunConfig, folder: RunFolder) -> None:
+    """Print what a training config takes on one GPU, and what would fit; write ``plan.json``.
+
+    The rows of ``data.path`` are read where the model's tokenizer is on this machine; elsewhere each row
+    counts as long as it may be. Raises ``ConfigError`` for a model that is not to be had.
+    """
+    recipe = str(training_recipe(config.trainer["_target_"], OBJECTIVES))
+    objective = OBJECTIVES[recipe]
+    with folder.timed("check"):
+        architecture = find_architecture(config.model)
+    with folder.timed("data"):
+        rows = read_rows(config, objective, config.data)
+        folder.notes += rows.notes
+    length = _length(config, architecture.positions, rows)
+    classes = (rows.classes or 2) if objective.task_type == "SEQ_CLS" else None
+    if objective.kind == "preference" and classes:
+        classes = 1  # a reward
+    case = make_case(config, objective, recipe, architecture, length, rows.lengths, rows.labelled, classes)
+    cards = [(card, best_setting(case, card)) for card in _cards(config)]
+    card, setting = cards[0]
+    if not architecture.exact:
+        folder.notes.append(
+            f"the layers of {architecture.kind} are not known: activations follow their sizes"
+        )
+    if config.stages:
+        folder.notes.append(f"this is {recipe} alone: a chain's stages are planned one by one")
+    screen.opening(case, rows, folder.notes)
+    screen.memory_table(case, card if len(cards) == 1 else None)
+    if len(cards) == 1:
+        screen.verdict(case, card)
+        screen.time_table(case, card)
+        screen.advice(case, setting, card, rows)
+    else:
+        screen.table_of_sizes(case, cards)
+        setting = next((found for _, found in cards if found is not None), None)
+    ready = command(folder.record["overrides"], recipe, setting)
+    parameters = case.architecture.parameters
+    trainee = replace(config, recipe=recipe)
+    odd = departures(trainee, rows.count or None, total_steps(case) or None, parameters)
+    screen.departures(odd)
+    screen.ready(ready, [card for card, _ in cards])
+    found = record(case, cards, rows, ready, odd)
+    write_atomically(folder.path / "plan.json", json_text(found))
+    folder.metrics |= {"predicted_peak_bytes": found["memory"]["reserved_bytes"]}
+
+
+def _cards(config: RunConfig) -> list[Card]:
+    """The card to plan for: the one that is named, or found; else all common sizes."""
+    if config.plan.gpu:
+        card = find_card(str(config.plan.gpu))
+        assert card is not None  # the check of the config knows it
+        return [card]
+    return found_cards()[:1] or [sized(size) for size in SIZES]
+
+
+def _length(config: RunConfig, positions: int, rows: Rows) -> int:
+    """Tokens of the longest row of a batch."""
+    if rows.lengths:
+        return max(rows.lengths)
+    return min(positions, int(config.trainer.get("max_length", _USUAL_LENGTH) or positions))

@@ -1,0 +1,177 @@
+"""Which settings make a config fit a card, which of those take the least time, and the command with them."""
+
+from __future__ import annotations
+
+import dataclasses
+import shlex
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field
+from functools import cache
+from typing import Any
+
+from runner.config.recipes.cards import CARDS, Card
+from runner.core.paths import CONFIG_DIR
+from runner.core.yaml_reader import read_yaml
+from runner.plan.estimate import Case
+from runner.plan.memory import GIB
+from runner.plan.step import Step
+
+_DEFAULT_RECIPE = "sft"
+_BUDGETS = (0.5, 0.3)  # shares of the activations that are tried, before checkpoints of whole layers
+SHARE = 0.95  # of a card that advice fills: what is measured may be a twentieth above what is calculated
+ROUNDED = 1.25  # times the time that a base is worth which is not rounded to 4 bits, where the config has one
+_GAIN = 0.03  # of a step's time, below which settings are not changed
+
+
+@dataclass(frozen=True)
+class Setting:
+    """One way to train a case on a card: the changed case, its overrides, and each one's reason."""
+
+    case: Case
+    overrides: dict[str, str] = field(default_factory=dict)
+    reasons: dict[str, str] = field(default_factory=dict)
+
+    def seconds(self, card: Card) -> float:
+        """Seconds of a step, on a card of unknown rates as if it were an A100: only for comparing."""
+        if card.rate is None:
+            card = dataclasses.replace(CARDS["a100"], memory=card.memory, name=card.name)
+        found = self.case.duration(card)
+        return found.step if found else 0.0
+
+
+def best_setting(case: Case, card: Card) -> Setting | None:
+    """What fits the card, with a twentieth to spare, and takes the least time, for the same rows a step; None
+    where nothing fits.
+
+    The case as it is stays where it fits and nothing is faster by a few per cent. A base is quantised only
+    where that saves a fifth of the time: it costs accuracy.
+    """
+    found = [setting for setting in _settings(case, card) if setting.case.fits(card, share=SHARE)]
+    if not found:
+        return None
+
+    def seconds(setting: Setting) -> float:
+        rounded = setting.overrides.get("quantization") == "nf4"
+        return setting.seconds(card) * (ROUNDED if rounded else 1.0)
+
+    best = min(map(seconds, found)) * (1 + _GAIN)
+    # of those that are about as fast, the one that changes the least
+    return min((one for one in found if seconds(one) <= best), key=lambda one: len(one.overrides))
+
+
+def _settings(case: Case, card: Card) -> Iterator[Setting]:
+    for base in _bases(case, card):
+        for kept in _recomputed(base):
+            yield from _batches(kept, card)
+
+
+def _bases(case: Case, card: Card) -> Iterator[Setting]:
+    """The configured base, and the other of bf16 and NF4. Only an adapter can be trained on a quantised
+    one."""
+    yield Setting(case)
+    if not case.config.lora or case.architecture.quantization:
+        return
+    if case.config.quantization:
+        plain = Setting(case.quantized({}), {"quantization": "none"})
+        saved = case.step(card).quantization
+        if plain.case.fits(card, share=SHARE):
+            why = f"{saved} buys nothing here: the {plain.case.step(card).precision} base fits, and is faster"
+            yield dataclasses.replace(plain, reasons={"quantization": why})
+    else:
+        smaller = case.quantized(_nf4())
+        before, after = (_base(one, card) for one in (case, smaller))
+        why = f"the base takes {after:.1f} GiB instead of {before:.1f}; its weights are rounded to 4 bits"
+        yield Setting(smaller, {"quantization": "nf4"}, {"quantization": why})
+
+
+def _recomputed(setting: Setting) -> Iterator[Setting]:
+    """The setting as it is, and with fewer activations kept."""
+    case = setting.case
+    key = "trainer.gradient_checkpointing"
+    configured = bool(case.config.trainer.get("gradient_checkpointing"))
+    if configured:
+        again = case.changed(gradient_checkpointing=False)
+        why = "activations fit: nothing needs to be computed a second time"
+        yield _more(setting, again, key, "false", why)
+    yield setting
+    if configured:
+        return
+    if case.step().pieces.compile and case.config.speed.activation_memory_budget is None:
+        for budget in _BUDGETS:
+            why = f"{budget:.0%} of a layer's activations are kept, the cheapest others computed again"
+            name = "speed.activation_memory_budget"
+            yield _more(setting, case.budgeted(budget), name, f"{budget:g}", why)
+    why = "only the inputs of layers are kept: a third more operations, the least memory"
+    yield _more(setting, case.changed(gradient_checkpointing=True), key, "true", why)
+
+
+def _batches(setting: Setting, card: Card) -> Iterator[Setting]:
+    """The largest batch that fits and divides the rows of a step, and the configured one."""
+    case, step = setting.case, setting.case.step(card)
+    yield setting
+    rows = step.batch * step.accumulation
+    room = min(rows, case.largest_batch(card, SHARE))
+    batch = next((size for size in range(room, 0, -1) if rows % size == 0), 0)
+    if batch in (0, step.batch):
+        return
+    names = ("per_device_train_batch_size", "gradient_accumulation_steps")
+    values = (batch, rows // batch)
+    changed = dataclasses.replace(setting, case=case.changed(**dict(zip(names, values, strict=True))))
+    larger = batch > step.batch
+    why = "as many rows a pass as fit" if larger else "the largest batch that fits"
+    why += f"; still {rows} rows a step"
+    overrides = {f"trainer.{name}": str(value) for name, value in zip(names, values, strict=True)}
+    yield dataclasses.replace(
+        changed,
+        overrides={**setting.overrides, **overrides},
+        reasons={**setting.reasons, f"trainer.{names[0]}": why},
+    )
+
+
+def _more(setting: Setting, case: Case, key: str, value: str, why: str) -> Setting:
+    return Setting(case, {**setting.overrides, key: value}, {**setting.reasons, key: why})
+
+
+def _base(case: Case, card: Card) -> float:
+    return case.memory(card).parts["base"] / GIB
+
+
+@cache
+def _nf4() -> dict[str, Any]:
+    return dict(read_yaml(CONFIG_DIR / "quantization" / "nf4.yaml"))
+
+
+def covering_length(lengths: tuple[int, ...], share: float = 0.99) -> int:
+    """The length (tokens) that a share of the rows does not exceed."""
+    ordered = sorted(lengths)
+    return ordered[min(len(ordered) - 1, int(share * len(ordered)))]
+
+
+def with_recomputation(step: Step) -> str:
+    """How a step keeps its activations, in a word for a table."""
+    if step.pieces.compile and step.pieces.activation_memory_budget < 1:
+        budget = step.pieces.activation_memory_budget
+        return "checkpoints" if budget == 0 else f"budget {budget:g}"
+    return "checkpoints" if step.recomputed else "all kept"
+
+
+def command(overrides: Sequence[str], recipe: str, setting: Setting | None) -> str | None:
+    """``python -m runner`` with what was typed, without the plan's own keys, and a setting's overrides; None
+    where nothing fits."""
+    if setting is None:
+        return None
+    changed = dict(setting.overrides)
+    words = []
+    for word in overrides:
+        key = word.partition("=")[0].lstrip("+~")
+        if key == "recipe" or key.startswith("plan.") or key in changed or key == "output_dir":
+            continue
+        if "quantization" in changed and key.startswith("quantization."):
+            continue  # of the base that is exchanged
+        if key == "trainer" and recipe != _DEFAULT_RECIPE:
+            continue  # its recipe chooses it
+        words.append(word)
+    if recipe != _DEFAULT_RECIPE:
+        words.insert(0, f"recipe={recipe}")
+    words += [f"{key}={value}" for key, value in changed.items()]
+    return " ".join(["python -m runner", *map(shlex.quote, words)])
