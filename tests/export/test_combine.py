@@ -12,6 +12,8 @@ from helpers.command import ADAPTER, LEARNS
 from helpers.merges import MODEL, ONE_FILE, RECORD, adapted, loaded, logits, merge
 from helpers.tiny_model import tiny_base
 
+pytestmark = pytest.mark.slow
+
 
 @pytest.fixture(scope="session")
 def trained(trained):

@@ -17,6 +17,8 @@ from helpers.tiny_model import tiny_base
 from runner.config.settings import ModelSettings
 from runner.models.model import byte_tokenizer, find_base, load_model
 
+pytestmark = pytest.mark.slow
+
 
 @pytest.fixture(scope="session")
 def trained(trained):

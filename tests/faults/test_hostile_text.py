@@ -13,7 +13,7 @@ from helpers.pages import dump_dom, needs_chromium
 from helpers.sweep_folder import cell, make_sweep
 from runner.reports.sweep_report import write_sweep_report
 
-pytestmark = pytest.mark.report
+pytestmark = [pytest.mark.report, pytest.mark.slow]
 
 # Each would rename the page, which a browser that runs it shows in the DOM.
 MARKUP = "<script>document.title='owned'</script><img src=x onerror=\"document.title='owned'\"></pre></td>"

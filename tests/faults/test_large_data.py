@@ -26,6 +26,8 @@ from runner.data.prepare import Data
 from runner.data.template import Renderer
 from runner.models.model import byte_tokenizer
 
+pytestmark = pytest.mark.slow
+
 
 @pytest.fixture(autouse=True)
 def cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:

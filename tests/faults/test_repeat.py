@@ -19,6 +19,8 @@ from helpers.tiny_model import using, write_model
 from runner.__main__ import main
 from runner.core.errors import ExitCode
 
+pytestmark = pytest.mark.slow
+
 # Everything that draws random numbers or adds in an order of its own.
 RANDOM = (
     *TINY,

@@ -53,7 +53,7 @@ def test_float64(cli, tmp_path):
     compare(cli, tmp_path, (*BASE, "model.dtype=float64"), GRID, 1e-8, 1e-8, 1e-8)
 
 
-@pytest.mark.parametrize("recipe", ["sft", "dpo"])
+@pytest.mark.parametrize("recipe", ["sft", pytest.param("dpo", marks=pytest.mark.slow)])
 def test_uneven_rows_side_by_side_in_float64(cli, tmp_path, tiny_model, monkeypatch, recipe):
     """Of each cell in a line of its own; the line of another seed has other rows, and another length."""
     lines = []

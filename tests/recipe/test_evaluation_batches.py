@@ -14,6 +14,8 @@ from helpers.packs import run_pack
 from runner.training.evaluating import EvaluatingTrainer
 from runner.training.means import WeightedMeans
 
+pytestmark = pytest.mark.slow
+
 LENGTHS = (2, 60, 4, 3, 44, 1, 90)  # letters of the held-out answers: short ones and long ones side by side
 WORDS = (
     *TINY[:2],

@@ -19,6 +19,8 @@ from runner.config.settings import ModelSettings
 from runner.models.model import find_base, load_model
 from runner.runs.model_card import CardFacts, _location, card_facts
 
+pytestmark = pytest.mark.slow
+
 PAIRS = (*TINY[:4], "data.max_rows=4", "data.eval_max_rows=3", "generation.max_new_tokens=4")
 MOODS = [
     {"text": f"the {word} is {mood}", "label": mood} for word in ("sun", "cat") for mood in ("good", "bad")

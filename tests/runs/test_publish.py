@@ -17,6 +17,8 @@ from helpers.command import TINY
 from runner.__main__ import main
 from runner.runs import push_to_hub
 
+pytestmark = pytest.mark.slow
+
 TOKEN = "hf_standInTokenThatNobodyMaySee"
 COMMIT = "0123456789abcdef0123456789abcdef01234567"
 QUICK = (*TINY, "trainer.save_strategy=no", "data.metric=null")
