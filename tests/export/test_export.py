@@ -18,6 +18,8 @@ from helpers.tiny_model import random_model
 from runner.__main__ import main
 from runner.models.model import byte_tokenizer
 
+pytestmark = pytest.mark.slow
+
 MERGED = RECORD | MODEL | ONE_FILE
 
 

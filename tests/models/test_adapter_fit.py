@@ -23,6 +23,8 @@ from runner.models.adapter import attach
 from runner.models.adapter_fit import check_adapters
 from runner.models.model import find_base
 
+pytestmark = pytest.mark.slow
+
 WEIGHTS, CONFIG = "adapter_model.safetensors", "adapter_config.json"
 FIRST = "base_model.model.model.layers.0.self_attn.q_proj.lora_A.weight"
 ENDLESS = "(.|.|.)*z"

@@ -24,6 +24,8 @@ from runner.core.errors import ConfigError
 from runner.models import gguf_import, locate
 from runner.models.locate import find_model
 
+pytestmark = pytest.mark.slow
+
 DEAD = "http://127.0.0.1:9"  # nothing listens on the discard port
 TOKEN = "hf_a_secret_that_must_not_be_seen"
 PROXIES = ("http_proxy", "https_proxy", "all_proxy")
