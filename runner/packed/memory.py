@@ -12,7 +12,9 @@ import torch
 from runner.packed.passes import Passes, run_in_chunks
 from runner.plan.memory import Memory
 
-_SHARE = 0.9  # of the free memory; the rest is for what the estimate, or the trial, leaves out
+# Of the free memory; the rest is for what the estimate, or the trial, leaves out.
+_SHARE = 0.7
+_SHARE_TRIED = 0.9
 
 
 def estimate_cells_per_pass(
@@ -52,7 +54,7 @@ def probe_cells_per_pass(passes: Passes, cells: int, rows: int, longest: int) ->
         begin = torch.cuda.memory_allocated()
         worked = run_in_chunks(tried, tried, run)
         needed = max(1, torch.cuda.max_memory_allocated() - begin)
-        room = min(cells, math.floor(_SHARE * before / needed * worked))
+        room = min(cells, math.floor(_SHARE_TRIED * before / needed * worked))
         passes.cells_per_pass = worked
         if worked < tried or room <= worked:
             return

@@ -206,3 +206,9 @@ def test_torch_is_not_imported_and_it_takes_seconds(tmp_path):
     assert done.returncode == 0, done.stderr
     assert re.search(r"^False False$", done.stdout, re.M)
     assert time.monotonic() - began[1] < 20  # 2 s where nothing else runs
+
+
+@pytest.mark.parametrize("gpu", ["0GiB", "-8GiB", "rtx4900"])
+def test_a_card_that_is_none_is_refused(cli, capsys, gpu):
+    assert cli("recipe=plan", "model=tiny", f"plan.gpu={gpu}").code == 2
+    assert f"unknown GPU '{gpu}'" in capsys.readouterr().err

@@ -90,9 +90,9 @@ CARDS = _cards()
 
 def find_card(text: str) -> Card | None:
     """The card of a name, as of this table or as CUDA says it, or of a size such as ``24GiB``; None for
-    others."""
+    others, and for a size of nothing."""
     if size := _SIZE.fullmatch(text.strip()):
-        return sized(float(size[1]))
+        return sized(float(size[1])) if float(size[1]) > 0 else None
     names = {name.replace("-", ""): card for name, card in CARDS.items()}
     words = re.findall(r"[a-z0-9]+", text.lower())
     base = "".join(word for word in words if not _OTHER_WORDS.fullmatch(word))
