@@ -132,7 +132,7 @@ def test_a_pack_is_sized_by_the_same_function() -> None:
     moving = said(3).total - said(3).parts["base"] - said(3).parts["adapter"]
     assert three > 2.5 * one
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(packed_memory, "free_bytes", lambda _: moving / 0.9 + 1)
+        patch.setattr(packed_memory, "free_bytes", lambda _: moving / 0.7 + 1)
         assert packed_memory.estimate_cells_per_pass(said, model, 6, None) == (3, said(3).total)
         assert packed_memory.estimate_cells_per_pass(said, model, 6, 2)[0] == 2
         patch.setattr(packed_memory, "free_bytes", lambda _: 0)
