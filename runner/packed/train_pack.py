@@ -25,11 +25,12 @@ from runner.packed.halving import Halving, decisions
 from runner.packed.memory import estimate_cells_per_pass
 from runner.packed.plan import PackPlan
 from runner.packed.trainer import PackedTrainer
-from runner.plan.packs import pack_memory, pack_pieces
+from runner.plan.packs import pack_memory
 from runner.reports import terminal
 from runner.runs.checkpoint import step_of
 from runner.runs.parents import parents
 from runner.runs.run_folder import RunFolder
+from runner.speed.pieces import bucket
 from runner.speed.token_loss import unsupported_loss
 from runner.training.load import total_parameters
 from runner.training.results import complete_adapter, conclude, kept_scores
@@ -190,9 +191,9 @@ def _trainer(
     rows = setup.arguments.per_device_train_batch_size * objective.sequences
     longest = max(split.longest for split in (data.train, data.eval) if split)
     first, count, has_cuda = pack.first.config, len(pack.cells), device().type == "cuda"
-    pieces = pack_pieces(setup.pieces, first.speed.cuda_graphs)
-    model, name = packed.model.get_base_model(), setup.precision.name
-    memory = pack_memory(first, pack.objective, model, pieces, name, count, rows * longest, has_cuda)
+    pieces, model, name = setup.pieces, packed.model.get_base_model(), setup.precision.name
+    tokens = rows * (bucket(longest) if pieces.cuda_graphs else longest)
+    memory = pack_memory(first, pack.objective, model, pieces, name, count, tokens, has_cuda)
     cells_per_pass, size = estimate_cells_per_pass(memory, packed.model, count, settings.max_cells)
     counts, warnings = (count, cells_per_pass), opening_notes(first, pack.first.folder)
     terminal.pack_opening(data, setup.precision, counts, steps, size, pieces.line(), warnings)

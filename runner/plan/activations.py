@@ -19,13 +19,11 @@ Compiled layers keep what the min-cut partitioner of AOTAutograd chooses with th
 ``runner.speed.layers`` (the same in torch 2.11 and 2.13): the input of the layer and that of the MLP (s h and
 p h), or where a norm is behind attention and MLP what it normalises (p h each); queries and keys before
 their norms and after rotation, values, the result of attention, gate and factor of the MLP, low-rank
-products. Inputs of adapters are computed again from these, but for three kinds: those of the first layer, to
-whose own input no gradient goes; those with dropout; and all of them where autocast casts for the adapter,
-since the partitioner lets nothing be computed again whose uses are far apart
-(``ban_recompute_used_far_apart``), as the products with the base and with the adapter then are.
+products. Inputs of adapters are computed again from these, but for two kinds: those of the first layer, to
+whose own input no gradient goes, and those with dropout.
 
 ``torch._functorch.partitioners.choose_saved_values_set`` with a budget b < 1 keeps the layer's input and, of
-the rest, the share b (a knapsack of whole tensors, so up to b), but no more than without that last rule.
+the rest, the share b (a knapsack of whole tensors, so up to b).
 """
 
 from __future__ import annotations
@@ -108,9 +106,7 @@ class _Layer:
     @property
     def inputs_kept(self) -> bool:
         """Whether a compiled layer keeps the inputs of its adapters."""
-        return bool(self.trained.dropout) or (
-            self.step.trained > self.step.product and not self.trained.whole
-        )
+        return bool(self.trained.dropout)
 
     def compiled(self, inputs: bool) -> Iterator[float]:
         """Bytes a token that a compiled layer keeps, part by part; ``inputs`` says that it keeps those of

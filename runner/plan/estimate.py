@@ -12,7 +12,6 @@ from runner.config.recipes.cards import Card
 from runner.config.settings import RunConfig
 from runner.plan.architecture import Architecture
 from runner.plan.memory import Memory, StepMemory
-from runner.plan.packs import pack_pieces
 from runner.plan.step import Step, step_of
 from runner.plan.time import Duration, duration
 from runner.plan.trained import Trained, trained, with_score
@@ -65,11 +64,7 @@ class Case:
 
     def _step(self, native: str) -> Step:
         found = step_of(self.config, self.objective, self.recipe, self.architecture, self.trained, native)
-        cells = self.config.plan.cells
-        if cells > 1:
-            pieces = pack_pieces(found.pieces, self.config.speed.cuda_graphs)
-            found = dataclasses.replace(found, pieces=pieces)
-        return dataclasses.replace(found, cells=cells)
+        return dataclasses.replace(found, cells=self.config.plan.cells)
 
     def memory(self, card: Card | None = None, rows: int | None = None, length: int | None = None) -> Memory:
         """The memory of a step whose rows all have a length, by default the longest."""

@@ -16,13 +16,6 @@ from runner.plan.trained import trained
 from runner.speed.pieces import Pieces
 
 
-def pack_pieces(pieces: Pieces, cuda_graphs: bool | None) -> Pieces:
-    """The pieces of ``speed`` that a pack has; ``cuda_graphs`` is what the config says of these."""
-    if cuda_graphs is None:
-        return pieces.without("cuda_graphs", "in a pack by speed.cuda_graphs=true only")
-    return pieces
-
-
 def pack_memory(
     config: RunConfig,
     objective: Objective,

@@ -99,8 +99,8 @@ def saved_bytes(
     pieces = Pieces(compile=compiled, cuda_graphs=compiled, activation_memory_budget=budget)
     ids = torch.randint(1, inner.config.vocab_size, (rows, length))
     with (
-        FastLayers(model, pieces).on(True),
         torch.autocast("cpu", torch.bfloat16, enabled=autocast),
+        FastLayers(model, pieces).on(True),
         torch.autograd.graph.saved_tensors_hooks(keep, lambda saved: saved.tensor),
     ):
         result = inner.base_model(input_ids=ids, use_cache=False)
