@@ -47,9 +47,9 @@ class Flat(NamedTuple):
         """With lines of ``width`` tokens, that many ``rows`` at least in each, the last ones empty, and what
         fills a line up as a row of its own."""
         more = max(0, rows + 1 - self.ends.shape[1])
-        tokens = (pad(each, (0, width - self.tokens)) for each in self[:3])
+        ids, positions, numbers = (pad(each, (0, width - self.tokens)) for each in self[:3])
         places = self.places + self.places // self.tokens * (width - self.tokens)
-        return Flat(*tokens, pad(self.ends, (0, more), value=width), places)
+        return Flat(ids, positions, numbers, pad(self.ends, (0, more), value=width), places)
 
 
 def lay_out(input_ids: torch.Tensor, mask: torch.Tensor, places: torch.Tensor, lines: int = 1) -> Flat | None:

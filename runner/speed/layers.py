@@ -57,7 +57,7 @@ class FastLayers:
         self.causal = causal_only(model)
         self._on_cpu = pieces.cpu_kernels and next(model.parameters()).device.type == "cpu"
         self._lora = lora_forwards(model) if self._on_cpu else []
-        self._adapters = [each for each in model.modules() if isinstance(each, LoraLayer)]
+        self._adapters: list[Any] = [each for each in model.modules() if isinstance(each, LoraLayer)]
 
     @contextmanager
     def on(self, training: bool, attention: str | None = None) -> Iterator[None]:
@@ -186,7 +186,7 @@ def _compile_settings(budget: float) -> Iterator[None]:
 
 
 @contextmanager
-def _cast_once(adapters: list[LoraLayer]) -> Iterator[None]:
+def _cast_once(adapters: list[Any]) -> Iterator[None]:
     """PEFT casts the input of an adapter in float32 to float32, which autocast casts to bfloat16 again: the
     same numbers, but other tensors than those that the base is multiplied with, which are kept besides (29%
     of what the layers of a Qwen3 keep) and written. In this block autocast alone casts."""

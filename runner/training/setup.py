@@ -152,7 +152,8 @@ def check_training(config: RunConfig, objective: Objective, folder: Path) -> Tra
     pieces = choose_pieces(config, arguments, precision, unsupported_loss, has_cuda)
     if pieces.async_logging and not config.trainer.get("accelerator_config"):
         # else each batch is copied once the GPU has done all before, which then waits for the next one
-        arguments.accelerator_config.non_blocking = True
+        loader: Any = arguments.accelerator_config
+        loader.non_blocking = True
     return TrainingSetup(
         base=base,
         identity=identity,
