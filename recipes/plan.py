@@ -15,11 +15,9 @@ from runner.plan.find import find_architecture
 from runner.plan.fit import best_setting, command
 from runner.plan.gpus import found_cards
 from runner.plan.record import record
-from runner.plan.rows import Rows, read_rows
+from runner.plan.rows import longest_row, read_rows
 from runner.rules.rulebook import departures
 from runner.runs.run_folder import RunFolder
-
-_USUAL_LENGTH = 1024  # of TRL's trainers and of this runner, where trainer.max_length is left out
 
 
 def run(config: RunConfig, folder: RunFolder) -> None:
@@ -35,7 +33,7 @@ def run(config: RunConfig, folder: RunFolder) -> None:
     with folder.timed("data"):
         rows = read_rows(config, objective, config.data)
         folder.notes += rows.notes
-    length = _length(config, architecture.positions, rows)
+    length = max(rows.lengths) if rows.lengths else longest_row(config, architecture.positions)
     classes = (rows.classes or 2) if objective.task_type == "SEQ_CLS" else None
     if objective.kind == "preference" and classes:
         classes = 1  # a reward
@@ -75,10 +73,3 @@ def _cards(config: RunConfig) -> list[Card]:
         assert card is not None  # the check of the config knows it
         return [card]
     return found_cards()[:1] or [sized(size) for size in SIZES]
-
-
-def _length(config: RunConfig, positions: int, rows: Rows) -> int:
-    """Tokens of the longest row of a batch."""
-    if rows.lengths:
-        return max(rows.lengths)
-    return min(positions, int(config.trainer.get("max_length", _USUAL_LENGTH) or positions))

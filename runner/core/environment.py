@@ -145,6 +145,13 @@ def peak_memory() -> int:
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit
 
 
+def peak_allocated() -> int | None:
+    """Bytes: the most that tensors took of the CUDA device at once; None without CUDA."""
+    import torch
+
+    return torch.cuda.max_memory_allocated() if torch.cuda.is_available() else None
+
+
 def keep_freed_memory() -> None:
     """Let glibc keep freed blocks for the next step, instead of giving each back to the kernel.
 

@@ -32,9 +32,7 @@ def opening(
     out.print(f"[bold]{config.recipe}[/]  {escape(str(model).partition('#')[0])}, {method}, {precision.name}")
     _data(data)
     out.print(f"[bold]run[/]  {escape(str(path))}, about {steps:,} steps")
-    out.print(f"[bold]speed[/] {escape(speed)}")
-    if expected:
-        out.print(f"[bold]plan[/] {escape(expected)}")
+    _speed(speed, expected)
     for warning in warnings:
         warn(warning)
 
@@ -44,22 +42,25 @@ def pack_opening(
     precision: Precision,
     cells: tuple[int, int],
     steps: int,
-    size: int,
     speed: str,
     warnings: Iterable[str],
+    expected: str,
 ) -> None:
-    """Print the data of a pack, its cells, how many share a pass, its expected ``size`` in bytes, and the
-    pieces of ``speed``."""
+    """Print the data of a pack, its cells, how many share a pass, the pieces of ``speed`` and what it is
+    ``expected`` to take."""
     _data(data)
     count, cells_per_pass = cells
     passes = "in one pass" if cells_per_pass >= count else f"{cells_per_pass} in a pass, for memory"
-    out.print(
-        f"[bold]pack[/] {count} cells, {passes}, about {size / 2**30:.1f} GiB, "
-        f"{precision.name}, {steps:,} steps"
-    )
-    out.print(f"[bold]speed[/] {escape(speed)}")
+    out.print(f"[bold]pack[/] {count} cells, {passes}, {precision.name}, {steps:,} steps")
+    _speed(speed, expected)
     for warning in warnings:
         warn(warning)
+
+
+def _speed(speed: str, expected: str) -> None:
+    out.print(f"[bold]speed[/] {escape(speed)}")
+    if expected:
+        out.print(f"[bold]plan[/] {escape(expected)}")
 
 
 def _data(data: Data) -> None:
