@@ -18,6 +18,7 @@ from runner.rules.bands import Departure
 from runner.rules.page import table_lines
 
 _WIDTH = 80  # columns
+_SHOWN = 0.005 * 2**30  # bytes of a kind, below which it is 0.00 in the table
 _SHORTER = 0.8  # of the longest row, what a shorter length must be to be worth a word
 # Of each kind what it is, in a word or two.
 _LABELS = {
@@ -77,7 +78,7 @@ def memory_table(case: Case, card: Card | None) -> None:
     for name, _ in columns:
         table.add_column(name, justify="right", no_wrap=True)
     for kind, label in _LABELS.items():
-        if any(memory.parts.get(kind) for _, memory in columns):
+        if any(memory.parts.get(kind, 0) >= _SHOWN for _, memory in columns):
             table.add_row(label, *(gib(memory.parts.get(kind, 0)) for _, memory in columns))
     table.add_row("[bold]all[/]", *(f"[bold]{gib(memory.total)}[/]" for _, memory in columns))
     console.out.print()
@@ -151,7 +152,7 @@ def table_of_sizes(case: Case, settings: Sequence[tuple[Card, Setting | None]]) 
         ("GPU", True),
         ("as it is", False),
         ("base", False),
-        ("batch", True),
+        ("passes", True),
         ("activations", False),
         ("GiB", True),
     ):
@@ -162,17 +163,16 @@ def table_of_sizes(case: Case, settings: Sequence[tuple[Card, Setting | None]]) 
             table.add_row(card.name, as_is, "nothing fits", "", "", "")
             continue
         step = setting.case.step(card)
-        passes = f" in {step.accumulation}" if step.accumulation > 1 else ""
         table.add_row(
             card.name,
             as_is,
             _format(step),
-            f"{step.batch}{passes}",
+            f"{step.accumulation} of {step.batch}",
             with_recomputation(step),
             gib(setting.case.memory(card).total),
         )
     console.out.print()
-    console.out.print("no GPU here: the settings that fit cards of these sizes, for the same rows a step")
+    console.out.print("no GPU here: what fits cards of these sizes, with as many rows a step")
     console.out.print(table)
 
 

@@ -99,13 +99,14 @@ def closing(record: dict[str, Any], folder: Path) -> None:
     phases = [
         (name.replace("_", " "), seconds) for name, seconds in record["times"].items() if seconds >= 0.5
     ]
-    table.add_row("", ", ".join(f"{name} {seconds:.0f} s" for name, seconds in phases))
+    if phases:
+        table.add_row("", ", ".join(f"{name} {seconds:.0f} s" for name, seconds in phases))
     if "tokens_per_second" in metrics:
         table.add_row("speed", f"{metrics['tokens_per_second']:,.0f} tokens/s")
     if "peak_memory_bytes" in metrics:
         table.add_row("peak memory", f"{metrics['peak_memory_bytes'] / 2**30:.2f} GiB")
     table.add_row("device", escape(f"{record['device']['name']} ({record['device']['kind']})"))
-    results = ("adapter", "model", "model-*", "report.html", "inspect.jsonl", "answers.jsonl")
+    results = ("adapter", "model", "model-*", "report.html", "inspect.jsonl", "answers.jsonl", "plan.json")
     for file in (file for pattern in results for file in sorted(folder.glob(pattern))):
         table.add_row(file.stem.partition("-")[0], escape(str(file)))
     out.print()

@@ -42,7 +42,7 @@ class Sweep:
         self._ledger: Ledger | None = None
         self._stopped = False
         self._said: set[str] = set()  # warnings
-        self.ran = False  # whether a batch has passed its checks
+        self.ran = self.planned = False  # whether a batch has passed its checks; whether none is to be run
 
     @property
     def command(self) -> str:
@@ -59,6 +59,8 @@ class Sweep:
         """Run the cells that have no result yet. Raises ``ConfigError`` before anything is started."""
         if issues := list(check_cells(cells)):
             raise ConfigError(issues)
+        if self._only_planned(cells):
+            return
         self._open()
         if issues := self.ledger.stale(cells):
             self.close()
@@ -76,9 +78,19 @@ class Sweep:
         finally:
             self.ledger.write()
 
+    def _only_planned(self, cells: Sequence[Cell]) -> bool:
+        from runner.sweep.plan_sweep import is_planned, plan_sweep
+
+        self.planned = is_planned(cells)
+        if self.planned:
+            plan_sweep(cells, self.settings, self._typed)
+        return self.planned
+
     def outcome(self, cells: Sequence[Cell]) -> tuple[float | None, str | None]:
         """The mean of the deciding metric over cells (of one combination), or why there is none."""
         values, metric = [], self.settings.metric
+        if self.planned:
+            return None, None
         for cell in cells:
             status, reason = self.ledger.status(cell.name), self.ledger.cells[cell.name]["reason"]
             if status not in DONE:

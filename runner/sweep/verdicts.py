@@ -11,6 +11,7 @@ import psutil
 
 from recipes import OBJECTIVES
 from runner.config.objective import Objective
+from runner.config.recipes.cards import find_card
 from runner.config.settings import RunConfig, SweepSettings
 from runner.core import environment
 from runner.core.errors import ConfigError, Issue, RunnerError
@@ -51,14 +52,17 @@ class Verdict:
         return f"{self.expected.line()}; {word} {where}, {gib(place.free)} GiB are free"
 
 
-def foresee(jobs: Sequence[Job], settings: SweepSettings, on_cuda: bool) -> list[Verdict]:
-    """What each job that trains will take, on the GPU with the most free memory or in that of this machine.
+def foresee(
+    jobs: Sequence[Job], settings: SweepSettings, on_cuda: bool, gpu: str | None = None
+) -> list[Verdict]:
+    """What each job that trains will take, on the GPU with the most free memory or in that of this machine;
+    or on a ``gpu`` of ``plan.gpu``.
 
     A job whose config does not tell, or whose model or rows are not to be had, has no verdict: it says itself
     what is wrong. Raises ``ConfigError`` for those that cannot fit the GPU, all together.
     """
     training = [(job, objective) for job in jobs if (objective := OBJECTIVES.get(job.cells[0].config.recipe))]
-    place = _place(on_cuda) if training else None
+    place = _place(on_cuda, gpu) if training else None
     found: list[Verdict] = []
     issues: dict[Issue, list[str]] = {}
     read: dict[str, _Read] = {}
@@ -100,17 +104,20 @@ def _expected(
 
 
 def _rows(config: RunConfig, objective: Objective, in_pack: bool) -> _Read:
-    data = read_data(config, objective, config.data) if config.data.cache else None
-    if data is None:  # without a cache the run would read them all once more
+    readable = config.data.path and config.data.cache  # without a cache the run would read them once more
+    data = read_data(config, objective, config.data) if readable else None
+    if data is None:
         return None, 2 if objective.head else None
     packed_to = config.trainer.get("max_length", USUAL_LENGTH) if config.trainer.get("packing") else None
     classes = len(objective.head(data)) if objective.head else None
     return summary(data, objective, packed_to, in_pack), classes
 
 
-def _place(on_cuda: bool) -> Place:
+def _place(on_cuda: bool, gpu: str | None) -> Place:
     """The GPU with the most free memory, asked without torch, whose context would take some of it as long as
     the sweep runs."""
+    if gpu and (card := find_card(gpu)):
+        return Place(card, card.memory, native="bf16" if card.bf16 else "fp16")
     gpus = found_gpus() if on_cuda and not version("torch").endswith("+cpu") else []
     if gpus:
         card, free = max(gpus, key=lambda each: each[1])

@@ -109,3 +109,14 @@ def test_a_pack_that_cannot_fit_is_refused_before_its_base_is_loaded(cli, capsys
     _, codes = sweep_here(cli, monkeypatch, *BASE, "lora.r=2,4")
     assert codes == [2]
     assert "plan.check=false" in capsys.readouterr().err
+
+
+def test_the_plan_of_a_sweep_is_one_screen_and_trains_nothing(cli, capsys, idle):
+    run = cli("-m", *BASE, "recipe=plan", "lora.r=2,4", "quantization=none,nf4", "plan.gpu=24GiB")
+    said = " ".join(capsys.readouterr().out.split())
+    assert run.code == 0
+    assert not run.folder.exists()
+    assert "pack-1 2 cells together" in said
+    assert said.count("fits 24 GiB, 24.0 GiB are free") == said.count("plan pack-") == 2
+    assert "ready python -m runner -m model=tiny" in said
+    assert "recipe=plan" not in said
