@@ -150,7 +150,7 @@ def expected(
     memory = _memory(case, how, rows, how.batch, how.pieces.padding_free, count)
     peak = memory.reserved if how.on_cuda else place.has + memory.total
     one = _seconds(case, how, rows, place.card, count)
-    every = round(steps * one, 1) if steps and one else None
+    every = round(steps * one, 3) if steps and one else None
     return Expected(case, how, rows, place, memory, peak, one, every, count)
 
 

@@ -152,6 +152,9 @@ class Sweep:
                 with contextlib.suppress(OSError):
                     (self.folder / "jobs").rmdir()  # of a sweep that has not begun
             raise
+        except KeyboardInterrupt:
+            self.ran = True  # the cells are there to be resumed
+            raise
 
     def _warn(self, notes: Iterable[str]) -> None:
         for note in notes:

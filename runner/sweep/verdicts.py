@@ -15,6 +15,7 @@ from runner.config.recipes.cards import find_card
 from runner.config.settings import RunConfig, SweepSettings
 from runner.core import environment
 from runner.core.errors import ConfigError, Issue, RunnerError
+from runner.plan.architecture import Architecture
 from runner.plan.estimate import optimizer_steps
 from runner.plan.expected import Expected, Place, Rows, expected, gib
 from runner.plan.find import find_architecture
@@ -23,8 +24,8 @@ from runner.plan.packs import widest
 from runner.plan.rows import USUAL_LENGTH, read_data, summary, unread
 from runner.sweep.jobs import Job
 
-# The rows of a run, None where they cannot be read yet, and the outputs of a new head.
-_Read = tuple[Rows | None, int | None]
+# A model, its rows or what stands for them, and the outputs of a new head; None where they are not to be had.
+_Read = tuple[Architecture, Rows, int | None] | None
 
 
 @dataclass(frozen=True)
@@ -68,10 +69,7 @@ def foresee(
     read: dict[str, _Read] = {}
     for job, objective in training:
         assert place is not None
-        try:
-            said = _expected(job, objective, settings.max_cells, place, read)
-        except RunnerError:
-            continue
+        said = _expected(job, objective, settings.max_cells, place, read)
         if said is None:
             continue
         try:
@@ -90,27 +88,30 @@ def _expected(
     job: Job, objective: Objective, most_per_pass: int | None, place: Place, read: dict[str, _Read]
 ) -> Expected | None:
     config, cells = widest([cell.config for cell in job.cells]), len(job.cells)
-    architecture = find_architecture(config.model)
     length, packing = (config.trainer.get(key) for key in ("max_length", "packing"))
     key = repr((config.recipe, config.model, config.template, config.data, length, packing, cells > 1))
     if key not in read:  # once for all jobs with the same rows, whatever the seed that chose them
-        read[key] = _rows(config, objective, cells > 1)
-    rows, classes = read[key]
-    rows = rows or unread(config, architecture.positions)
+        try:
+            read[key] = _read(config, objective, cells > 1)
+        except RunnerError:
+            read[key] = None
+    if (found := read[key]) is None:
+        return None
+    architecture, rows, classes = found
     steps = optimizer_steps(config.trainer, rows.count if rows.known else 0)
-    return expected(
-        config, objective, architecture, rows, place, None, steps, classes, (cells, most_per_pass)
-    )
+    packs = (cells, most_per_pass)
+    return expected(config, objective, architecture, rows, place, None, steps, classes, packs)
 
 
-def _rows(config: RunConfig, objective: Objective, in_pack: bool) -> _Read:
+def _read(config: RunConfig, objective: Objective, in_pack: bool) -> _Read:
+    architecture = find_architecture(config.model)
     readable = config.data.path and config.data.cache  # without a cache the run would read them once more
     data = read_data(config, objective, config.data) if readable else None
     if data is None:
-        return None, 2 if objective.head else None
+        return architecture, unread(config, architecture.positions), 2 if objective.head else None
     packed_to = config.trainer.get("max_length", USUAL_LENGTH) if config.trainer.get("packing") else None
     classes = len(objective.head(data)) if objective.head else None
-    return summary(data, objective, packed_to, in_pack), classes
+    return architecture, summary(data, objective, packed_to, in_pack), classes
 
 
 def _place(on_cuda: bool, gpu: str | None) -> Place:
