@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 from dataclasses import dataclass
+from math import exp
 from typing import Any
 
 from runner.config.objective import Objective
@@ -147,7 +148,8 @@ def expected(
         return _memory(case, how, rows, how.batch, False, count)
 
     count = cells_in_a_pass(of_pass, *cells, place.free) if cells[0] > 1 else 1
-    memory = _memory(case, how, rows, how.batch, how.pieces.padding_free, count)
+    passes = how.accumulation * (steps or -(-rows.count // how.batch))
+    memory = _memory(case, how, rows, how.batch, how.pieces.padding_free, count, passes)
     peak = memory.reserved if how.on_cuda else place.has + memory.total
     one = _seconds(case, how, rows, place.card, count)
     every = round(steps * one, 3) if steps and one else None
@@ -185,9 +187,11 @@ def _seconds(case: Case, step: Step, rows: Rows, card: Card | None, cells_per_pa
     return total
 
 
-def _memory(case: Case, step: Step, rows: Rows, batch: int, uneven: bool, cells: int = 1) -> Memory:
+def _memory(
+    case: Case, step: Step, rows: Rows, batch: int, uneven: bool, cells: int = 1, passes: int = 1
+) -> Memory:
     """The memory of the pass with the longest row of each of ``cells``, beside which others are as long, or
-    ``uneven``."""
+    ``uneven``; one of a run of ``passes``."""
     batch = max(1, min(batch, rows.count))
     others = rows.mean if uneven else rows.longest
     tokens = rows.longest + (batch - 1) * others
@@ -196,8 +200,15 @@ def _memory(case: Case, step: Step, rows: Rows, batch: int, uneven: bool, cells:
     quantization = case.config.quantization or case.architecture.quantization
     padded = batch > 1 and rows.mean < rows.longest and not uneven
     total = round(tokens) * step.sequences * cells
-    found = StepMemory(case.architecture, case.trained, step, quantization, padded)
-    return found.at(total, round(total * rows.labelled))
+    found = StepMemory(case.architecture, case.trained, step, quantization, padded, rows.longest)
+    return found.at(total, round(total * rows.labelled), _shapes(rows, passes))
+
+
+def _shapes(rows: Rows, passes: int) -> int:
+    """How many numbers of tokens the passes of a run have: about those that are found in as many draws from
+    twice what the longest row has more than a mean one (45 of 80 passes of the default job, 67 of 240)."""
+    spread = 2 * (rows.longest - rows.mean)
+    return max(1, round(spread * (1 - exp(-passes / spread)))) if spread > 1 else 1
 
 
 def gib(size: float) -> str:

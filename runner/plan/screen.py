@@ -10,7 +10,7 @@ from rich.table import Table
 from runner.config.recipes.cards import Card
 from runner.core import console
 from runner.plan.estimate import Case, total_steps
-from runner.plan.expected import duration_text, gib
+from runner.plan.expected import Expected, duration_text, gib
 from runner.plan.fit import SHARE, Setting, covering_length, with_recomputation
 from runner.plan.rows import Rows
 from runner.plan.step import Step
@@ -30,6 +30,7 @@ _LABELS = {
     "activations": "activations",
     "backward": "a layer's backward pass",
     "logits": "logits and loss",
+    "kernels": "kernels",
     "fragmentation": "workspaces, gaps",
     "context": "CUDA context",
 }
@@ -174,6 +175,11 @@ def table_of_sizes(case: Case, settings: Sequence[tuple[Card, Setting | None]]) 
     console.out.print()
     console.out.print("no GPU here: what fits cards of these sizes, with as many rows a step")
     console.out.print(table)
+
+
+def here(found: Expected) -> None:
+    """Print what the config takes on this machine, which has no GPU."""
+    console.out.print(f"\non this CPU: {found.line()}, {gib(found.place.free)} are free")
 
 
 def departures(found: Sequence[Departure]) -> None:

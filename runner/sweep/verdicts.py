@@ -7,19 +7,16 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from importlib.metadata import version
 
-import psutil
-
 from recipes import OBJECTIVES
 from runner.config.objective import Objective
 from runner.config.recipes.cards import find_card
 from runner.config.settings import RunConfig, SweepSettings
-from runner.core import environment
 from runner.core.errors import ConfigError, Issue, RunnerError
 from runner.plan.architecture import Architecture
 from runner.plan.estimate import optimizer_steps
 from runner.plan.expected import Expected, Place, Rows, expected, gib
 from runner.plan.find import find_architecture
-from runner.plan.gpus import found_gpus
+from runner.plan.gpus import found_gpus, this_machine
 from runner.plan.packs import widest
 from runner.plan.rows import USUAL_LENGTH, read_data, summary, unread
 from runner.sweep.jobs import Job
@@ -123,8 +120,7 @@ def _place(on_cuda: bool, gpu: str | None) -> Place:
     if gpus:
         card, free = max(gpus, key=lambda each: each[1])
         return Place(card, free, native="bf16" if card.bf16 else "fp16")
-    has = psutil.Process().memory_info().rss
-    return Place(None, psutil.virtual_memory().available, has, environment.native_precision())
+    return this_machine()
 
 
 def _placed(issue: Issue, names: Sequence[str], every: int) -> Issue:

@@ -1,5 +1,6 @@
 """What a sweep says of its cells before the first one begins, and what it refuses there."""
 
+import dataclasses
 import json
 
 import pytest
@@ -7,6 +8,7 @@ import pytest
 from helpers.command import QUIET, TINY
 from helpers.jobs import sweep_here
 from runner.config.recipes.cards import CARDS, Card
+from runner.plan import gpus
 from runner.sweep import processes, run_sweep, verdicts
 
 GIB = 2**30
@@ -75,7 +77,8 @@ def test_plan_check_false_begins_the_cells(cli, capsys, card, idle):
 
 def test_a_machine_without_a_gpu_refuses_nothing(cli, capsys, idle, monkeypatch):
     monkeypatch.setattr(run_sweep, "devices", list)
-    monkeypatch.setattr(verdicts.psutil, "virtual_memory", lambda: type("Memory", (), {"available": 2**20})())
+    small = dataclasses.replace(gpus.this_machine(), free=2**20)
+    monkeypatch.setattr(verdicts, "this_machine", lambda: small)
     cli("-m", *BASE, "lora.r=2,4")
     assert "may not fit the memory here" in " ".join(capsys.readouterr().out.split())
 
