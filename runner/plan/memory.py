@@ -25,10 +25,10 @@ CONTEXT = 500 * MIB
 WORKSPACE, FRAGMENTATION = 256 * MIB, 0.03
 
 # Without CUDA: what libraries take of their own code and tables when the first step runs (15 MiB of files, 10
-# of tables); and for each number of tokens that passes have, what oneDNN keeps of the kernels that it makes
-# for its products, in small blocks between which freed ones stay unused (13 MiB and 4: of 45 such numbers in
-# 80 steps of the default job; as much for a model of two layers as for one of 30), up to what its cache holds.
-LIBRARIES, KERNELS, MOST_KERNELS = 25 * MIB, 17 * MIB, 73
+# of tables); and for each shape of a batch, what oneDNN keeps of the kernels that it makes for its products
+# (16 to 24 MiB in nine runs of one shape, as much for 2 layers as for 30; 23 a shape, with what is left
+# between them, over the 36 shapes of 80 steps of the default job and the 44 of 240), up to what it holds.
+LIBRARIES, KERNELS, MOST_KERNELS = 25 * MIB, 23 * MIB, 73
 # Freed blocks of logits that smaller tensors have split, as a share of the logits: 0.66 to 0.92 in four runs
 # whose loss was made at once, 1.26 to 1.67 in four that made it in parts, each of which finds the blocks of
 # the one before split (SmolLM2-135M; glibc keeps what is freed: runner.core.environment.keep_freed_memory).
@@ -104,8 +104,8 @@ class StepMemory:
         self._kept = kept(architecture, trained, step, padded, length)
 
     def at(self, tokens: int, labelled: int, shapes: int = 1) -> Memory:
-        """The memory for a pass over as many tokens, ``labelled`` of which have a loss; the passes of a run
-        have different numbers of tokens, ``shapes`` of them."""
+        """The memory for a pass over as many tokens, ``labelled`` of which have a loss; the batches of a run
+        have ``shapes`` of them."""
         most = max(self._moments(tokens, labelled), key=lambda parts: sum(parts.values()))
         parts = {**self._resident, **most}
         step = self._step
