@@ -169,8 +169,8 @@ class _Layer:
         adapted = self._adapted()
         chosen = self.linears if self.trained.whole else adapted
         casts = eager and (self.step.trained > p or (self.trained.whole and self.step.weight > p))
-        if self.step.pieces.cpu_kernels and not (dropout or self.trained.whole):
-            casts = False
+        if self.step.pieces.cpu_kernels and self.step.cells == 1 and not (dropout or self.trained.whole):
+            casts = False  # a pack has layers of its own
         for group in self._sharing(chosen):
             short = group[0].short
             own = dropout or (casts and not (self.trained.whole and short in ("o_proj", "down_proj")))

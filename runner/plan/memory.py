@@ -160,9 +160,11 @@ def resident(
 
 
 def gradient_bytes(trained: Trained, step: Step) -> int:
-    """A number for each that is trained, in its own format."""
+    """A number for each that is trained, in its own format; of a pack those of a pass, too, which are added
+    to those of the cells."""
+    times = 2 * step.cells if step.cells > 1 else 1
     return (
-        sum(map(prod, trained.added)) * step.cells * step.trained
+        sum(map(prod, trained.added)) * times * step.trained
         + sum(map(prod, trained.copied)) * step.copied
         + sum(map(prod, trained.own)) * step.weight
     )
