@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -137,9 +137,13 @@ def _most(fits: Any, limit: int) -> int:
 
 def total_steps(case: Case) -> int:
     """Optimizer steps of the run; 0 where the rows are not known."""
-    trainer, step = case.config.trainer, case.step()
+    return optimizer_steps(case.config.trainer, len(case.lengths) // case.step().sequences)
+
+
+def optimizer_steps(trainer: Mapping[str, Any], rows: int) -> int:
+    """Optimizer steps by the ``trainer`` section; 0 without rows, but where it says how many."""
     if (given := int(trainer.get("max_steps") or -1)) > 0:
         return given
-    rows = len(case.lengths) // step.sequences
-    a_step = step.batch * step.accumulation
+    batch = int(trainer.get("per_device_train_batch_size") or 8)
+    a_step = batch * int(trainer.get("gradient_accumulation_steps") or 1)
     return max(1, round(-(-rows // a_step) * float(trainer.get("num_train_epochs") or 3))) if rows else 0

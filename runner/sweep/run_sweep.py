@@ -25,9 +25,8 @@ from runner.rules.scale import scale_summary
 from runner.sweep.cells import Cell, check_cells
 from runner.sweep.jobs import Job, make_jobs, record_jobs, write_job
 from runner.sweep.ledger import DONE, INTERRUPTED, Ledger
+from runner.sweep.opening import count, say_plan, say_verdicts, warn_of_other_code
 from runner.sweep.processes import Child, Children, devices
-
-_SHOWN = 10  # lines of a kind in the plan
 
 
 class Sweep:
@@ -43,7 +42,7 @@ class Sweep:
         self._ledger: Ledger | None = None
         self._stopped = False
         self._said: set[str] = set()  # warnings
-        self.ran = False  # whether a batch has passed its checks
+        self.ran = self.planned = False  # whether a batch has passed its checks; whether none is to be run
 
     @property
     def command(self) -> str:
@@ -60,13 +59,16 @@ class Sweep:
         """Run the cells that have no result yet. Raises ``ConfigError`` before anything is started."""
         if issues := list(check_cells(cells)):
             raise ConfigError(issues)
+        if self._only_planned(cells):
+            return
         self._open()
         if issues := self.ledger.stale(cells):
             self.close()
             raise ConfigError(issues)
-        self.ran = True
         self.ledger.add(cells, axes)
         jobs = self._plan(cells)
+        self._expect(jobs)
+        self.ran = True
         record_jobs(self.ledger.jobs, jobs)
         self.ledger.write()
         files = [write_job(job, self.folder, self.command, self.settings) for job in jobs]
@@ -76,9 +78,19 @@ class Sweep:
         finally:
             self.ledger.write()
 
+    def _only_planned(self, cells: Sequence[Cell]) -> bool:
+        from runner.sweep.plan_sweep import is_planned, plan_sweep
+
+        self.planned = is_planned(cells)
+        if self.planned:
+            plan_sweep(cells, self.settings, self._typed)
+        return self.planned
+
     def outcome(self, cells: Sequence[Cell]) -> tuple[float | None, str | None]:
         """The mean of the deciding metric over cells (of one combination), or why there is none."""
         values, metric = [], self.settings.metric
+        if self.planned:
+            return None, None
         for cell in cells:
             status, reason = self.ledger.status(cell.name), self.ledger.cells[cell.name]["reason"]
             if status not in DONE:
@@ -123,10 +135,26 @@ class Sweep:
         ledger.mark((cell.name for cell in todo), "waiting")
         self._devices = [] if any(cell.config.model.device_map for cell in todo) else devices()
         jobs = make_jobs(todo, self.settings, max(1, len(self._devices)), ledger)
-        _say_plan(self.folder, cells, jobs, len(done), over)
-        _warn_of_other_code(done, jobs, ledger)
+        say_plan(self.folder, cells, jobs, len(done), over)
+        warn_of_other_code(done, jobs, ledger)
         self._warn(scale_summary((cell.name, cell.config.lora) for cell in cells))
         return jobs
+
+    def _expect(self, jobs: Sequence[Job]) -> None:
+        """Say what the jobs are expected to take. Raises ``ConfigError`` where a cell cannot fit its GPU."""
+        from runner.sweep.verdicts import foresee
+
+        try:
+            say_verdicts(foresee(jobs, self.settings, bool(self._devices)))
+        except ConfigError:
+            self.close()
+            if not self.ran:
+                with contextlib.suppress(OSError):
+                    (self.folder / "jobs").rmdir()  # of a sweep that has not begun
+            raise
+        except KeyboardInterrupt:
+            self.ran = True  # the cells are there to be resumed
+            raise
 
     def _warn(self, notes: Iterable[str]) -> None:
         for note in notes:
@@ -164,7 +192,7 @@ class Sweep:
         self.ledger.write()
         log = file.with_suffix(".log")
         where = f" on device {device}, its output is in {log}" if several else ""
-        console.heading(f"{job.name}: {_count(len(job.cells))}{where}")
+        console.heading(f"{job.name}: {count(len(job.cells))}{where}")
         children.start(file, log, device, echo=not several, lock=self._lock)
 
     def _end(self, child: Child, job: Job, several: bool) -> None:
@@ -186,7 +214,7 @@ class Sweep:
     def _stop(self, children: Children, running: dict[str, Job], number: int) -> None:
         """Send the signal to the children and wait for them; a second interrupt kills them."""
         console.warn(
-            f"ending {_count(len(children.running), 'job')}; a second interrupt kills without waiting"
+            f"ending {count(len(children.running), 'job')}; a second interrupt kills without waiting"
         )
         children.send(number)
         while children.running:
@@ -242,51 +270,3 @@ def _status(live: bool) -> Iterator[Any]:
         return
     with console.out.status("") as status:
         yield status.update
-
-
-def _say_plan(
-    folder: Path, cells: Sequence[Cell], jobs: Sequence[Job], done: int, over: Mapping[str, str]
-) -> None:
-    """Print which jobs are to be run, which cells run alone and why, and how many are done."""
-    axes = dict.fromkeys(key for cell in cells for key in cell.values)
-    named = f" over {', '.join(axes)}" if axes else ""
-    console.out.print(f"[bold]sweep[/]  {_count(len(cells))}{escape(named)}")
-    console.out.print(f"[bold]folder[/] {escape(str(folder))}")
-    if done:
-        console.out.print(f"[bold]done[/]   {_count(done)} already")
-    for job in jobs:
-        if job.alone is None:
-            again = ", from its checkpoint" if job.resumed else ""
-            console.out.print(f"[bold]{job.name}[/] {_count(len(job.cells))} together{again}")
-    reasons: dict[str, list[str]] = {}
-    for job in jobs:
-        if job.alone:
-            reasons.setdefault(job.alone, []).extend(job.names)
-    for reason, names in reasons.items():
-        shown = ", ".join(names[:_SHOWN]) + (", ..." if len(names) > _SHOWN else "")
-        console.out.print(f"[bold]alone[/]  {_count(len(names))}, as {escape(reason)}: {escape(shown)}")
-    for name, why in list(over.items())[:_SHOWN]:
-        console.warn(f"{name} is not run again: {why}")
-    if not jobs:
-        console.out.print("nothing is left to run")
-
-
-def _warn_of_other_code(done: Sequence[Cell], jobs: Sequence[Job], ledger: Ledger) -> None:
-    """Say which results are kept, and which cells are resumed, although other code computed them."""
-    kept = [cell.name for cell in done if ledger.cells[cell.name]["other_code"]]
-    resumed = [name for job in jobs if job.resumed for name in job.names if ledger.cells[name]["other_code"]]
-    made = "other code, or other versions of the libraries"
-    again = "sweep.redo=code runs them from the beginning"
-    if kept:
-        console.warn(f"{_listed(kept)} kept, computed by {made}; {again}")
-    if resumed:
-        console.warn(f"{_listed(resumed)} resumed from a checkpoint of {made}; {again}")
-
-
-def _listed(names: Sequence[str]) -> str:
-    shown = ", ".join(names[:_SHOWN]) + (", ..." if len(names) > _SHOWN else "")
-    return f"{_count(len(names))} ({shown})"
-
-
-def _count(number: int, what: str = "cell") -> str:
-    return f"{number} {what}{'s' * (number != 1)}"
