@@ -188,11 +188,13 @@ def backward_bytes(architecture: Architecture, step: Step, tokens: int, layer: f
     Gradients of the MLP's three inner tensors and of four of the hidden size (float32 in the norms of eager
     layers); the layer itself, where it is computed again; and the largest weight as it is multiplied with:
     de-quantised (4 and 8 bits), transposed (e4m3), or its float32 gradient (when every weight is trained).
+    Inductor's code for the backward pass of a Qwen3 layer has seven of the MLP's inner tensors at once: what
+    the base and the adapter each give to a gradient is added up later, in one kernel.
     """
     a, p = architecture, step.product
     compiled = step.pieces.compile
     stream = max(step.weight, p) if compiled else max(4, step.weight)
-    token = 3 * p * max(a.intermediate, a.active) + 4 * stream * a.hidden
+    token = (7 if compiled else 3) * p * max(a.intermediate, a.active) + 4 * stream * a.hidden
     budget = step.pieces.activation_memory_budget if compiled else 1.0
     if budget < 1 or step.recomputed:
         token += layer
