@@ -19,10 +19,10 @@ MIB, GIB = 2**20, 2**30
 # nvidia-smi shows of one that has computed a product.
 CONTEXT = 500 * MIB
 # Workspaces of cuBLAS and cuBLASLt (32 MiB each for every stream on Hopper, and graphs have their own), and
-# what the segments of the allocator round up; and what is left between tensors of other sizes, the one
-# allowance here that is not derived. Rows of many lengths leave more between the graphs of their shapes than
-# this: 17.6 GiB were held by a Qwen3-1.7B over NF4 of Alpaca rows, and these formulas say 13.6 (H200).
-WORKSPACE, FRAGMENTATION = 256 * MIB, 0.03
+# what the segments of the allocator round up; and what is left between tensors of other sizes, as a share of
+# what comes and goes in a step, which is not derived: more where layers are computed again, or gradients come
+# as activations go (docs/plan.md has the cells that these shares were fitted to).
+WORKSPACE, FRAGMENTATION, FRAGMENTATION_OF_MORE = 256 * MIB, 0.03, 0.08
 
 # Without CUDA: what libraries take of their own code and tables when the first step runs (15 MiB of files, 10
 # of tables); and for each shape of a batch, what oneDNN keeps of the kernels that it makes for its products
@@ -114,7 +114,9 @@ class StepMemory:
             # its forward pass is recorded in memory of its own, which holds a layer at a time
             parts["reference"] += round(self._kept.layer * tokens)
         if step.on_cuda:
-            parts["fragmentation"] = round(FRAGMENTATION * sum(most.values())) + WORKSPACE
+            again = step.pieces.compile and step.pieces.activation_memory_budget < 1
+            share = FRAGMENTATION_OF_MORE if again or self._trained.whole else FRAGMENTATION
+            parts["fragmentation"] = round(share * sum(most.values())) + WORKSPACE
             parts["context"] = CONTEXT
         else:
             logits = logit_bytes(self._architecture, step, tokens, labelled)

@@ -7,8 +7,8 @@ all kernels, where no graph is replayed, if that is longer:
 
     max(operations / (share x rate) + bytes / bandwidth + kernels x seconds, launches x seconds)
 
-The constants were adjusted to 13 published speeds of an H200, and the formula is within 20% of those same 13
-figures: how far it is off elsewhere has not been measured, and on another card the constants are an
+The constants were adjusted to the speeds of an H200 in docs/plan.md, and the formula is within 14% of those
+same figures: how far it is off elsewhere has not been measured, and on another card the constants are an
 assumption. A data loader that does not keep up, evaluation, checkpoints and compilation are left out.
 """
 
@@ -28,11 +28,11 @@ from runner.plan.weights import linear_bytes
 
 # Of a published rate, what a product of 8192 x 8192 in bf16 reaches on an H200 (700 of 989 TFLOP/s), and of
 # that what the products of a model reach.
-REACHED, SHARE = 0.71, 0.75
+REACHED, SHARE = 0.71, 0.9
 BANDWIDTH = 0.83  # of the published one, what a copy reaches
 # Times that what can be kept of a layer is read or written by all kernels of both passes, compiled or not.
-MOVED, MOVED_EAGER = 10, 20
-KERNELS, KERNEL = 125, 3.5e-6  # of a layer's two passes, and seconds of one that has next to nothing to do
+MOVED, MOVED_EAGER = 11, 20
+KERNELS, KERNEL = 125, 2.6e-6  # of a layer's two passes, and seconds of one that has next to nothing to do
 # Seconds that a layer's two passes take to be launched: by compiled code, and one by one from Python.
 COMPILED, EAGER = 3.1e-3, 6.8e-3
 _FP8 = 2.0  # as many products of e4m3 in a second as of bfloat16
