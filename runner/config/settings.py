@@ -120,7 +120,11 @@ class SweepSettings:
     that decides which cell is best. After each of the fractions ``halving`` of a run, the share ``keep`` of
     the cells of a pack is trained further. ``max_cells`` limits a pack (null: what fits in memory), of which
     a checkpoint is written every ``checkpoint_seconds``. ``redo: code`` runs again what other code, or other
-    versions of the libraries, have computed; null keeps it.
+    versions of the libraries, have computed; null keeps it. ``devices`` are what packs, and cells that run
+    alone, are leased to, one process each: all visible CUDA devices (``auto``), the first so many, or those
+    with these numbers (``[0,1]``); without CUDA a number is how many processes share the cores, and ``auto``
+    is one. They decide which cells share a pack: a cell is the same on each, and between two packs as equal
+    as to its solo run.
     """
 
     repeat: int = 1
@@ -131,6 +135,7 @@ class SweepSettings:
     max_cells: int | None = None
     checkpoint_seconds: float = 120.0
     redo: Literal["code"] | None = None
+    devices: Literal["auto"] | int | list[int] | None = "auto"
 
 
 @dataclass(frozen=True)

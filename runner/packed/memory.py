@@ -6,9 +6,9 @@ import math
 from collections.abc import Callable
 from typing import Any
 
-import psutil
 import torch
 
+from runner.core.environment import available_memory
 from runner.packed.passes import Passes, run_in_chunks
 from runner.plan.memory import Memory
 
@@ -75,6 +75,6 @@ def free_bytes(model: Any) -> int:
     """Memory that the device of the model has left for activations."""
     where = next(model.parameters()).device
     if where.type != "cuda":
-        return psutil.virtual_memory().available
+        return available_memory()
     free, _ = torch.cuda.mem_get_info(where)
     return free + torch.cuda.memory_reserved(where) - torch.cuda.memory_allocated(where)

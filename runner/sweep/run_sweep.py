@@ -2,13 +2,9 @@
 
 from __future__ import annotations
 
-import contextlib
 import shlex
-import signal
-from collections import deque
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
-from typing import Any
 
 from rich.markup import escape
 
@@ -18,16 +14,15 @@ from runner.core import console
 from runner.core.errors import ConfigError, ExitCode
 from runner.core.hydra_quoting import hydra_value
 from runner.core.process.folder_lock import FolderLock, hold
-from runner.core.process.posix import KILL
 from runner.core.secrets import masked
-from runner.core.signals import Terminated, terminate_as_interrupt
+from runner.core.signals import terminate_as_interrupt
 from runner.rules.scale import scale_summary
 from runner.sweep.cells import Cell, check_cells
+from runner.sweep.devices import Device, choose
 from runner.sweep.jobs import Job, make_jobs, record_jobs, write_job
-from runner.sweep.ledger import DONE, INTERRUPTED, Ledger
-from runner.sweep.processes import Child, Children, devices
-
-_SHOWN = 10  # lines of a kind in the plan
+from runner.sweep.leases import Leases
+from runner.sweep.ledger import DONE, Ledger
+from runner.sweep.screen import say_plan, warn_of_other_code
 
 
 class Sweep:
@@ -41,7 +36,6 @@ class Sweep:
         self._typed = list(typed)
         self._lock: FolderLock | None = None
         self._ledger: Ledger | None = None
-        self._stopped = False
         self._said: set[str] = set()  # warnings
         self.ran = False  # whether a batch has passed its checks
 
@@ -58,21 +52,20 @@ class Sweep:
 
     def run(self, cells: Sequence[Cell], axes: Mapping[str, Sequence[str]]) -> None:
         """Run the cells that have no result yet. Raises ``ConfigError`` before anything is started."""
-        if issues := list(check_cells(cells)):
-            raise ConfigError(issues)
+        devices = self._check(cells)
         self._open()
         if issues := self.ledger.stale(cells):
             self.close()
             raise ConfigError(issues)
         self.ran = True
         self.ledger.add(cells, axes)
-        jobs = self._plan(cells)
+        jobs = self._plan(cells, devices)
         record_jobs(self.ledger.jobs, jobs)
         self.ledger.write()
-        files = [write_job(job, self.folder, self.command, self.settings) for job in jobs]
+        leases = Leases(devices, self.ledger, self._lock, self._write)
         try:
             with terminate_as_interrupt():
-                self._work(deque(zip(jobs, files, strict=True)))
+                leases.run(jobs)
         finally:
             self.ledger.write()
 
@@ -106,6 +99,21 @@ class Sweep:
             self._lock.release()
             self._lock = None
 
+    def _check(self, cells: Sequence[Cell]) -> list[Device]:
+        """The devices of a batch of cells. Raises ``ConfigError`` for what is wrong with either."""
+        issues, devices = list(check_cells(cells)), []
+        together = any(cell.config.model.device_map for cell in cells)
+        try:
+            devices = choose(self.settings.devices, together)
+        except ConfigError as error:
+            issues += error.issues
+        if issues:
+            raise ConfigError(issues)
+        return devices
+
+    def _write(self, job: Job) -> Path:
+        return write_job(job, self.folder, self.command, self.settings)
+
     def _open(self) -> None:
         if self._lock is None:
             if issue := check_sweep_folder(self.folder):
@@ -114,17 +122,16 @@ class Sweep:
         if self._ledger is None:
             self._ledger = Ledger(self.folder, self.command, self.settings)
 
-    def _plan(self, cells: Sequence[Cell]) -> list[Job]:
+    def _plan(self, cells: Sequence[Cell], devices: Sequence[Device]) -> list[Job]:
         """The jobs that are still to be run, after saying so."""
         ledger = self.ledger
         done = [cell for cell in cells if ledger.status(cell.name) in DONE]
         over = {cell.name: why for cell in cells if (why := ledger.given_up(cell.name))}
         todo = [cell for cell in cells if cell not in done and cell.name not in over]
         ledger.mark((cell.name for cell in todo), "waiting")
-        self._devices = [] if any(cell.config.model.device_map for cell in todo) else devices()
-        jobs = make_jobs(todo, self.settings, max(1, len(self._devices)), ledger)
-        _say_plan(self.folder, cells, jobs, len(done), over)
-        _warn_of_other_code(done, jobs, ledger)
+        jobs = make_jobs(todo, self.settings, len(devices), ledger)
+        say_plan(self.folder, cells, jobs, len(done), over, devices)
+        warn_of_other_code(done, jobs, ledger)
         self._warn(scale_summary((cell.name, cell.config.lora) for cell in cells))
         return jobs
 
@@ -133,68 +140,6 @@ class Sweep:
             if note not in self._said:
                 self._said.add(note)
                 console.warn(note)
-
-    def _work(self, waiting: deque[tuple[Job, Path]]) -> None:
-        """Keep every device busy until no job is left."""
-        several = len(self._devices) > 1
-        free: deque[str | None] = deque(self._devices if several else [None])
-        running: dict[str, Job] = {}
-        children, every = Children(), len(waiting)
-        try:
-            with _status(several) as show:
-                while waiting or children.running:
-                    while waiting and free:
-                        job, file = waiting.popleft()
-                        self._start(children, job, file, free.popleft(), several)
-                        running[job.name] = job
-                    show(
-                        f"{every - len(waiting) - len(running)} of {every} jobs ended, {len(running)} running"
-                    )
-                    if child := children.wait(0.5):
-                        free.append(child.device)
-                        self._end(child, running.pop(child.name), several)
-        except KeyboardInterrupt as interrupt:
-            self._stopped = True
-            received = signal.SIGTERM if isinstance(interrupt, Terminated) else signal.SIGINT
-            self._stop(children, running, received)
-            raise
-
-    def _start(self, children: Children, job: Job, file: Path, device: str | None, several: bool) -> None:
-        self.ledger.begin(job.cells, job.resumed)
-        self.ledger.write()
-        log = file.with_suffix(".log")
-        where = f" on device {device}, its output is in {log}" if several else ""
-        console.heading(f"{job.name}: {_count(len(job.cells))}{where}")
-        children.start(file, log, device, echo=not several, lock=self._lock)
-
-    def _end(self, child: Child, job: Job, several: bool) -> None:
-        preempted = self._stopped or child.code == ExitCode.PREEMPTED
-        reason = INTERRUPTED if self._stopped else child.reason()
-        self.ledger.end_job(job.names, reason, alone=job.alone is not None, preempted=preempted)
-        self.ledger.write()
-        found = [self.ledger.status(name) for name in job.names]
-        if several or any(status not in DONE for status in found):
-            counts = ", ".join(f"{found.count(status)} {status}" for status in dict.fromkeys(found))
-            console.out.print(f"[bold]{job.name}[/] ended: {counts}")
-        for reason in dict.fromkeys(
-            str(self.ledger.cells[name]["reason"])
-            for name in job.names
-            if self.ledger.status(name) == "failed"
-        ):
-            console.err.print(f"[bold red]failed[/] {escape(reason)}")
-
-    def _stop(self, children: Children, running: dict[str, Job], number: int) -> None:
-        """Send the signal to the children and wait for them; a second interrupt kills them."""
-        console.warn(
-            f"ending {_count(len(children.running), 'job')}; a second interrupt kills without waiting"
-        )
-        children.send(number)
-        while children.running:
-            try:
-                if child := children.wait(0.5):
-                    self._end(child, running.pop(child.name), several=True)
-            except KeyboardInterrupt:
-                children.send(KILL)
 
     def _conclude(self) -> None:
         from runner.reports import run_report
@@ -232,61 +177,3 @@ class Sweep:
         """The command that runs the cells that are not done."""
         kept = [word for word in self._typed if not word.startswith("output_dir=")]
         return shlex.join(["python", "-m", "runner", *kept, f"output_dir={hydra_value(str(self.folder))}"])
-
-
-@contextlib.contextmanager
-def _status(live: bool) -> Iterator[Any]:
-    """A line that is replaced, where the output is a terminal that no child writes to."""
-    if not (live and console.out.is_terminal):
-        yield lambda text: None
-        return
-    with console.out.status("") as status:
-        yield status.update
-
-
-def _say_plan(
-    folder: Path, cells: Sequence[Cell], jobs: Sequence[Job], done: int, over: Mapping[str, str]
-) -> None:
-    """Print which jobs are to be run, which cells run alone and why, and how many are done."""
-    axes = dict.fromkeys(key for cell in cells for key in cell.values)
-    named = f" over {', '.join(axes)}" if axes else ""
-    console.out.print(f"[bold]sweep[/]  {_count(len(cells))}{escape(named)}")
-    console.out.print(f"[bold]folder[/] {escape(str(folder))}")
-    if done:
-        console.out.print(f"[bold]done[/]   {_count(done)} already")
-    for job in jobs:
-        if job.alone is None:
-            again = ", from its checkpoint" if job.resumed else ""
-            console.out.print(f"[bold]{job.name}[/] {_count(len(job.cells))} together{again}")
-    reasons: dict[str, list[str]] = {}
-    for job in jobs:
-        if job.alone:
-            reasons.setdefault(job.alone, []).extend(job.names)
-    for reason, names in reasons.items():
-        shown = ", ".join(names[:_SHOWN]) + (", ..." if len(names) > _SHOWN else "")
-        console.out.print(f"[bold]alone[/]  {_count(len(names))}, as {escape(reason)}: {escape(shown)}")
-    for name, why in list(over.items())[:_SHOWN]:
-        console.warn(f"{name} is not run again: {why}")
-    if not jobs:
-        console.out.print("nothing is left to run")
-
-
-def _warn_of_other_code(done: Sequence[Cell], jobs: Sequence[Job], ledger: Ledger) -> None:
-    """Say which results are kept, and which cells are resumed, although other code computed them."""
-    kept = [cell.name for cell in done if ledger.cells[cell.name]["other_code"]]
-    resumed = [name for job in jobs if job.resumed for name in job.names if ledger.cells[name]["other_code"]]
-    made = "other code, or other versions of the libraries"
-    again = "sweep.redo=code runs them from the beginning"
-    if kept:
-        console.warn(f"{_listed(kept)} kept, computed by {made}; {again}")
-    if resumed:
-        console.warn(f"{_listed(resumed)} resumed from a checkpoint of {made}; {again}")
-
-
-def _listed(names: Sequence[str]) -> str:
-    shown = ", ".join(names[:_SHOWN]) + (", ..." if len(names) > _SHOWN else "")
-    return f"{_count(len(names))} ({shown})"
-
-
-def _count(number: int, what: str = "cell") -> str:
-    return f"{number} {what}{'s' * (number != 1)}"

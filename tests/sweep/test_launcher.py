@@ -24,7 +24,7 @@ from runner.core.errors import ConfigError, ExitCode
 from runner.core.folder_names import name_of
 from runner.core.paths import PACKAGE
 from runner.sweep import cells as cells_module
-from runner.sweep import processes, run_sweep
+from runner.sweep import devices, processes, run_sweep
 from runner.sweep.cells import Cell, check_cells, code_of, expand, key_of
 from runner.sweep.jobs import make_jobs
 from runner.sweep.ledger import Ledger
@@ -110,7 +110,7 @@ def place(tmp_path, monkeypatch):
     script = tmp_path / "worker.py"
     script.write_text(WORKER)
     monkeypatch.setattr(processes, "WORKER", [str(script)])
-    monkeypatch.setattr(run_sweep, "devices", list)
+    monkeypatch.setattr(devices, "cuda_devices", list)
     monkeypatch.delenv("PLAN", raising=False)
     return tmp_path
 
@@ -656,7 +656,7 @@ def cells_of(count: int, folder: Path, *words: str) -> list[Cell]:
     [
         (8, 1, None, [8]),
         (8, 4, None, [2, 2, 2, 2]),
-        (9, 4, None, [2, 2, 2, 3]),
+        (9, 4, None, [3, 3, 3]),
         (2, 4, None, [1, 1]),
         (8, 4, [0.5], [4, 4]),
         (3, 4, [0.5], [3]),
@@ -671,7 +671,7 @@ def test_a_large_group_is_split_evenly_over_the_devices(tmp_path, count, slots, 
 
 
 def test_jobs_are_spread_over_the_devices(sweep, monkeypatch):
-    monkeypatch.setattr(run_sweep, "devices", lambda: ["0", "GPU-1"])
+    monkeypatch.setattr(devices, "cuda_devices", lambda: ["0", "GPU-1"])
     ran = sweep("lora.r=4,8", "lora.use_dora=false,true")
     assert ran.code == 0
     logs = [file.read_text() for file in sorted((ran.folder / "jobs").glob("*.log"))]
@@ -682,16 +682,16 @@ def test_jobs_are_spread_over_the_devices(sweep, monkeypatch):
 
 def test_the_devices_that_may_be_used(monkeypatch):
     monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "2, 3")
-    assert processes.devices() == ["2", "3"]
+    assert devices.cuda_devices() == ["2", "3"]
     monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "")
-    assert processes.devices() == []
+    assert devices.cuda_devices() == []
     monkeypatch.delenv("CUDA_VISIBLE_DEVICES")
     monkeypatch.setattr(
-        processes.subprocess,
+        devices.subprocess,
         "run",
         lambda *_, **__: subprocess.CompletedProcess([], 0, "GPU 0: A\n  MIG 1g\nGPU 1: B\n", ""),
     )
-    assert processes.devices() == ["0", "1"]
+    assert devices.cuda_devices() == ["0", "1"]
 
 
 def test_an_exit_code_in_words():
@@ -705,9 +705,9 @@ def test_an_exit_code_in_words():
 SCRIPT = """
 import signal, sys
 signal.signal(signal.SIGINT, signal.default_int_handler)
-from runner.sweep import processes, run_sweep
+from runner.sweep import devices, processes
 processes.WORKER = [sys.argv.pop(1)]
-run_sweep.devices = list
+devices.cuda_devices = list
 from runner.__main__ import main
 sys.exit(main())
 """
