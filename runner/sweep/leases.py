@@ -7,6 +7,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+from rich.console import RenderableType
 from rich.markup import escape
 
 from runner.core import console
@@ -43,7 +44,7 @@ class Leases:
         self, devices: Sequence[Device], ledger: Ledger, lock: FolderLock | None, write: Callable[[Job], Path]
     ) -> None:
         self._ledger, self._lock, self._write = ledger, lock, write
-        self._free, self._several = list(devices), len(devices) > 1
+        self._devices, self._free, self._several = devices, list(devices), len(devices) > 1
         self._waiting: list[_Lease] = []
         self._running: dict[str, _Lease] = {}
         self._children = Children()
@@ -56,7 +57,7 @@ class Leases:
             with live(self._several) as show:
                 while self._waiting or self._running:
                     self._lease()
-                    show(showing(self._children.running, self._shown(), len(self._waiting)))
+                    show(self._showing())
                     if child := self._children.wait(0.5):
                         self._free.append(child.device)
                         self._end(child)
@@ -64,8 +65,10 @@ class Leases:
             self._stop(signal.SIGTERM if isinstance(interrupt, Terminated) else signal.SIGINT)
             raise
 
-    def _shown(self) -> dict[str, str]:
-        return {name: _cells(lease.job) for name, lease in self._running.items()}
+    def _showing(self) -> RenderableType:
+        children = sorted(self._children.running, key=lambda child: self._devices.index(child.device))
+        cells = {name: _cells(lease.job) for name, lease in self._running.items()}
+        return showing(children, cells, len(self._waiting))
 
     def _lease(self) -> None:
         """Give each free device the first job that may have it."""

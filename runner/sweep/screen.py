@@ -35,12 +35,12 @@ def live(several: bool) -> Iterator[Callable[[RenderableType], None]]:
 
 
 def showing(children: Sequence[Child], cells: Mapping[str, str], waiting: int) -> RenderableType:
-    """A line a device: its job, for how long, of which ``cells`` (by job), and what it has printed last."""
+    """A line a child: its device, its job, for how long, of which ``cells`` (by job), and its last words."""
     table = Table.grid(padding=(0, 2))
-    for share in (None, None, None, 1, 3):
+    for share in (None, None, None, 1, 1):
         table.add_column(no_wrap=True, overflow="ellipsis", ratio=share)
     table.expand = True
-    for child in sorted(children, key=lambda child: child.device.name):
+    for child in children:
         minutes, seconds = divmod(int(time.monotonic() - child.began), 60)
         parts = (
             child.device.name,
