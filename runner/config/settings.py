@@ -123,8 +123,8 @@ class SweepSettings:
     versions of the libraries, have computed; null keeps it. ``devices`` are what packs, and cells that run
     alone, are leased to, one process each: all visible CUDA devices (``auto``), the first so many, or those
     with these numbers (``[0,1]``); without CUDA a number is how many processes share the cores, and ``auto``
-    is one. They decide which cells share a pack: a cell is the same on each, and between two packs as equal
-    as to its solo run.
+    is one. Their number decides which cells share a pack, and so how a cell is rounded: in the same pack it
+    has the same bytes on each of them, in another one it is as equal as to its solo run.
     """
 
     repeat: int = 1

@@ -143,9 +143,9 @@ def hanging(place: Path, *words: str, plan: dict[str, str] | None = None) -> sub
     return process
 
 
-def wait_for(there: Callable[[], object]) -> None:
-    """Wait until something is there, half a minute at most."""
-    until = time.monotonic() + 30
+def wait_for(there: Callable[[], object], seconds: float = 30) -> None:
+    """Wait until something is there, so many seconds at most."""
+    until = time.monotonic() + seconds
     while not there():
         assert time.monotonic() < until
         time.sleep(0.05)
