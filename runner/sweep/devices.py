@@ -63,7 +63,9 @@ def cuda_devices() -> list[str]:
     """The CUDA devices that may be used, by the names that CUDA_VISIBLE_DEVICES takes; asks no library."""
     given = os.environ.get(_VISIBLE)
     if given is not None:
-        return [name.strip() for name in given.split(",") if name.strip()]
+        names = [name.strip() for name in given.split(",") if name.strip()]
+        seen = itertools.takewhile(lambda name: not name.startswith("-"), names)  # as CUDA reads -1
+        return list(dict.fromkeys(seen))
     try:
         done = subprocess.run(["nvidia-smi", "-L"], capture_output=True, text=True, timeout=20, check=False)
     except (OSError, subprocess.TimeoutExpired):

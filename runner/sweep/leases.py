@@ -36,15 +36,16 @@ class Leases:
     """The queue of a sweep's jobs, its devices, and what runs on them.
 
     A job whose process dies is started once more, on another device where there is one, with the cells that
-    have not ended. ``write`` writes the file of a job. With one device the output of its processes is that of
-    the sweep, with several it is in the logs.
+    have not ended. ``write`` writes the file of a job. The output of a process is that of the sweep where no
+    other runs beside it, else it is in its log.
     """
 
     def __init__(
         self, devices: Sequence[Device], ledger: Ledger, lock: FolderLock | None, write: Callable[[Job], Path]
     ) -> None:
         self._ledger, self._lock, self._write = ledger, lock, write
-        self._devices, self._free, self._several = devices, list(devices), len(devices) > 1
+        self._devices, self._free = devices, list(devices)
+        self._several = False  # whether jobs run beside each other
         self._waiting: list[_Lease] = []
         self._running: dict[str, _Lease] = {}
         self._children = Children()
@@ -53,6 +54,7 @@ class Leases:
     def run(self, jobs: Sequence[Job]) -> None:
         """Run all jobs. An interrupt ends them, with their checkpoints, and is raised again."""
         self._waiting = [_Lease(job, self._write(job)) for job in jobs]
+        self._several = len(jobs) > 1 and len(self._devices) > 1
         try:
             with live(self._several) as show:
                 while self._waiting or self._running:
@@ -107,9 +109,9 @@ class Leases:
         """Put a job back before all others, for another device if there is one."""
         how = child.ended()
         self._ledger.retry(job.names, f"{child.device.name}: {how}")
-        avoids = child.device if self._several else None
+        avoids = child.device if len(self._devices) > 1 else None
         self._waiting.insert(0, _Lease(job, self._write(job), again=True, avoids=avoids))
-        where = " on another device" if self._several else ""
+        where = " on another device" if avoids else ""
         console.warn(f"{job.name} on {child.device.name}: {how}; {_cells(job)} once more{where}")
 
     def _say(self, job: str, device: Device, names: Sequence[str]) -> None:

@@ -39,8 +39,11 @@ def cores(monkeypatch):
 def test_the_devices_that_may_be_used(monkeypatch):
     monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "2, 3")
     assert devices.cuda_devices() == ["2", "3"]
-    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "")
-    assert devices.cuda_devices() == []
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "1,1,0,-1,2")
+    assert devices.cuda_devices() == ["1", "0"]
+    for hidden in ("", "-1"):
+        monkeypatch.setenv("CUDA_VISIBLE_DEVICES", hidden)
+        assert devices.cuda_devices() == []
     monkeypatch.delenv("CUDA_VISIBLE_DEVICES")
     monkeypatch.setattr(
         devices.subprocess,
@@ -206,6 +209,14 @@ def test_jobs_are_spread_over_the_devices(sweep, gpus):
     assert "on     GPU 0, GPU 1" in ran.said
 
 
+def test_a_single_job_says_what_it_does_though_devices_are_idle(sweep, gpus, started):
+    ran = sweep("lora.r=4,8,16", "sweep.halving=[0.5]", plan={"lora.r=4": "kill@GPU 0"})
+    assert started() == ["pack-1:lora.r=4,lora.r=8,lora.r=16"] * 2
+    assert "job pack-1 on 0\n" in ran.said
+    assert "job pack-1 on 1\n" in ran.said
+    assert ran.code == 0
+
+
 def test_one_device_says_what_its_processes_say(sweep, gpus):
     ran = sweep("lora.r=4,8", "sweep.devices=[1]")
     assert "job pack-1 on 1\n" in ran.said
@@ -240,9 +251,16 @@ def test_with_one_device_it_is_started_once_more_there_and_then_failed(sweep, st
     assert "about to die" in ran.record["cells"][1]["reason"]
 
 
+OTHER_ENDS = [("exit@GPU 0", 2), ("diverged", 1), ("checkpoint", 1)]
+
+
 @pytest.mark.parametrize(
     ("end", "starts"),
-    [("fault@GPU 0", 2), ("exit@GPU 0", 2), ("failed", 1), ("diverged", 1), ("checkpoint", 1)],
+    [
+        ("fault@GPU 0", 2),
+        ("failed", 1),
+        *(pytest.param(*each, marks=pytest.mark.slow) for each in OTHER_ENDS),
+    ],
 )
 def test_only_a_process_that_died_or_a_device_that_failed_is_a_reason(sweep, gpus, started, end, starts):
     ran = sweep("lora.r=4", "lora.use_dora=true,false", plan={"lora.use_dora=true": end})
@@ -321,6 +339,7 @@ def test_cells_that_ran_alone_resume_alone_on_fewer_devices(sweep, gpus, started
     assert started() == ["cell-1:lora.r=4", "cell-2:lora.r=8", "pack-1:lora.r=16,lora.r=32"]
 
 
+@pytest.mark.slow
 def test_a_changed_cell_of_a_pack_is_not_resumed(sweep, gpus, started, place):
     assert sweep("lora.r=4,8,16", "sweep.devices=1", plan={"lora.r=4": "pack"}).code == ExitCode.PREEMPTED
     started()
