@@ -225,7 +225,7 @@ def test_one_device_says_what_its_processes_say(sweep, gpus):
 
 
 def test_a_job_whose_process_dies_is_started_once_more_on_another_device(sweep, gpus, started):
-    plan = {"lora.r=4": "kill@GPU 0"}
+    plan = {"lora.r=4": "kill@GPU 0", "lora.r=16": "wait"}  # so that GPU 0 is free first
     ran = sweep("lora.r=4,8,16,32", plan=plan)
     assert ran.code == 0
     assert sorted(started()) == [
@@ -277,6 +277,29 @@ def test_memory_that_ran_out_is_no_fault_of_the_device(tmp_path):
         record = {"status": "failed", "error": {"type": "RuntimeError", "message": message}}
         (tmp_path / name / "run.json").write_text(json.dumps(record))
     assert ledger.lost(names, killed=False) == []
+
+
+@pytest.mark.slow
+def test_each_batch_of_a_study_is_spread(sweep, gpus, started):
+    pytest.importorskip("hydra_plugins.hydra_optuna_sweeper", reason="the extra optuna is not installed")
+    study = ("hydra/sweeper=optuna", "hydra.sweeper.n_trials=6", "hydra.sweeper.n_jobs=3")
+    words = (*study, "hydra.sweeper.sampler.seed=1", "trainer.learning_rate=tag(log,interval(1e-5,1e-3))")
+    ran = sweep(*words, "lora.r=8", plan={})
+    assert ran.code == 0
+    assert sorted(line.partition(":")[0] for line in started()) == ["cell-1", "cell-2", "pack-1", "pack-2"]
+    assert len(ran.statuses) == 6
+    assert set(places(ran).values()) == {"GPU 0", "GPU 1"}
+    assert sweep(*words, "lora.r=8").code == 0
+    assert started() == []
+
+
+@pytest.mark.slow
+def test_repeats_and_zipped_axes_are_spread(sweep, gpus, started):
+    words = ("lora.r=4,8", "lora.lora_alpha=8,16", "sweep.zip=[lora.r,lora.lora_alpha]", "sweep.repeat=2")
+    ran = sweep(*words)
+    assert ran.code == 0
+    assert [line.count("seed=") for line in started()] == [2, 2]
+    assert len(ran.statuses) == 4
 
 
 # --- ending early, and resuming on other devices
