@@ -85,7 +85,7 @@ def test_a_pack_split_over_two_workers_is_equal_in_float64(tmp_path):
 
 def test_a_sweep_ended_on_two_workers_resumes_on_one(tmp_path):
     """Each pack from its checkpoint, to the bytes that it has undisturbed."""
-    words = ("lora.r=2,4", "trainer.learning_rate=1e-3,3e-3", "trainer.max_steps=300")
+    words = ("lora.r=2,4", "trainer.learning_rate=1e-3,3e-3", "trainer.max_steps=150")
     whole = sweep(tmp_path, 2, *words)
     command = (*WORDS, *words, "sweep.checkpoint_seconds=0.001", "output_dir=cut")
     process = start(tmp_path, *command, "sweep.devices=2")
