@@ -1,4 +1,4 @@
-"""Sweeps whose processes are stand-ins that train nothing, and what a sweep is made of."""
+"""Sweeps whose processes are stand-ins that train nothing, or whose jobs the test runs; their parts."""
 
 from __future__ import annotations
 
@@ -12,10 +12,14 @@ from collections.abc import Callable
 from dataclasses import dataclass, replace
 from pathlib import Path
 
+import pytest
+
+from helpers.command import Run
 from recipes import OBJECTIVES
 from runner.cli import run_config
 from runner.config.settings import RunConfig, SweepSettings
 from runner.core.paths import PACKAGE
+from runner.sweep import processes
 from runner.sweep.cells import Cell, expand
 from runner.sweep.ledger import Ledger
 
@@ -164,3 +168,18 @@ def alive(number: int) -> bool:
         return "\nState:\tZ" not in Path(f"/proc/{number}/status").read_text()
     except OSError:
         return False
+
+
+def sweep_here(
+    cli: Callable[..., Run], monkeypatch: pytest.MonkeyPatch, *words: str, folder: str = "sweep"
+) -> tuple[Run, list[int]]:
+    """The sweep as its command leaves it, and the exit codes of its jobs, run in this process.
+
+    A worker of a job's own needs 5 s to import the libraries; here it ends at once, and leaves the job to us.
+    """
+    from runner.sweep.worker import run_job  # which imports torch
+
+    with monkeypatch.context() as patch:
+        patch.setattr(processes, "WORKER", ["-c", ""])
+        run = cli("-m", *words, folder=folder)
+    return run, [run_job(file) for file in sorted(run.folder.glob("jobs/*.json"))]
