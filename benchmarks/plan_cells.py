@@ -10,7 +10,10 @@ from typing import Any
 
 @dataclass(frozen=True)
 class Cell:
-    """A line of the table: batches of ``batch`` rows of ``length`` tokens under further ``overrides``."""
+    """A line of the table: batches of ``batch`` rows of ``length`` tokens under further ``overrides``.
+
+    Of a cell ``on_cpu`` a length of 0 are the config's own rows, all of them.
+    """
 
     model: str
     base: str
@@ -19,21 +22,29 @@ class Cell:
     more: str = ""
     overrides: tuple[str, ...] = ()
     cells: int = 1
+    on_cpu: bool = False
 
     @property
     def name(self) -> str:
         """How ``--cells`` and the files call it."""
-        size = f"{self.model.removeprefix('qwen3-')}-{self.base}-{self.batch}x{self.length}"
+        model = self.model.removeprefix("qwen3-").removeprefix("smollm2-")
+        if not self.length:
+            return f"{model}-{self.base}-{self.more}"
+        size = f"{model}-{self.base}-{self.batch}x{self.length}"
         return f"{size}-{self.more}" if self.more else size
 
     def words(self, small: str | None) -> list[str]:
         """The overrides of its config; ``small`` is a model that stands for all, over a plain base."""
+        if self.on_cpu:
+            sizes = [f"trainer.per_device_train_batch_size={self.batch}"] if self.batch else []
+            return [f"model={small or self.model}", *sizes, *self.overrides]
         quantization = "none" if small or self.base == "bf16" else self.base
         return [
             f"model={small or self.model}",
             "model.weights=random",
             f"quantization={quantization}",
             f"trainer.per_device_train_batch_size={self.batch}",
+            "plan.check=false",  # what is expected must not decide what is measured
             *self.overrides,
         ]
 
@@ -72,6 +83,21 @@ CELLS = (
     Cell("qwen3-8b", "nf4", 8, 2048, "ckpt", (_CHECKPOINTS,)),
 )
 
+# Of a machine without a GPU, in the precision that its processor computes in.
+CPU_CELLS = (
+    Cell("smollm2-135m", "auto", 0, 0, "default", on_cpu=True),
+    Cell("smollm2-135m", "auto", 2, 128, on_cpu=True),
+    Cell("smollm2-135m", "auto", 2, 512, on_cpu=True),
+    Cell("smollm2-135m", "auto", 1, 1024, on_cpu=True),
+    Cell("smollm2-135m", "auto", 1, 1024, "ckpt", (_CHECKPOINTS,), on_cpu=True),
+    Cell("smollm2-135m", "auto", 2, 512, "plain", (_PLAIN,), on_cpu=True),
+    Cell("smollm2-135m", "fp32", 2, 512, "", ("trainer.precision=fp32",), on_cpu=True),
+    Cell("smollm2-135m", "auto", 2, 128, "full", _WHOLE, on_cpu=True),
+    Cell("smollm2-135m", "auto", 1, 512, "full-ckpt", (*_WHOLE, _CHECKPOINTS), on_cpu=True),
+    Cell("smollm2-135m", "auto", 2, 128, "pack4", cells=4, on_cpu=True),
+    Cell("tiny", "auto", 8, 512, on_cpu=True),
+)
+
 
 def markdown(found: Mapping[str, Mapping[str, Any]]) -> str:
     """The table of the cells measured so far, and how many are how near."""
@@ -99,7 +125,8 @@ def markdown(found: Mapping[str, Mapping[str, Any]]) -> str:
         lines.append(f"| {' | '.join(cells)} |")
     near = sum(abs(error) <= 0.1 for error in errors)
     under = sum(error < -0.05 for error in errors)
-    lines += ["", f"GiB reserved; {near} of {len(errors)} within 10%, {under} more than 5% under."]
+    what = "resident" if any(name in found for name in (cell.name for cell in CPU_CELLS)) else "reserved"
+    lines += ["", f"GiB {what}; {near} of {len(errors)} within 10%, {under} more than 5% under."]
     return "\n".join([*lines, *([""] if problems else []), *problems]) + "\n"
 
 

@@ -7,7 +7,9 @@ Each cell trains a few steps of random weights at the true shape on rows of exac
 model share a process, which begins anew where one leaves memory behind, fails or takes too long; packs are
 sweeps of their own. OUT gets a file a cell, plan_error.json and plan_error.md; a cell that is there already
 is not measured again. Predicted and measured are both of one card: what tensors take (allocated) and what the
-allocator holds (reserved), which includes the pools of CUDA graphs.
+allocator holds (reserved), which includes the pools of CUDA graphs. Without a GPU other cells are measured,
+of models that a CPU can train: each is a run of its own, whose record has both, and its peak is the memory of
+its process.
 """
 
 from __future__ import annotations
@@ -28,14 +30,14 @@ from pathlib import Path
 from typing import Any
 
 from common import compose, logged_steps, steady_step, write_rows
-from plan_cells import CELLS, Cell, markdown
+from plan_cells import CELLS, CPU_CELLS, Cell, markdown
 
 from runner.benchmark.rows import random_words
 
 ROOT = Path(__file__).resolve().parents[1]
 _LEFT = 2**26  # bytes that a cell may leave behind for the next one to share its process
 _STEPS, _WARMUP = 4, 3
-_PACK_STEPS = 8
+_STEPS_OF_A_RUN = 8
 
 
 def main(argv: list[str] | None = None) -> int:
@@ -61,9 +63,14 @@ def _options(argv: list[str] | None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    known = {cell.name: cell for cell in CELLS}
+    from runner.plan.gpus import found_cards
+
+    here = CELLS if found_cards() else CPU_CELLS
+    known = {cell.name: cell for cell in (*CELLS, *CPU_CELLS)}
     parser.add_argument("--out", type=Path, default=Path("results"), help="folder of the results")
-    parser.add_argument("--cells", default=",".join(known), help="some of %(default)s (default: all)")
+    parser.add_argument(
+        "--cells", default=",".join(cell.name for cell in here), help="some of %(default)s (default: all)"
+    )
     parser.add_argument("--limit", type=float, default=120, help="seconds a cell may take (%(default)s)")
     parser.add_argument("--model-override", choices=["tiny"], help=argparse.SUPPRESS)
     parser.add_argument("--worker", type=Path, help=argparse.SUPPRESS)
@@ -80,7 +87,7 @@ def _file(out: Path, cell: Cell) -> Path:
 
 
 def _results(options: argparse.Namespace) -> dict[str, dict[str, Any]]:
-    files = {cell.name: _file(options.out, cell) for cell in CELLS}
+    files = {cell.name: _file(options.out, cell) for cell in (*CELLS, *CPU_CELLS)}
     return {name: json.loads(file.read_text()) for name, file in files.items() if file.is_file()}
 
 
@@ -171,6 +178,8 @@ def _free() -> int:
 def measured(cell: Cell, work: Path, small: str | None) -> dict[str, Any]:
     """What is predicted of a cell, and what it takes."""
     words = cell.words(small)
+    if cell.on_cpu:
+        return {"title": cell.name, **_run(cell, words, work), "card": None}
     result = _pack(cell, words, work) if cell.cells > 1 else _solo(cell, words, work)
     memory, seconds, card = predicted(cell, words, result.get("rate"))
     return {
@@ -224,23 +233,37 @@ def _solo(cell: Cell, words: list[str], work: Path) -> dict[str, Any]:
 
 def _pack(cell: Cell, words: list[str], work: Path) -> dict[str, Any]:
     """A packed sweep of so many cells, whose first record has what its process took."""
-    count = _PACK_STEPS * cell.batch
-    write_rows(work / "rows.jsonl", ({"text": random_words(cell.length, seed)} for seed in range(count)))
-    rates = ",".join(f"{1 + number / 10:g}e-4" for number in range(cell.cells))
-    command = [
-        *(sys.executable, "-m", "runner", "-m", *words),
-        *("data=text", f"data.path={work / 'rows.jsonl'}", "generation.samples=0", "data.metric=null"),
-        *(f"trainer.max_steps={_PACK_STEPS}", f"trainer.max_length={cell.length}"),
-        *('trainer.save_strategy="no"', f"trainer.learning_rate={rates}", f"output_dir={work / 'sweep'}"),
-    ]
-    subprocess.run(command, check=True, stdin=subprocess.DEVNULL)
-    runs = [file.parent for file in (work / "sweep").glob("*/run.json")]
-    record = json.loads((runs[0] / "run.json").read_text())
+    record, run = _command(cell, words, work)
     if record["metrics"].get("pack_cells_at_once") != cell.cells:
         raise RuntimeError(f"{record['metrics'].get('pack_cells_at_once')} cells shared a pass")
-    step = steady_step(logged_steps(runs[0]), _WARMUP)
+    step = steady_step(logged_steps(run), _WARMUP)
     which = "reserved" if record["device"]["kind"] == "cuda" else "rss"
     return {which: record["metrics"]["peak_memory_bytes"], "step_seconds": step}
+
+
+def _run(cell: Cell, words: list[str], work: Path) -> dict[str, Any]:
+    """A run, or a packed sweep, of a process of its own that its record compares."""
+    found = _command(cell, words, work)[0]["predicted"]
+    measured = {"reserved": found["measured_peak_bytes"], "step_seconds": found["measured_step_seconds"]}
+    said = {"reserved": found["peak_bytes"], "step_seconds": found["step_seconds"]}
+    return {"predicted": {"allocated": None, **said}, "measured": {"allocated": None, **measured}}
+
+
+def _command(cell: Cell, words: list[str], work: Path) -> tuple[dict[str, Any], Path]:
+    """Run a cell as a command; returns its record, or that of one of its cells, and the run folder."""
+    command = [sys.executable, "-m", "runner", *words, f"output_dir={work / 'run'}"]
+    if cell.length:
+        count = _STEPS_OF_A_RUN * cell.batch
+        write_rows(work / "rows.jsonl", ({"text": random_words(cell.length, seed)} for seed in range(count)))
+        command += ["data=text", f"data.path={work / 'rows.jsonl'}", "generation.samples=0"]
+        command += ["data.metric=null", f"trainer.max_steps={_STEPS_OF_A_RUN}"]
+        command += [f"trainer.max_length={cell.length}", 'trainer.save_strategy="no"']
+    if cell.cells > 1:
+        rates = ",".join(f"{1 + number / 10:g}e-4" for number in range(cell.cells))
+        command += ["-m", f"trainer.learning_rate={rates}"]
+    subprocess.run(command, check=True, stdin=subprocess.DEVNULL)
+    file = next((work / "run").glob("*/run.json" if cell.cells > 1 else "run.json"))
+    return json.loads(file.read_text()), file.parent
 
 
 if __name__ == "__main__":

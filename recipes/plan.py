@@ -10,16 +10,16 @@ from runner.config.recipes.cards import SIZES, Card, find_card, sized
 from runner.config.settings import RunConfig
 from runner.core.atomic import json_text, write_atomically
 from runner.plan import screen
-from runner.plan.estimate import make_case, total_steps
+from runner.plan.estimate import Case, make_case, total_steps
+from runner.plan.expected import Expected, expected
+from runner.plan.expected import Rows as RowSummary
 from runner.plan.find import find_architecture
 from runner.plan.fit import best_setting, command
-from runner.plan.gpus import found_cards
+from runner.plan.gpus import found_cards, this_machine
 from runner.plan.record import record
-from runner.plan.rows import Rows, read_rows
+from runner.plan.rows import Rows, longest_row, read_rows, unread
 from runner.rules.rulebook import departures
 from runner.runs.run_folder import RunFolder
-
-_USUAL_LENGTH = 1024  # of TRL's trainers and of this runner, where trainer.max_length is left out
 
 
 def run(config: RunConfig, folder: RunFolder) -> None:
@@ -35,7 +35,7 @@ def run(config: RunConfig, folder: RunFolder) -> None:
     with folder.timed("data"):
         rows = read_rows(config, objective, config.data)
         folder.notes += rows.notes
-    length = _length(config, architecture.positions, rows)
+    length = max(rows.lengths) if rows.lengths else longest_row(config, architecture.positions)
     classes = (rows.classes or 2) if objective.task_type == "SEQ_CLS" else None
     if objective.kind == "preference" and classes:
         classes = 1  # a reward
@@ -56,6 +56,8 @@ def run(config: RunConfig, folder: RunFolder) -> None:
         screen.advice(case, setting, card, rows)
     else:
         screen.table_of_sizes(case, cards)
+        if there := _on_this_machine(config, recipe, case, rows, classes):
+            screen.here(there)
         setting = next((found for _, found in cards if found is not None), None)
     ready = command(folder.record["overrides"], recipe, setting)
     parameters = case.architecture.parameters
@@ -68,6 +70,20 @@ def run(config: RunConfig, folder: RunFolder) -> None:
     folder.metrics |= {"predicted_peak_bytes": found["memory"]["reserved_bytes"]}
 
 
+def _on_this_machine(
+    config: RunConfig, recipe: str, case: Case, rows: Rows, classes: int | None
+) -> Expected | None:
+    """What the run takes on a machine without a GPU, by the same function as its opening."""
+    found = unread(config, case.architecture.positions)
+    if rows.lengths:
+        mean = sum(rows.lengths) / len(rows.lengths)
+        found = RowSummary(rows.count, max(rows.lengths), mean, rows.labelled)
+    trainee = replace(config, recipe=recipe)
+    objective, steps = OBJECTIVES[recipe], total_steps(case) or None
+    cells = (config.plan.cells, None)
+    return expected(trainee, objective, case.architecture, found, this_machine(), None, steps, classes, cells)
+
+
 def _cards(config: RunConfig) -> list[Card]:
     """The card to plan for: the one that is named, or found; else all common sizes."""
     if config.plan.gpu:
@@ -75,10 +91,3 @@ def _cards(config: RunConfig) -> list[Card]:
         assert card is not None  # the check of the config knows it
         return [card]
     return found_cards()[:1] or [sized(size) for size in SIZES]
-
-
-def _length(config: RunConfig, positions: int, rows: Rows) -> int:
-    """Tokens of the longest row of a batch."""
-    if rows.lengths:
-        return max(rows.lengths)
-    return min(positions, int(config.trainer.get("max_length", _USUAL_LENGTH) or positions))

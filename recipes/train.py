@@ -16,7 +16,7 @@ from runner.runs.parents import parents
 from runner.runs.resume import check_same
 from runner.runs.run_folder import RunFolder
 from runner.training.context import run_context
-from runner.training.load import compare, foresee, load_trainable
+from runner.training.load import compare, foresee, load_trainable, rows_of
 from runner.training.out_of_memory import BatchShrinker
 from runner.training.results import conclude, kept_scores, save_trained, training_metrics
 from runner.training.setup import check_training, opening_notes, total_steps
@@ -37,7 +37,7 @@ def train(config: RunConfig, folder: RunFolder, objective: Objective) -> None:
         check_same(setup.start, setup.resume_facts(data))
     steps = total_steps(setup.arguments, len(data.train.rows))
     setup.record_inputs(config, folder, data)
-    foreseen = foresee(config, objective, setup, data, head, steps, folder)
+    foreseen = foresee(config, objective, setup, rows_of(setup, data, objective), [folder], steps, head)
     notes, expected = opening_notes(config, folder), foreseen.line() if foreseen else ""
     terminal.opening(config, data, setup.precision, steps, folder.path, setup.pieces.line(), notes, expected)
 

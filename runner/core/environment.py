@@ -123,13 +123,24 @@ def native_precision() -> str:
     return "bf16" if capable and not torch.backends.mps.is_available() else "fp32"
 
 
+def cpu_precision() -> str:
+    """What ``auto`` stands for on this processor, as ``native_precision`` finds, without torch."""
+    flags = _cpu_fact("flags").split()
+    return "bf16" if {"avx512_bf16", "amx_tile"} & set(flags) else "fp32"
+
+
 def _cpu_name() -> str:
+    return _cpu_fact("model name") or platform.processor() or "CPU"
+
+
+def _cpu_fact(name: str) -> str:
+    """What Linux says of the first processor; empty elsewhere."""
     try:
         with open("/proc/cpuinfo", encoding="utf-8") as stream:
-            line = next((line for line in stream if line.startswith("model name")), "")
+            line = next((line for line in stream if line.startswith(name)), "")
     except OSError:
         line = ""
-    return line.partition(":")[2].strip() or platform.processor() or "CPU"
+    return line.partition(":")[2].strip()
 
 
 def available_memory() -> int:
@@ -154,6 +165,13 @@ def peak_memory() -> int:
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit
 
 
+def peak_allocated() -> int | None:
+    """Bytes: the most that tensors took of the CUDA device at once; None without CUDA."""
+    import torch
+
+    return torch.cuda.max_memory_allocated() if torch.cuda.is_available() else None
+
+
 def keep_freed_memory() -> None:
     """Let glibc keep freed blocks for the next step, instead of giving each back to the kernel.
 
@@ -171,3 +189,23 @@ def keep_freed_memory() -> None:
         return
     mallopt(mmap_threshold, most)
     mallopt(trim_threshold, most)
+
+
+class _Heap(ctypes.Structure):
+    """``struct mallinfo2`` of malloc.h."""
+
+    _names_ = "arena ordblks smblks hblks hblkhd usmblks fsmblks uordblks fordblks keepcost"
+    _fields_ = tuple((name, ctypes.c_size_t) for name in _names_.split())
+
+
+def used_memory() -> int:
+    """Bytes of memory that this process has, without freed blocks that glibc keeps for the next ones."""
+    import psutil
+
+    resident = psutil.Process().memory_info().rss
+    try:
+        mallinfo = ctypes.CDLL(None).mallinfo2  # since glibc 2.33
+    except (OSError, AttributeError, TypeError):
+        return resident
+    mallinfo.restype = _Heap
+    return max(0, resident - mallinfo().fordblks)

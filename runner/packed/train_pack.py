@@ -21,19 +21,17 @@ from runner.models.model import device, load_model
 from runner.packed import CannotPack, checkpoint
 from runner.packed.adapters import PackedAdapters, pack_adapters
 from runner.packed.cell import CellRun, CellState
+from runner.packed.foresee import foresee_pack
 from runner.packed.halving import Halving, decisions
-from runner.packed.memory import estimate_cells_per_pass
 from runner.packed.plan import PackPlan
 from runner.packed.trainer import PackedTrainer
-from runner.plan.packs import pack_memory, pack_pieces
-from runner.reports import terminal
 from runner.runs.checkpoint import step_of
 from runner.runs.parents import parents
 from runner.runs.run_folder import RunFolder
 from runner.speed.token_loss import unsupported_loss
-from runner.training.load import total_parameters
+from runner.training.load import compare, total_parameters
 from runner.training.results import complete_adapter, conclude, kept_scores
-from runner.training.setup import TrainingSetup, check_training, opening_notes, total_steps
+from runner.training.setup import TrainingSetup, check_training, total_steps
 
 
 @dataclass(frozen=True)
@@ -81,11 +79,13 @@ def train_pack(
         cell.folder.record["parents"] = parents(cell.config, cell.folder.path)
         setup.record_inputs(cell.config, cell.folder, data[cell.name])
 
+    foreseen = foresee_pack(pack.cells, objective, setup, data, steps, settings.max_cells)
     progress = PackProgress(steps)
     with pack.timed("load"):
         resumed = _newest_checkpoint(pack)
         packed = _load(pack, resumed)
-        trainer = _trainer(pack, packed, settings, steps, progress)
+        per_pass = foreseen.cells_per_pass if foreseen else 1
+        trainer = _trainer(pack, packed, settings, per_pass, progress)
     generators = _generators(pack)
     with pack.timed("score_before"):
         packed.state.show(0, 1)  # they begin alike
@@ -179,28 +179,24 @@ def _load(pack: Pack, resumed: Path | None) -> PackedAdapters:
 
 
 def _trainer(
-    pack: Pack, packed: PackedAdapters, settings: SweepSettings, steps: int, progress: PackProgress
+    pack: Pack,
+    packed: PackedAdapters,
+    settings: SweepSettings,
+    cells_per_pass: int,
+    progress: PackProgress,
 ) -> PackedTrainer:
-    """The trainer of all cells, after saying how many of them share a pass."""
+    """The trainer of all cells."""
     setup, data = pack.setup, pack.data[pack.first.name]
     assert pack.objective.packed is not None
     objective = pack.objective.packed()(
         setup.base.tokenizer.pad_token_id, adapter=bool(pack.first.config.adapter)
     )
-    rows = setup.arguments.per_device_train_batch_size * objective.sequences
-    longest = max(split.longest for split in (data.train, data.eval) if split)
-    first, count, has_cuda = pack.first.config, len(pack.cells), device().type == "cuda"
-    pieces = pack_pieces(setup.pieces, first.speed.cuda_graphs)
-    model, name = packed.model.get_base_model(), setup.precision.name
-    memory = pack_memory(first, pack.objective, model, pieces, name, count, rows * longest, has_cuda)
-    cells_per_pass, size = estimate_cells_per_pass(memory, packed.model, count, settings.max_cells)
-    counts, warnings = (count, cells_per_pass), opening_notes(first, pack.first.folder)
-    terminal.pack_opening(data, setup.precision, counts, steps, size, pieces.line(), warnings)
+    steps = total_steps(setup.arguments, len(data.train.rows))
     folders = {cell.name: cell.folder for cell in pack.cells}
     plan = PackPlan(
         cells_per_pass=cells_per_pass,
-        longest=longest,
-        pieces=pieces,
+        longest=max(split.longest for split in data.splits),
+        pieces=setup.pieces,
         checkpoint_seconds=settings.checkpoint_seconds,
         after_step=Halving(settings, steps, pack.work),
         on_step=progress.update_pack,
@@ -287,6 +283,7 @@ def _conclude(
         "pack_cells_at_once": min(trainer.passes.cells_per_pass, len(trainer.cells)),
         "peak_memory_bytes": environment.peak_memory(),
     }
+    compare(folder)
     folder.metrics |= kept_scores(pack.objective, state.scores)
     if state.held_out_rows:
         rows = enumerate(state.held_out_rows)

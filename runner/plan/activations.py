@@ -15,17 +15,19 @@ Eager layers keep what each operation of PyTorch and of transformers' modules ne
   for each adapter in float32 under autocast (it is cast for each), or with dropout (besides a mask of bytes);
 - of each adapter its low-rank product, p r.
 
+Of these ``speed.cpu_kernels`` keep less: an adapter and its layer are one operation, which keeps the layer's
+own input, that layers share; but up to 256 tokens attention by products of matrices keeps, beside its result,
+the copy of it in the order that the next layer reads, and of short rows the shares of each key in float32.
+
 Compiled layers keep what the min-cut partitioner of AOTAutograd chooses with the settings of
 ``runner.speed.layers`` (the same in torch 2.11 and 2.13): the input of the layer and that of the MLP (s h and
 p h), or where a norm is behind attention and MLP what it normalises (p h each); queries and keys before
 their norms and after rotation, values, the result of attention, gate and factor of the MLP, low-rank
-products. Inputs of adapters are computed again from these, but for three kinds: those of the first layer, to
-whose own input no gradient goes; those with dropout; and all of them where autocast casts for the adapter,
-since the partitioner lets nothing be computed again whose uses are far apart
-(``ban_recompute_used_far_apart``), as the products with the base and with the adapter then are.
+products. Inputs of adapters are computed again from these, but for two kinds: those of the first layer, to
+whose own input no gradient goes, and those with dropout.
 
 ``torch._functorch.partitioners.choose_saved_values_set`` with a budget b < 1 keeps the layer's input and, of
-the rest, the share b (a knapsack of whole tensors, so up to b), but no more than without that last rule.
+the rest, the share b (a knapsack of whole tensors, so up to b).
 """
 
 from __future__ import annotations
@@ -36,6 +38,10 @@ from dataclasses import dataclass
 from runner.plan.architecture import Architecture, Linear
 from runner.plan.step import Step
 from runner.plan.trained import Trained
+
+# Of runner.speed.cpu_kernels: the tokens of a row up to which attention is products of matrices, and the
+# shares (numbers of a call) that it keeps.
+BY_PRODUCTS, SHARES_KEPT = 256, 2**21
 
 _QKV = ("q_proj", "k_proj", "v_proj", "qkv_proj")
 _MLP = ("gate_proj", "up_proj", "gate_up_proj")
@@ -53,11 +59,14 @@ class Kept:
     made: float
 
 
-def kept(architecture: Architecture, trained: Trained, step: Step, padded: bool = False) -> Kept:
+def kept(
+    architecture: Architecture, trained: Trained, step: Step, padded: bool = False, length: int = 0
+) -> Kept:
     """What the decoder keeps for its backward pass.
 
-    ``padded`` says that rows have uneven lengths and attention a mask, for which keys and values are
-    repeated for every query head where layers are not compiled.
+    ``length`` are the tokens of a row, which matter to ``speed.cpu_kernels`` only. ``padded`` says that rows
+    have uneven lengths and attention a mask, for which keys and values are repeated for every query head
+    where layers are not compiled.
     """
     compiled = step.pieces.compile
     budget = step.pieces.activation_memory_budget if compiled else 0.0 if step.checkpointing else 1.0
@@ -65,7 +74,7 @@ def kept(architecture: Architecture, trained: Trained, step: Step, padded: bool 
     token = fixed = most = made = 0.0
     for number, linears in architecture.in_layers():
         layer = _Layer(architecture, linears, trained, step, first=number == 0 and not trained.whole)
-        full = sum(layer.compiled(layer.inputs_kept) if compiled else layer.eager(padded))
+        full = sum(layer.compiled(layer.inputs_kept) if compiled else layer.eager(padded, length))
         most = max(most, full)
         made += sum(layer.compiled(True)) if compiled else full
         if budget < 1:
@@ -87,7 +96,7 @@ class _Layer:
     step: Step
     first: bool  # nothing before it is trained: its input needs no gradient
 
-    def eager(self, padded: bool) -> Iterator[float]:
+    def eager(self, padded: bool, length: int = 0) -> Iterator[float]:
         """Bytes a token that an eager layer keeps, part by part."""
         a, p, s = self.architecture, self.step.product, self.step.weight
         h, q, v = a.hidden, a.queries, a.values
@@ -101,6 +110,9 @@ class _Layer:
         yield p * (2 * q + (2 * q if padded and a.kv_heads < a.heads else 2 * v)) + 4 * a.heads
         if any(each.short == "qkv_proj" for each in self.linears):
             yield p * (q + v)  # the values are a view of all three
+        if self.step.pieces.cpu_kernels and 0 < length <= BY_PRODUCTS:
+            yield p * q
+            yield 4 * a.heads * length if a.heads * length**2 <= SHARES_KEPT else 0  # of a row in its batch
         yield self._mlp(3 if a.gated else 1)
         yield from self._inputs(eager=True)
         yield self._low()
@@ -108,9 +120,7 @@ class _Layer:
     @property
     def inputs_kept(self) -> bool:
         """Whether a compiled layer keeps the inputs of its adapters."""
-        return bool(self.trained.dropout) or (
-            self.step.trained > self.step.product and not self.trained.whole
-        )
+        return bool(self.trained.dropout)
 
     def compiled(self, inputs: bool) -> Iterator[float]:
         """Bytes a token that a compiled layer keeps, part by part; ``inputs`` says that it keeps those of
@@ -155,6 +165,8 @@ class _Layer:
         adapted = self._adapted()
         chosen = self.linears if self.trained.whole else adapted
         casts = eager and (self.step.trained > p or (self.trained.whole and self.step.weight > p))
+        if self.step.pieces.cpu_kernels and self.step.cells == 1 and not (dropout or self.trained.whole):
+            casts = False  # a pack has layers of its own
         for group in self._sharing(chosen):
             short = group[0].short
             own = dropout or (casts and not (self.trained.whole and short in ("o_proj", "down_proj")))

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -12,7 +12,6 @@ from runner.config.recipes.cards import Card
 from runner.config.settings import RunConfig
 from runner.plan.architecture import Architecture
 from runner.plan.memory import Memory, StepMemory
-from runner.plan.packs import pack_pieces
 from runner.plan.step import Step, step_of
 from runner.plan.time import Duration, duration
 from runner.plan.trained import Trained, trained, with_score
@@ -65,11 +64,7 @@ class Case:
 
     def _step(self, native: str) -> Step:
         found = step_of(self.config, self.objective, self.recipe, self.architecture, self.trained, native)
-        cells = self.config.plan.cells
-        if cells > 1:
-            pieces = pack_pieces(found.pieces, self.config.speed.cuda_graphs)
-            found = dataclasses.replace(found, pieces=pieces)
-        return dataclasses.replace(found, cells=cells)
+        return dataclasses.replace(found, cells=self.config.plan.cells)
 
     def memory(self, card: Card | None = None, rows: int | None = None, length: int | None = None) -> Memory:
         """The memory of a step whose rows all have a length, by default the longest."""
@@ -142,9 +137,13 @@ def _most(fits: Any, limit: int) -> int:
 
 def total_steps(case: Case) -> int:
     """Optimizer steps of the run; 0 where the rows are not known."""
-    trainer, step = case.config.trainer, case.step()
+    return optimizer_steps(case.config.trainer, len(case.lengths) // case.step().sequences)
+
+
+def optimizer_steps(trainer: Mapping[str, Any], rows: int) -> int:
+    """Optimizer steps by the ``trainer`` section; 0 without rows, but where it says how many."""
     if (given := int(trainer.get("max_steps") or -1)) > 0:
         return given
-    rows = len(case.lengths) // step.sequences
-    a_step = step.batch * step.accumulation
+    batch = int(trainer.get("per_device_train_batch_size") or 8)
+    a_step = batch * int(trainer.get("gradient_accumulation_steps") or 1)
     return max(1, round(-(-rows // a_step) * float(trainer.get("num_train_epochs") or 3))) if rows else 0

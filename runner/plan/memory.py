@@ -24,6 +24,18 @@ CONTEXT = 500 * MIB
 # this: 17.6 GiB were held by a Qwen3-1.7B over NF4 of Alpaca rows, and these formulas say 13.6 (H200).
 WORKSPACE, FRAGMENTATION = 256 * MIB, 0.03
 
+# Without CUDA: what libraries take of their own code and tables when the first step runs (15 MiB of files, 10
+# of tables); and for each shape of a batch, what oneDNN keeps of the kernels that it makes for its products
+# (16 to 24 MiB in nine runs of one shape, as much for 2 layers as for 30; 23 a shape, with what is left
+# between them, over the 36 shapes of 80 steps of the default job and the 44 of 240), until its cache is full:
+# 240 steps of model=tiny, of a hundred shapes, had 620 MiB of kernels from the 40th on, and 1138 with gaps.
+LIBRARIES, KERNELS, MOST_KERNELS = 25 * MIB, 23 * MIB, 48
+# Freed blocks of logits that smaller tensors have split, as a share of the logits: 0.66 to 0.92 in four runs
+# whose loss was made at once, 1.26 to 1.67 in four that made it in parts, each of which finds the blocks of
+# the one before split (SmolLM2-135M; glibc keeps what is freed: runner.core.environment.keep_freed_memory).
+GAPS, GAPS_OF_PARTS = 0.8, 1.5
+_NO_TENSORS = ("context", "fragmentation", "kernels")
+
 LOGITS_CUDA, LOGITS = 2**27, 2**24  # numbers that runner.speed.token_loss holds at once
 _TRL_TOKENS, _TRL_WORDS = (
     4096,
@@ -38,6 +50,7 @@ KINDS = (
     "activations",
     "backward",
     "logits",
+    "kernels",
     "fragmentation",
     "context",
 )
@@ -52,7 +65,9 @@ class Memory:
     @property
     def allocated(self) -> int:
         """What tensors take, as ``torch.cuda.max_memory_allocated`` has it."""
-        return sum(size for kind, size in self.parts.items() if kind not in ("context", "fragmentation"))
+        return sum(
+            size for kind, size in self.parts.items() if kind not in ("context", "fragmentation", "kernels")
+        )
 
     @property
     def reserved(self) -> int:
@@ -72,7 +87,7 @@ class StepMemory:
     there; the begin of the backward pass, with what the gradient of one layer takes; and its end, with all
     gradients. The pool of CUDA graphs keeps what both passes take, warm-up included, and the loss has its own
     beside it, as has the pass of a reference.
-    ``padded`` says that rows have uneven lengths.
+    ``padded`` says that rows have uneven lengths, ``length`` are the tokens of one.
     """
 
     def __init__(
@@ -82,14 +97,16 @@ class StepMemory:
         step: Step,
         quantization: Mapping[str, Any],
         padded: bool = False,
+        length: int = 0,
     ) -> None:
         self._architecture, self._trained, self._step = architecture, trained, step
         self._resident = resident(architecture, trained, step, quantization)
         self._gradients = gradient_bytes(trained, step)
-        self._kept = kept(architecture, trained, step, padded)
+        self._kept = kept(architecture, trained, step, padded, length)
 
-    def at(self, tokens: int, labelled: int) -> Memory:
-        """The memory for a pass over as many tokens, ``labelled`` of which have a loss."""
+    def at(self, tokens: int, labelled: int, shapes: int = 1) -> Memory:
+        """The memory for a pass over as many tokens, ``labelled`` of which have a loss; the batches of a run
+        have ``shapes`` of them."""
         most = max(self._moments(tokens, labelled), key=lambda parts: sum(parts.values()))
         parts = {**self._resident, **most}
         step = self._step
@@ -99,7 +116,14 @@ class StepMemory:
         if step.on_cuda:
             parts["fragmentation"] = round(FRAGMENTATION * sum(most.values())) + WORKSPACE
             parts["context"] = CONTEXT
+        else:
+            logits = logit_bytes(self._architecture, step, tokens, labelled)
+            parts["fragmentation"] = round(logits * (GAPS_OF_PARTS if self._in_parts(labelled) else GAPS))
+            parts["kernels"] = LIBRARIES + KERNELS * min(shapes, MOST_KERNELS)
         return Memory({kind: parts[kind] for kind in KINDS if parts.get(kind)})
+
+    def _in_parts(self, labelled: int) -> bool:
+        return self._step.pieces.chunked_loss and labelled > _part(self._architecture, self._step)
 
     def _moments(self, tokens: int, labelled: int) -> Iterator[dict[str, int]]:
         architecture, trained, step = self._architecture, self._trained, self._step
@@ -115,7 +139,7 @@ class StepMemory:
             first = {"gradients": architecture.vocabulary * architecture.hidden * step.weight}  # the head's
             yield {**activations, **logits}
             yield {**first, **activations, **backward}
-            yield {**gradients, "backward": update_bytes(trained, step)}
+            yield {**gradients, "backward": max(update_bytes(trained, step), _second(architecture, step))}
 
 
 def resident(
@@ -136,9 +160,11 @@ def resident(
 
 
 def gradient_bytes(trained: Trained, step: Step) -> int:
-    """A number for each that is trained, in its own format."""
+    """A number for each that is trained, in its own format; of a pack those of a pass, too, which are added
+    to those of the cells."""
+    times = 2 * step.cells if step.cells > 1 else 1
     return (
-        sum(map(prod, trained.added)) * step.cells * step.trained
+        sum(map(prod, trained.added)) * times * step.trained
         + sum(map(prod, trained.copied)) * step.copied
         + sum(map(prod, trained.own)) * step.weight
     )
@@ -149,6 +175,11 @@ def update_bytes(trained: Trained, step: Step) -> int:
     each; fused kernels and those of bitsandbytes need none."""
     fused = "fused" in step.optimizer or "bit" in step.optimizer
     return 0 if fused else sum(map(prod, trained.own)) * step.weight
+
+
+def _second(architecture: Architecture, step: Step) -> int:
+    """The gradient that a tied embedding has as table, while that which it has as head waits for it."""
+    return architecture.vocabulary * architecture.hidden * step.weight if architecture.tied else 0
 
 
 def backward_bytes(architecture: Architecture, step: Step, tokens: int, layer: float) -> float:
@@ -179,22 +210,30 @@ def logit_bytes(architecture: Architecture, step: Step, tokens: int, labelled: i
     """What the loss takes beside the activations: logits, and hidden states with their gradients.
 
     ``speed.chunked_loss`` holds 2^27 logits of a part of the labelled tokens and as many gradients, and the
-    last part's gradients while the next is made; on a CPU 2^24, and six times as many numbers of float32.
-    TRL's own loss of tokens has a tile of 4096 tokens and 32768 words, and gradients in float32. Where a
-    library's loss wants all logits they are there once as computed, and in float32 with their log-softmax
-    and its gradient. Scores and classes need none.
+    last part's gradients while the next is made. On a CPU parts are of 2^24, and beside the logits there are
+    three numbers of float32 and a mark (four, where logits are not float32 themselves), then the last part's
+    logits and gradients. TRL's own loss of tokens has a tile of 4096 tokens and 32768 words on CUDA, and
+    gradients in float32. Where a library's loss wants all logits, as every one does on a CPU, they are there
+    once as computed, and in float32 with their log-softmax and its gradient; on a CPU once more, shifted, and
+    with the gradient as computed. Scores and classes need none.
     """
     a, p = architecture, step.product
     states = labelled * a.hidden
     if a.head not in {each.name for each in a.linears} or a.head == "score":
         return 0
     if step.pieces.chunked_loss:
-        size = LOGITS_CUDA if step.on_cuda else LOGITS
-        part = max(1, size // a.vocabulary)
-        copies = 2 * p if labelled <= part else 3 * p
-        extra = 0 if step.on_cuda else 4 * 4 + 8
-        return min(labelled, part) * a.vocabulary * (copies + extra) + 3 * p * states
-    if step.token_loss:
+        part = _part(a, step)
+        if step.on_cuda:
+            copies = 2 * p if labelled <= part else 3 * p
+        else:
+            copies = p + (4 if p < 4 else 0) + 3 * 4 + 1 + (0 if labelled <= part else 2 * p)
+        return min(labelled, part) * a.vocabulary * copies + 3 * p * states
+    if step.token_loss and step.on_cuda:
         tile = min(labelled, _TRL_TOKENS) * min(a.vocabulary, _TRL_WORDS)
         return p * tile + (p + 4) * states
-    return tokens * a.vocabulary * (p + 12)
+    return tokens * a.vocabulary * (p + 12 if step.on_cuda else 2 * p + 16)
+
+
+def _part(architecture: Architecture, step: Step) -> int:
+    """Labelled tokens whose logits ``speed.chunked_loss`` makes at once."""
+    return max(1, (LOGITS_CUDA if step.on_cuda else LOGITS) // architecture.vocabulary)

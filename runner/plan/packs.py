@@ -3,45 +3,42 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable
-from typing import Any
+from collections.abc import Callable, Sequence
 
-from runner.config.objective import Objective
 from runner.config.settings import RunConfig
-from runner.plan.built import of_model
-from runner.plan.families import from_facts
-from runner.plan.memory import Memory, StepMemory
-from runner.plan.step import step_of
-from runner.plan.trained import trained
-from runner.speed.pieces import Pieces
+from runner.plan.memory import Memory
+
+# Of the memory that is free beside base and adapters; the rest is for what is not calculated.
+_SHARE = 0.7
+_ON_DEVICE = ("base", "adapter")
+_OF_A_CELL = ("adapter", "gradients", "optimizer")
 
 
-def pack_pieces(pieces: Pieces, cuda_graphs: bool | None) -> Pieces:
-    """The pieces of ``speed`` that a pack has; ``cuda_graphs`` is what the config says of these."""
-    if cuda_graphs is None:
-        return pieces.without("cuda_graphs", "in a pack by speed.cuda_graphs=true only")
-    return pieces
+def widest(configs: Sequence[RunConfig]) -> RunConfig:
+    """The config that stands for all cells of a pack: smaller ranks are filled up to the largest one, and
+    where one has dropout, all are computed with it."""
+    first = max(configs, key=lambda config: int(config.lora.get("r") or 0))
+    dropout = max(float(config.lora.get("lora_dropout") or 0.0) for config in configs)
+    return dataclasses.replace(first, lora={**first.lora, "lora_dropout": dropout} if dropout else first.lora)
 
 
-def pack_memory(
-    config: RunConfig,
-    objective: Objective,
-    model: Any,
-    pieces: Pieces,
-    precision: str,
-    cells: int,
-    tokens: int,
-    on_cuda: bool,
-) -> Callable[[int], Memory]:
-    """What a step of a pack takes, as a function of how many of its ``cells`` share a pass.
+def cells_in_a_pass(memory: Callable[[int], Memory], cells: int, limit: int | None, free: int) -> int:
+    """How many of ``cells``, at most ``limit``, can share a pass where ``free`` bytes are left before the
+    base is loaded; at least one. ``memory`` says what a step takes with so many in a pass."""
+    there = _sum(memory(1), _ON_DEVICE)
+    room = _SHARE * (free - there)
 
-    ``config`` is the first cell's, ``model`` the loaded base, ``precision`` the one that is used; ``tokens``
-    are those of the longest batch of a cell.
-    """
-    facts = model.config.to_dict()
-    architecture = from_facts(facts) or of_model(model, model.config, facts=facts)
-    found = trained(architecture, config.lora)
-    step = step_of(config, objective, config.recipe, architecture, found, precision, on_cuda)
-    step = dataclasses.replace(step, pieces=pieces, cells=cells)
-    memory = StepMemory(architecture, found, step, config.quantization or architecture.quantization)
-    return lambda count: memory.at(count * tokens, count * tokens)
+    def need(count: int) -> int:
+        return memory(count).reserved - there
+
+    most = min(cells, limit or cells)
+    return max((count for count in range(1, most + 1) if need(count) <= room), default=1)
+
+
+def bytes_of_a_cell(memory: Memory, cells: int) -> int:
+    """Bytes that each of a pack's ``cells`` has whether its rows are in a pass or not."""
+    return round(_sum(memory, _OF_A_CELL) / cells)
+
+
+def _sum(memory: Memory, kinds: Sequence[str]) -> int:
+    return sum(memory.parts.get(kind, 0) for kind in kinds)

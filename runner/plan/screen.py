@@ -10,7 +10,7 @@ from rich.table import Table
 from runner.config.recipes.cards import Card
 from runner.core import console
 from runner.plan.estimate import Case, total_steps
-from runner.plan.expected import duration_text, gib
+from runner.plan.expected import Expected, duration_text, gib
 from runner.plan.fit import SHARE, Setting, covering_length, with_recomputation
 from runner.plan.rows import Rows
 from runner.plan.step import Step
@@ -18,6 +18,7 @@ from runner.rules.bands import Departure
 from runner.rules.page import table_lines
 
 _WIDTH = 80  # columns
+_SHOWN = 0.005 * 2**30  # bytes of a kind, below which it is 0.00 in the table
 _SHORTER = 0.8  # of the longest row, what a shorter length must be to be worth a word
 # Of each kind what it is, in a word or two.
 _LABELS = {
@@ -29,6 +30,7 @@ _LABELS = {
     "activations": "activations",
     "backward": "a layer's backward pass",
     "logits": "logits and loss",
+    "kernels": "kernels",
     "fragmentation": "workspaces, gaps",
     "context": "CUDA context",
 }
@@ -77,7 +79,7 @@ def memory_table(case: Case, card: Card | None) -> None:
     for name, _ in columns:
         table.add_column(name, justify="right", no_wrap=True)
     for kind, label in _LABELS.items():
-        if any(memory.parts.get(kind) for _, memory in columns):
+        if any(memory.parts.get(kind, 0) >= _SHOWN for _, memory in columns):
             table.add_row(label, *(gib(memory.parts.get(kind, 0)) for _, memory in columns))
     table.add_row("[bold]all[/]", *(f"[bold]{gib(memory.total)}[/]" for _, memory in columns))
     console.out.print()
@@ -151,7 +153,7 @@ def table_of_sizes(case: Case, settings: Sequence[tuple[Card, Setting | None]]) 
         ("GPU", True),
         ("as it is", False),
         ("base", False),
-        ("batch", True),
+        ("passes", True),
         ("activations", False),
         ("GiB", True),
     ):
@@ -162,18 +164,22 @@ def table_of_sizes(case: Case, settings: Sequence[tuple[Card, Setting | None]]) 
             table.add_row(card.name, as_is, "nothing fits", "", "", "")
             continue
         step = setting.case.step(card)
-        passes = f" in {step.accumulation}" if step.accumulation > 1 else ""
         table.add_row(
             card.name,
             as_is,
             _format(step),
-            f"{step.batch}{passes}",
+            f"{step.accumulation} of {step.batch}",
             with_recomputation(step),
             gib(setting.case.memory(card).total),
         )
     console.out.print()
-    console.out.print("no GPU here: the settings that fit cards of these sizes, for the same rows a step")
+    console.out.print("no GPU here: what fits cards of these sizes, with as many rows a step")
     console.out.print(table)
+
+
+def here(found: Expected) -> None:
+    """Print what the config takes on this machine, which has no GPU."""
+    console.out.print(f"\non this CPU: {found.line()}, {gib(found.place.free)} are free")
 
 
 def departures(found: Sequence[Departure]) -> None:

@@ -28,7 +28,7 @@ _ASKED = (
     "use_bdlora",
     "velora_config",
 )
-_PLAIN = "peft.LoraConfig"
+PLAIN_LORA = "peft.LoraConfig"
 SCORE = "score"  # the head of a reward model or a classifier
 
 
@@ -70,7 +70,7 @@ def trained(architecture: Architecture, lora: Mapping[str, Any], classes: int | 
     """
     if not lora:
         return Trained(own=tuple(_own_shapes(architecture)), whole=True, head=True)
-    if lora.get("_target_") != _PLAIN or any(lora.get(key) for key in _ASKED):
+    if lora.get("_target_") != PLAIN_LORA or any(lora.get(key) for key in _ASKED):
         return _of_peft(architecture, lora, classes)
     return _of_lora(architecture, lora, classes)
 

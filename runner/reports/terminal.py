@@ -32,9 +32,7 @@ def opening(
     out.print(f"[bold]{config.recipe}[/]  {escape(str(model).partition('#')[0])}, {method}, {precision.name}")
     _data(data)
     out.print(f"[bold]run[/]  {escape(str(path))}, about {steps:,} steps")
-    out.print(f"[bold]speed[/] {escape(speed)}")
-    if expected:
-        out.print(f"[bold]plan[/] {escape(expected)}")
+    _speed(speed, expected)
     for warning in warnings:
         warn(warning)
 
@@ -44,22 +42,25 @@ def pack_opening(
     precision: Precision,
     cells: tuple[int, int],
     steps: int,
-    size: int,
     speed: str,
     warnings: Iterable[str],
+    expected: str,
 ) -> None:
-    """Print the data of a pack, its cells, how many share a pass, its expected ``size`` in bytes, and the
-    pieces of ``speed``."""
+    """Print the data of a pack, its cells, how many share a pass, the pieces of ``speed`` and what it is
+    ``expected`` to take."""
     _data(data)
     count, cells_per_pass = cells
     passes = "in one pass" if cells_per_pass >= count else f"{cells_per_pass} in a pass, for memory"
-    out.print(
-        f"[bold]pack[/] {count} cells, {passes}, about {size / 2**30:.1f} GiB, "
-        f"{precision.name}, {steps:,} steps"
-    )
-    out.print(f"[bold]speed[/] {escape(speed)}")
+    out.print(f"[bold]pack[/] {count} cells, {passes}, {precision.name}, {steps:,} steps")
+    _speed(speed, expected)
     for warning in warnings:
         warn(warning)
+
+
+def _speed(speed: str, expected: str) -> None:
+    out.print(f"[bold]speed[/] {escape(speed)}")
+    if expected:
+        out.print(f"[bold]plan[/] {escape(expected)}")
 
 
 def _data(data: Data) -> None:
@@ -98,13 +99,14 @@ def closing(record: dict[str, Any], folder: Path) -> None:
     phases = [
         (name.replace("_", " "), seconds) for name, seconds in record["times"].items() if seconds >= 0.5
     ]
-    table.add_row("", ", ".join(f"{name} {seconds:.0f} s" for name, seconds in phases))
+    if phases:
+        table.add_row("", ", ".join(f"{name} {seconds:.0f} s" for name, seconds in phases))
     if "tokens_per_second" in metrics:
         table.add_row("speed", f"{metrics['tokens_per_second']:,.0f} tokens/s")
     if "peak_memory_bytes" in metrics:
         table.add_row("peak memory", f"{metrics['peak_memory_bytes'] / 2**30:.2f} GiB")
     table.add_row("device", escape(f"{record['device']['name']} ({record['device']['kind']})"))
-    results = ("adapter", "model", "model-*", "report.html", "inspect.jsonl", "answers.jsonl")
+    results = ("adapter", "model", "model-*", "report.html", "inspect.jsonl", "answers.jsonl", "plan.json")
     for file in (file for pattern in results for file in sorted(folder.glob(pattern))):
         table.add_row(file.stem.partition("-")[0], escape(str(file)))
     out.print()

@@ -73,7 +73,8 @@ class FastDecoder:
             return self._hidden(input_ids, attention_mask)[places]
         self._rows = max(self._rows, len(input_ids))
         if flat is not None and self._is_less(flat, input_ids) and self._can_lay_flat(flat.lines):
-            inputs, chosen = self._filled_flat(flat) if self._record else flat[:4], flat.places
+            flat = self._filled_flat(flat) if self._record else flat
+            inputs, chosen = flat[:4], flat.places
         elif self._record:
             inputs = (self._filled(input_ids),)
             chosen = places[0] * inputs[0].shape[1] + places[1]
@@ -137,13 +138,11 @@ class FastDecoder:
         missing = self._rows - rows if self._fill else 0
         return pad(input_ids, (0, self._length(length) - length, 0, missing))
 
-    def _filled_flat(self, flat: Flat) -> tuple[torch.Tensor, ...]:
+    def _filled_flat(self, flat: Flat) -> Flat:
         """With a last row of what fills it up, and empty ones behind, as there are in the largest batch."""
-        width, count = bucket(flat.tokens), flat.ends.shape[1] + 1
-        if self._fill:
-            count = max(count, self._rows // flat.lines + 3)
-        tokens = (pad(each, (0, width - flat.tokens)) for each in flat[:3])
-        return *tokens, pad(flat.ends, (0, count - flat.ends.shape[1]), value=width)
+        rows = flat.ends.shape[1]
+        rows = max(rows, self._rows // flat.lines + 2) if self._fill else rows
+        return flat.filled(bucket(flat.tokens), rows)
 
     def _can_lay_flat(self, lines: int) -> bool:
         """Whether rows may stand side by side, which is tried out once."""

@@ -8,6 +8,7 @@ from contextlib import ExitStack, contextmanager
 from typing import Any
 
 import torch
+from peft.tuners.lora import LoraLayer
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils._pytree import tree_leaves, tree_map_only
 from transformers import AttentionInterface
@@ -56,6 +57,7 @@ class FastLayers:
         self.causal = causal_only(model)
         self._on_cpu = pieces.cpu_kernels and next(model.parameters()).device.type == "cpu"
         self._lora = lora_forwards(model) if self._on_cpu else []
+        self._adapters: list[Any] = [each for each in model.modules() if isinstance(each, LoraLayer)]
 
     @contextmanager
     def on(self, training: bool, attention: str | None = None) -> Iterator[None]:
@@ -73,6 +75,8 @@ class FastLayers:
                 stack.enter_context(patched(self._config, "_attn_implementation_internal", attention))
             if self._on_cpu and training:
                 stack.enter_context(replaced(self._lora))
+            if self._pieces.compile and training:
+                stack.enter_context(_cast_once(self._adapters))
             if self._pieces.compile and training:
                 self._compile()
                 stack.enter_context(_compile_settings(self._pieces.activation_memory_budget))
@@ -179,6 +183,22 @@ def _compile_settings(budget: float) -> Iterator[None]:
         torch._dynamo.config.patch(recompile_limit=_SHAPES),
     ):
         yield
+
+
+@contextmanager
+def _cast_once(adapters: list[Any]) -> Iterator[None]:
+    """PEFT casts the input of an adapter in float32 to float32, which autocast casts to bfloat16 again: the
+    same numbers, but other tensors than those that the base is multiplied with, which are kept besides (29%
+    of what the layers of a Qwen3 keep) and written. In this block autocast alone casts."""
+    cast = [each for each in adapters if each.cast_input_dtype_enabled]
+    on = bool(cast) and torch.is_autocast_enabled(next(cast[0].parameters()).device.type)
+    for each in cast if on else []:
+        each.cast_input_dtype_enabled = False
+    try:
+        yield
+    finally:
+        for each in cast:
+            each.cast_input_dtype_enabled = True
 
 
 @contextmanager

@@ -23,12 +23,13 @@ class Device:
 
     ``name`` is what people read: ``GPU 1``, ``cores 0-3``, or ``host`` for all that there is without CUDA.
     ``variables`` are added to the environment of the process, which is bound to ``cores`` (none: to what its
-    parent is bound to).
+    parent is bound to). ``gpus`` counts CUDA devices.
     """
 
     name: str
     variables: dict[str, str] = field(default_factory=dict, hash=False)
     cores: tuple[int, ...] = ()
+    gpus: int = 0
 
 
 def choose(chosen: Chosen, together: bool = False) -> list[Device]:
@@ -82,7 +83,7 @@ def _gpu(names: Sequence[str]) -> Device:
     ):  # numbered by nvidia-smi, which does not count the fastest first as CUDA does
         variables[_ORDER] = os.environ.get(_ORDER, "PCI_BUS_ID")
     shown = ",".join(names)
-    return Device(f"GPU {shown}" if names[0].isdigit() else shown, variables)
+    return Device(f"GPU {shown}" if names[0].isdigit() else shown, variables, gpus=len(names))
 
 
 def _shares(chosen: Chosen) -> list[Device]:

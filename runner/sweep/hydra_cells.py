@@ -79,10 +79,9 @@ class ComposedCells:
         try:
             sweep, every, combined = self._begin(kept, folder)
             sweep.run(every, self._values(every))
-        except ConfigError:
+        finally:
             with contextlib.suppress(OSError):
-                folder.rmdir()  # which the sweeper has made, and is empty
-            raise
+                folder.rmdir()  # which the sweeper has made, and is empty where nothing was run
         return [
             self._return(sweep, overrides, cells, number)
             for number, (overrides, cells) in enumerate(zip(kept, combined, strict=True), start=first)

@@ -18,8 +18,9 @@ from runner.core.signals import Terminated
 from runner.sweep.devices import Device
 from runner.sweep.jobs import Job
 from runner.sweep.ledger import DONE, INTERRUPTED, Ledger
+from runner.sweep.opening import count
 from runner.sweep.processes import Child, Children
-from runner.sweep.screen import counted, live, showing
+from runner.sweep.screen import live, showing
 
 
 @dataclass(frozen=True)
@@ -87,7 +88,7 @@ class Leases:
         console.heading(
             f"{job.name} on {device.name}: {_cells(job)}"
             if self._several
-            else f"{job.name}: {counted(len(job.cells))}"
+            else f"{job.name}: {count(len(job.cells))}"
         )
         self._children.start(lease.file, device, not self._several, self._lock, lease.again)
         self._running[job.name] = lease
@@ -129,7 +130,7 @@ class Leases:
     def _stop(self, number: int) -> None:
         """Send the signal to the children and wait for them; a second interrupt kills them."""
         self._stopped = True
-        jobs = counted(len(self._children.running), "job")
+        jobs = count(len(self._children.running), "job")
         console.warn(f"ending {jobs}; a second interrupt kills without waiting")
         self._children.send(number)
         while self._children.running:
@@ -142,4 +143,4 @@ class Leases:
 
 def _cells(job: Job) -> str:
     """The one cell of a job by its name, several by their number."""
-    return job.names[0] if len(job.names) == 1 else counted(len(job.names))
+    return job.names[0] if len(job.names) == 1 else count(len(job.names))

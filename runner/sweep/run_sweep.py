@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import shlex
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
@@ -22,7 +23,7 @@ from runner.sweep.devices import Device, choose
 from runner.sweep.jobs import Job, make_jobs, record_jobs, write_job
 from runner.sweep.leases import Leases
 from runner.sweep.ledger import DONE, Ledger
-from runner.sweep.screen import say_plan, warn_of_other_code
+from runner.sweep.opening import say_plan, say_verdicts, warn_of_other_code
 
 
 class Sweep:
@@ -37,7 +38,7 @@ class Sweep:
         self._lock: FolderLock | None = None
         self._ledger: Ledger | None = None
         self._said: set[str] = set()  # warnings
-        self.ran = False  # whether a batch has passed its checks
+        self.ran = self.planned = False  # whether a batch has passed its checks; whether none is to be run
 
     @property
     def command(self) -> str:
@@ -52,14 +53,19 @@ class Sweep:
 
     def run(self, cells: Sequence[Cell], axes: Mapping[str, Sequence[str]]) -> None:
         """Run the cells that have no result yet. Raises ``ConfigError`` before anything is started."""
-        devices = self._check(cells)
+        if issues := list(check_cells(cells)):
+            raise ConfigError(issues)
+        if self._only_planned(cells):
+            return
+        devices = choose(self.settings.devices, any(cell.config.model.device_map for cell in cells))
         self._open()
         if issues := self.ledger.stale(cells):
             self.close()
             raise ConfigError(issues)
-        self.ran = True
         self.ledger.add(cells, axes)
         jobs = self._plan(cells, devices)
+        self._expect(jobs, on_cuda=devices[0].gpus == 1)
+        self.ran = True
         record_jobs(self.ledger.jobs, jobs)
         self.ledger.write()
         leases = Leases(devices, self.ledger, self._lock, self._write)
@@ -69,9 +75,19 @@ class Sweep:
         finally:
             self.ledger.write()
 
+    def _only_planned(self, cells: Sequence[Cell]) -> bool:
+        from runner.sweep.plan_sweep import is_planned, plan_sweep
+
+        self.planned = is_planned(cells)
+        if self.planned:
+            plan_sweep(cells, self.settings, self._typed)
+        return self.planned
+
     def outcome(self, cells: Sequence[Cell]) -> tuple[float | None, str | None]:
         """The mean of the deciding metric over cells (of one combination), or why there is none."""
         values, metric = [], self.settings.metric
+        if self.planned:
+            return None, None
         for cell in cells:
             status, reason = self.ledger.status(cell.name), self.ledger.cells[cell.name]["reason"]
             if status not in DONE:
@@ -99,18 +115,6 @@ class Sweep:
             self._lock.release()
             self._lock = None
 
-    def _check(self, cells: Sequence[Cell]) -> list[Device]:
-        """The devices of a batch of cells. Raises ``ConfigError`` for what is wrong with either."""
-        issues, devices = list(check_cells(cells)), []
-        together = any(cell.config.model.device_map for cell in cells)
-        try:
-            devices = choose(self.settings.devices, together)
-        except ConfigError as error:
-            issues += error.issues
-        if issues:
-            raise ConfigError(issues)
-        return devices
-
     def _write(self, job: Job) -> Path:
         return write_job(job, self.folder, self.command, self.settings)
 
@@ -130,10 +134,26 @@ class Sweep:
         todo = [cell for cell in cells if cell not in done and cell.name not in over]
         ledger.mark((cell.name for cell in todo), "waiting")
         jobs = make_jobs(todo, self.settings, len(devices), ledger)
-        say_plan(self.folder, cells, jobs, len(done), over, devices)
+        say_plan(self.folder, cells, jobs, len(done), over, [device.name for device in devices])
         warn_of_other_code(done, jobs, ledger)
         self._warn(scale_summary((cell.name, cell.config.lora) for cell in cells))
         return jobs
+
+    def _expect(self, jobs: Sequence[Job], on_cuda: bool) -> None:
+        """Say what the jobs are expected to take. Raises ``ConfigError`` where a cell cannot fit its GPU."""
+        from runner.sweep.verdicts import foresee
+
+        try:
+            say_verdicts(foresee(jobs, self.settings, on_cuda))
+        except ConfigError:
+            self.close()
+            if not self.ran:
+                with contextlib.suppress(OSError):
+                    (self.folder / "jobs").rmdir()  # of a sweep that has not begun
+            raise
+        except KeyboardInterrupt:
+            self.ran = True  # the cells are there to be resumed
+            raise
 
     def _warn(self, notes: Iterable[str]) -> None:
         for note in notes:

@@ -4,7 +4,10 @@ is loaded, what that is expected to take."""
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from itertools import pairwise
+from statistics import median
 from typing import Any
 
 import psutil
@@ -13,11 +16,18 @@ from runner.config.adapters import adapters
 from runner.config.objective import Objective
 from runner.config.recipes.cards import Card, find_card
 from runner.config.settings import RunConfig
+from runner.core import environment
 from runner.data.splits import Data
 from runner.models.adapter import AdapterSaver, add_adapter, changes_base, continue_adapter
+from runner.models.base import Base
 from runner.models.build import peft_config
+from runner.models.empty_model import empty_model
 from runner.models.model import device, load_model
-from runner.plan.expected import Expected, Rows, expected
+from runner.plan.architecture import Architecture
+from runner.plan.built import of_model
+from runner.plan.expected import Expected, Place, Rows, expected
+from runner.plan.families import from_facts
+from runner.plan.rows import summary
 from runner.runs.run_folder import RunFolder
 from runner.training.setup import TrainingSetup
 
@@ -75,55 +85,90 @@ def foresee(
     config: RunConfig,
     objective: Objective,
     setup: TrainingSetup,
-    data: Data,
-    head: list[str] | None,
+    rows: Rows,
+    folders: Sequence[RunFolder],
     steps: int,
-    folder: RunFolder,
+    head: list[str] | None = None,
+    most_per_pass: int | None = None,
 ) -> Expected | None:
-    """Record what a run will take. Raises ``ConfigError`` where it cannot fit its GPU, unless
-    ``plan.check=false``.
+    """Record in the ``folders`` of a run, or of the cells of a pack, what it will take. Raises
+    ``ConfigError`` where it cannot fit its GPU, unless ``plan.check=false``.
 
-    None where the model's config does not tell. Nothing is refused but on CUDA.
+    ``config`` is that of the run, or ``runner.plan.packs.widest`` of the cells', of which ``most_per_pass``
+    may share a pass. None where the config does not tell. Nothing is refused but on CUDA.
     """
-    card = cuda_card()
-    found = expected(
-        config,
-        objective,
-        setup.base.config.to_dict(),
-        (setup.precision.name, setup.pieces),
-        _rows(setup, data, objective),
-        steps,
-        len(head) if head else None,
-        card,
-        psutil.Process().memory_info().rss,
-    )
+    architecture = _architecture(setup.base)
+    if architecture is None:
+        return None
+    classes, cells = len(head) if head else None, (len(folders), most_per_pass)
+    step = (setup.precision.name, setup.pieces)
+    found = expected(config, objective, architecture, rows, place(), step, steps, classes, cells)
     if found is None:
         return None
-    folder.record["predicted"] = found.record()
-    if config.plan.check and card is not None:
-        import torch
-
-        free, _ = torch.cuda.mem_get_info(device())
-        found.check_fits(free + torch.cuda.memory_reserved() - torch.cuda.memory_allocated())
+    for folder in folders:
+        folder.record["predicted"] = found.record()
+    found.check_fits()
     return found
 
 
+def _architecture(base: Base) -> Architecture | None:
+    """What the config says of the model, or its modules without weights; None for remote code."""
+    found = from_facts(base.config.to_dict())
+    if found is not None or base.settings.trust_remote_code:
+        return found
+    try:
+        quantization = getattr(base.config, "quantization_config", None)
+        facts = base.config.to_dict()
+        return of_model(empty_model(base), base.config, dict(quantization or {}), facts)
+    except (AttributeError, TypeError):  # a config without heads, or with several for its layers
+        return None
+
+
+def place() -> Place:
+    """The device of this process, what of it is free, and what this process has."""
+    return Place(
+        cuda_card(), free_bytes(), psutil.Process().memory_info().rss, environment.native_precision()
+    )
+
+
+def free_bytes() -> int:
+    """Memory that the device of this process has left."""
+    if cuda_card() is None:
+        return environment.available_memory()
+    import torch
+
+    free, _ = torch.cuda.mem_get_info(device())
+    return free + torch.cuda.memory_reserved() - torch.cuda.memory_allocated()
+
+
 def compare(folder: RunFolder) -> None:
-    """Put the peak that was measured beside the predicted one."""
-    if "predicted" in folder.record:
-        folder.record["predicted"]["measured_peak_bytes"] = folder.metrics["peak_memory_bytes"]
+    """Put what was measured beside what was predicted: the peak, and the seconds of the median step."""
+    predicted = folder.record.get("predicted")
+    if predicted is None:
+        return
+    predicted["measured_peak_bytes"] = folder.metrics["peak_memory_bytes"]
+    if (allocated := environment.peak_allocated()) is not None:
+        predicted["measured_allocated_bytes"] = allocated
+    predicted["measured_step_seconds"] = steady_step(folder.logged())
 
 
-def _rows(setup: TrainingSetup, data: Data, objective: Objective) -> Rows:
-    train = data.train
-    labelled = train.trained_tokens / max(1, train.tokens) if objective.token_loss else 1.0
-    if setup.packs and setup.max_length:
-        return Rows(
-            max(1, train.tokens // setup.max_length), setup.max_length, float(setup.max_length), labelled
-        )
-    sequences = 2 if objective.kind == "preference" else 1
-    mean = train.tokens / max(1, len(train.rows) * sequences)
-    return Rows(len(train.rows), train.longest, min(mean, train.longest), labelled)
+def steady_step(lines: Sequence[Mapping[str, Any]]) -> float | None:
+    """Seconds of the median optimizer step by the lines of a log; None where there are too few.
+
+    The first steps, which compile and record, are left out where there are many.
+    """
+    ends = [(line["step"], line["seconds"]) for line in lines if line.get("loss") is not None]
+    steps = [
+        (after - before) / (last - first)
+        for (first, before), (last, after) in pairwise(ends)
+        if last > first and after > before  # a run that was resumed counts its seconds anew
+    ]
+    return round(median(steps[len(steps) // 4 :]), 6) if steps else None
+
+
+def rows_of(setup: TrainingSetup, data: Data, objective: Objective, in_pack: bool = False) -> Rows:
+    """The rows that a run, or a cell of a pack, is trained on, as the plan counts them."""
+    return summary(data, objective, setup.max_length if setup.packs else None, in_pack)
 
 
 def cuda_card() -> Card | None:

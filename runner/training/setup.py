@@ -149,6 +149,11 @@ def check_training(config: RunConfig, objective: Objective, folder: Path) -> Tra
     unsupported_loss = _check_adapter(config, objective, base, arguments, classes)
     if not objective.token_loss:
         unsupported_loss = f"recipe={config.recipe} has the library's own loss"
+    pieces = choose_pieces(config, arguments, precision, unsupported_loss, has_cuda)
+    if pieces.async_logging and not config.trainer.get("accelerator_config"):
+        # else each batch is copied once the GPU has done all before, which then waits for the next one
+        loader: Any = arguments.accelerator_config
+        loader.non_blocking = True
     return TrainingSetup(
         base=base,
         identity=identity,
@@ -159,7 +164,7 @@ def check_training(config: RunConfig, objective: Objective, folder: Path) -> Tra
         arguments=arguments,
         start=start,
         data=config.data,
-        pieces=choose_pieces(config, arguments, precision, unsupported_loss, has_cuda),
+        pieces=pieces,
         parents=[adapter_digest(adapter.folder) for adapter in adapters(config)],
         warnings=[*start.notes, *warnings, *template_notes, *stop_warnings, *loading_warnings],
     )

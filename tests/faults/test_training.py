@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import resource
 import signal
 from pathlib import Path
@@ -148,6 +149,9 @@ def test_25_shrinking_on_cuda(cli, capsys):
     try:
         assert cli(*words, *big, folder="stops").code == 1
         assert "on_oom=shrink" in capsys.readouterr().err
+        torch.compiler.reset()  # what the first run has left: another process would begin without
+        gc.collect()
+        torch.cuda.empty_cache()
         run = cli(*words, *big, "on_oom=shrink")
     finally:
         torch.cuda.set_per_process_memory_fraction(1.0)

@@ -231,7 +231,7 @@ def test_the_estimate_is_tried_before_the_first_step(monkeypatch, estimate, room
 
     peak = [0]
     monkeypatch.setattr(memory, "_forward_backward", attempt)
-    monkeypatch.setattr(memory, "free_bytes", lambda model: room)
+    monkeypatch.setattr(memory, "free_bytes", lambda: room)
     for name, value in (("memory_allocated", 0), ("reset_peak_memory_stats", None), ("empty_cache", None)):
         monkeypatch.setattr(torch.cuda, name, lambda value=value: value)
     monkeypatch.setattr(torch.cuda, "max_memory_allocated", lambda: peak[0])

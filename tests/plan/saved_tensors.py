@@ -82,7 +82,13 @@ def trainable(model: Any, lora: dict[str, Any], quantized: bool) -> Any:
 
 
 def saved_bytes(
-    model: Any, rows: int, length: int, autocast: bool, compiled: bool = False, budget: float = 1.0
+    model: Any,
+    rows: int,
+    length: int,
+    autocast: bool,
+    compiled: bool = False,
+    budget: float = 1.0,
+    cpu_kernels: bool = False,
 ) -> int:
     """Bytes of all storages that autograd keeps of a forward pass through the decoder, the model's own left
     out. Layers are compiled as in a run, or as the library computes them."""
@@ -96,11 +102,13 @@ def saved_bytes(
         kept.add(saved)
         return saved
 
-    pieces = Pieces(compile=compiled, cuda_graphs=compiled, activation_memory_budget=budget)
+    pieces = Pieces(
+        compile=compiled, cuda_graphs=compiled, cpu_kernels=cpu_kernels, activation_memory_budget=budget
+    )
     ids = torch.randint(1, inner.config.vocab_size, (rows, length))
     with (
-        FastLayers(model, pieces).on(True),
         torch.autocast("cpu", torch.bfloat16, enabled=autocast),
+        FastLayers(model, pieces).on(True),
         torch.autograd.graph.saved_tensors_hooks(keep, lambda saved: saved.tensor),
     ):
         result = inner.base_model(input_ids=ids, use_cache=False)

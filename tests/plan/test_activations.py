@@ -7,10 +7,12 @@ import torch
 from saved_tensors import LORA, QUANTIZED, base_model, facts, saved_bytes, trainable
 
 from runner.models.fp8 import support
+from runner.plan import activations
 from runner.plan.activations import kept
 from runner.plan.families import from_facts
 from runner.plan.step import Step
 from runner.plan.trained import trained
+from runner.speed import cpu_kernels
 from runner.speed.pieces import Pieces
 
 ROWS, LENGTH = 2, 256
@@ -24,6 +26,8 @@ def ratio(
     compiled: bool = False,
     budget: float = 1.0,
     checkpointing: bool = False,
+    cpu_kernels: bool = False,
+    length: int = LENGTH,
     **more: Any,
 ) -> float:
     """Predicted over kept bytes."""
@@ -38,7 +42,7 @@ def ratio(
         model.enable_input_require_grads()
         model.gradient_checkpointing_enable({"use_reentrant": False})
     torch.compiler.reset()
-    found = saved_bytes(model, ROWS, LENGTH, autocast, compiled, budget)
+    found = saved_bytes(model, ROWS, length, autocast, compiled, budget, cpu_kernels)
     step = Step(
         precision=precision,
         weight=width,
@@ -46,11 +50,11 @@ def ratio(
         trained=width if width == 4 or quantization else 4,
         copied=4,
         quantization=quantization,
-        pieces=Pieces(compile=compiled, activation_memory_budget=budget),
+        pieces=Pieces(compile=compiled, activation_memory_budget=budget, cpu_kernels=cpu_kernels),
         checkpointing=checkpointing,
     )
-    said = kept(architecture, trained(architecture, lora), step)
-    return (said.token * ROWS * LENGTH + said.fixed) / found
+    said = kept(architecture, trained(architecture, lora), step, length=length)
+    return (said.token * ROWS * length + said.fixed) / found
 
 
 @pytest.fixture(autouse=True)
@@ -81,6 +85,16 @@ def test_eager_layers(kind: str, quantization: str) -> None:
 )
 def test_eager_adapters(quantization: str, more: dict[str, Any]) -> None:
     assert ratio("llama", quantization, LORA | more) == pytest.approx(1, abs=0.05)
+
+
+@pytest.mark.parametrize(("length", "precision"), [(128, "bf16"), (128, "fp32"), (512, "bf16")])
+@pytest.mark.parametrize("kind", ["llama", "qwen3"])
+def test_kernels_for_a_cpu(kind: str, precision: str, length: int) -> None:
+    assert ratio(kind, "", LORA, precision, cpu_kernels=True, length=length) == pytest.approx(1, abs=0.06)
+
+
+def test_kernels_for_a_cpu_keep_up_to_the_same_length() -> None:
+    assert (activations.BY_PRODUCTS, activations.SHARES_KEPT) == (cpu_kernels._LONGEST, cpu_kernels._KEPT)
 
 
 @pytest.mark.parametrize("precision", ["bf16", "fp32"])

@@ -1,5 +1,6 @@
 """The table of how far a plan is from what is measured: its arithmetic, and its cells."""
 
+import json
 import subprocess
 import sys
 
@@ -43,10 +44,32 @@ def test_errors_and_their_count(cells):
 
 
 def test_cells_are_named_once_and_cover_every_kind(cells):
-    names = [cell.name for cell in cells.CELLS]
-    assert len(set(names)) == len(names) >= 24
+    names = [cell.name for cell in (*cells.CELLS, *cells.CPU_CELLS)]
+    assert len(set(names)) == len(names)
+    assert len(cells.CELLS) >= 24
     assert {cell.base for cell in cells.CELLS} == {"bf16", "nf4", "int8", "fp8"}
     assert {cell.cells for cell in cells.CELLS} == {1, 4, 16}
+
+
+def test_a_run_on_a_cpu_is_compared_by_its_own_record(cells, tmp_path, monkeypatch):
+    import plan_error
+
+    cell = next(cell for cell in cells.CPU_CELLS if cell.model == "tiny")
+    predicted = {"peak_bytes": 10.5 * GIB, "step_seconds": None}
+    measured = {"measured_peak_bytes": 10 * GIB, "measured_step_seconds": 0.5}
+
+    def trained(command, **_):
+        folder = tmp_path / "run"
+        assert f"output_dir={folder}" in command
+        assert "trainer.max_length=512" in command
+        folder.mkdir()
+        (folder / "run.json").write_text(json.dumps({"predicted": predicted | measured}))
+
+    monkeypatch.setattr(plan_error.subprocess, "run", trained)
+    found = plan_error.measured(cell, tmp_path, None)
+    text = cells.markdown({cell.name: found})
+    assert f"| {cell.name} | 10.50 | 10.00 | +5.0% |" in text
+    assert "GiB resident; 1 of 1 within 10%" in text
 
 
 def test_an_unknown_cell_is_refused():

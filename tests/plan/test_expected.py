@@ -12,7 +12,8 @@ from recipes import OBJECTIVES
 from runner.config.recipes.cards import CARDS, Card
 from runner.config.settings import RunConfig
 from runner.core.errors import ConfigError
-from runner.plan.expected import Expected, Rows, expected
+from runner.plan.expected import Expected, Place, Rows, expected
+from runner.plan.families import from_facts
 from runner.speed.pieces import NAMES, Pieces
 from runner.training import load
 
@@ -24,36 +25,48 @@ LORA = {"_target_": "peft.LoraConfig", "r": 16, "target_modules": "all-linear"}
 NF4 = {"_target_": "transformers.BitsAndBytesConfig", "load_in_4bit": True, "bnb_4bit_quant_type": "nf4"}
 
 
-def found(rows: Rows = ROWS, pieces: Pieces = ON_CUDA, **sections: Any) -> Expected:
+FACTS = json.loads((ROOT / "runner/models/architectures/qwen3-4b.json").read_text())
+
+
+def ask(
+    facts: dict[str, Any],
+    rows: Rows = ROWS,
+    pieces: Pieces = ON_CUDA,
+    free: float = 140 * GIB,
+    cells: int = 1,
+    **sections: Any,
+) -> Expected | None:
     trainer = {"per_device_train_batch_size": 4, **sections.pop("trainer", {})}
     values = {"recipe": "sft", "lora": LORA, **sections, "trainer": trainer}
-    facts = json.loads((ROOT / "runner/models/architectures/qwen3-4b.json").read_text())
-    said = expected(
-        *(RunConfig.of(values), OBJECTIVES["sft"], facts, ("bf16", pieces), rows, 10, None, CARDS["h200"])
-    )
+    architecture = from_facts(facts)
+    assert architecture is not None
+    place = Place(CARDS["h200"], round(free))
+    config = RunConfig.of(values)
+    step = ("bf16", pieces)
+    return expected(config, OBJECTIVES["sft"], architecture, rows, place, step, 10, cells=(cells, None))
+
+
+def found(*args: Any, **more: Any) -> Expected:
+    said = ask(FACTS, *args, **more)
     assert said is not None
     return said
 
 
 def test_a_checkpoint_in_a_format_of_unknown_size_is_not_judged() -> None:
-    facts = json.loads((ROOT / "runner/models/architectures/qwen3-4b.json").read_text())
-    config = RunConfig.of({"recipe": "sft", "lora": LORA})
     for quantization, known in ((None, True), ({"quant_method": "gptq", "bits": 4}, False)):
-        given = facts | ({"quantization_config": quantization} if quantization else {})
-        step = ("bf16", ON_CUDA)
-        said = expected(config, OBJECTIVES["sft"], given, step, ROWS, 10, None, CARDS["h200"])
-        assert (said is not None) == known
+        given = FACTS | ({"quantization_config": quantization} if quantization else {})
+        assert (ask(given) is not None) == known
 
 
-def refusal(said: Expected, free: float) -> str:
+def refusal(said: Expected) -> str:
     with pytest.raises(ConfigError) as caught:
-        said.check_fits(round(free))
+        said.check_fits()
     return str(caught.value.issues[0].hint)
 
 
 @pytest.mark.parametrize("gib", [24, 12])
 def test_what_cannot_fit_is_refused_with_settings_that_do(gib: int) -> None:
-    hint = refusal(found(), gib * GIB)
+    hint = refusal(found(free=gib * GIB))
     assert "plan.check=false" in hint
     sections: dict[str, Any] = {}
     for word in hint.partition(";")[0].split():
@@ -70,13 +83,13 @@ def test_what_cannot_fit_is_refused_with_settings_that_do(gib: int) -> None:
 
 
 def test_where_nothing_fits_it_says_so() -> None:
-    assert "smaller model" in refusal(found(), GIB)
+    assert "smaller model" in refusal(found(free=GIB))
 
 
 def test_an_estimate_that_is_a_tenth_too_large_refuses_nothing_that_fits() -> None:
-    said = found()
-    said.check_fits(round(said.memory.allocated / 1.1))
-    refusal(said, said.memory.allocated / 1.5)
+    need = found().memory.allocated
+    found(free=need / 1.1).check_fits()
+    refusal(found(free=need / 1.5))
 
 
 @pytest.mark.parametrize(
@@ -85,20 +98,43 @@ def test_an_estimate_that_is_a_tenth_too_large_refuses_nothing_that_fits() -> No
         {"model": {"device_map": "auto"}},
         {"trainer": {"activation_offloading": True}},
         {"on_oom": "shrink"},  # a batch of one fits
+        {"plan": {"check": False}},
     ],
 )
 def test_what_may_fit_in_another_way_is_not_refused(sections: dict[str, Any]) -> None:
-    free = 20 * GIB
-    refusal(found(), free)
-    found(**sections).check_fits(free)
+    refusal(found(free=20 * GIB))
+    found(free=20 * GIB, **sections).check_fits()
 
 
 def test_one_long_row_does_not_count_for_all() -> None:
     outlier = Rows(100, 8192, 100.0)
     assert found(outlier).peak < 0.6 * found(Rows(100, 8192, 8192.0)).peak
-    padded = found(outlier, pieces=dataclasses.replace(ON_CUDA, padding_free=False))
-    assert padded.peak > 1.5 * found(outlier).peak  # rows are padded to the longest
-    padded.check_fits(50 * GIB)  # but need not meet it in a full batch
+    eager = dataclasses.replace(ON_CUDA, padding_free=False)
+    assert found(outlier, eager).peak > 1.5 * found(outlier).peak  # rows are padded to the longest
+    found(outlier, eager, free=50 * GIB).check_fits()  # but need not meet it in a full batch
+
+
+def test_rows_that_are_not_read_yet_refuse_what_has_no_room_for_the_weights_alone() -> None:
+    unread = Rows(2**31, 40_000, 40_000.0, known=False)
+    found(unread, free=20 * GIB).check_fits()
+    assert "up to" in found(unread).line()
+    refusal(found(unread, free=4 * GIB))
+
+
+def test_a_pack_is_refused_only_where_not_even_one_cell_a_pass_fits() -> None:
+    room = 1.3 * found(free=0).memory.total
+    pack = found(cells=8, free=room)
+    assert pack.cells_per_pass == 1
+    pack.check_fits()
+    assert found(cells=8).cells_per_pass > 1
+    assert found(cells=8).record()["cells_per_pass"] == found(cells=8).cells_per_pass
+    hint = refusal(found(cells=8, free=0.5 * room))
+    assert "=" in hint.partition(";")[0]
+
+
+def test_a_pack_takes_the_time_of_all_its_passes() -> None:
+    one, eight = found(), found(cells=8, free=1.3 * found().memory.total)
+    assert eight.step_seconds == pytest.approx(8 * (one.step_seconds or 0), rel=0.3)
 
 
 def test_time_counts_every_pass_of_a_step() -> None:

@@ -121,19 +121,28 @@ def test_a_pack_is_sized_by_the_same_function() -> None:
     """Of free memory each cell of a pass takes its tokens' activations, whatever else there is."""
     from recipes import OBJECTIVES
     from runner.config.settings import RunConfig
-    from runner.packed import memory as packed_memory
-    from runner.plan.packs import pack_memory
+    from runner.plan.expected import Place, Rows, expected
+    from runner.plan.packs import cells_in_a_pass
     from runner.speed.pieces import PLAIN
 
     config = RunConfig.of({"recipe": "sft", "lora": LORA})
-    model = base_model(facts("llama"), torch.float32, {})
-    said = pack_memory(config, OBJECTIVES["sft"], model, PLAIN, "fp32", 6, 1000, False)
-    one, three = (said(count).parts["activations"] for count in (1, 3))
-    moving = said(3).total - said(3).parts["base"] - said(3).parts["adapter"]
-    assert three > 2.5 * one
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(packed_memory, "free_bytes", lambda _: moving / 0.7 + 1)
-        assert packed_memory.estimate_cells_per_pass(said, model, 6, None) == (3, said(3).total)
-        assert packed_memory.estimate_cells_per_pass(said, model, 6, 2)[0] == 2
-        patch.setattr(packed_memory, "free_bytes", lambda _: 0)
-        assert packed_memory.estimate_cells_per_pass(said, model, 6, None)[0] == 1
+    architecture = from_facts(facts("llama"))
+    assert architecture is not None
+
+    def of(free: float, most: int | None = None) -> int:
+        place, rows = Place(None, round(free)), Rows(8, 125, 125.0)
+        step = ("fp32", PLAIN)
+        said = expected(config, OBJECTIVES["sft"], architecture, rows, place, step, 1, cells=(6, most))
+        assert said is not None
+        sizes.append(said.memory)
+        return said.cells_per_pass
+
+    sizes: list[Any] = []
+    assert (of(0), of(1e12), of(1e12, 2)) == (1, 6, 2)
+    one, six, two = sizes
+    assert six.parts["activations"] > 5 * one.parts["activations"]
+    there = six.parts["base"] + six.parts["adapter"]
+    for memory, count in ((six, 6), (two, 2)):  # seven tenths of what is free beside base and adapters
+        room = there + (memory.reserved - there) / 0.7
+        assert (of(room + 100), of(room - 100)) == (count, count - 1)
+    assert cells_in_a_pass(lambda count: one, 6, None, 10**12) == 6

@@ -185,11 +185,12 @@ def test_names_of_cards():
 
 
 def test_cards_of_the_driver(monkeypatch):
-    shown = "NVIDIA GeForce RTX 4090, 24564\nSomething New, 50000\n"
+    shown = "NVIDIA GeForce RTX 4090, 24564, 20000\nSomething, New, 50000, 49000\n[N/A]\n"
     monkeypatch.setattr(subprocess, "run", lambda *_, **__: subprocess.CompletedProcess([], 0, stdout=shown))
     first, second = gpus.found_cards()
     assert (first.rate, first.memory) == (CARDS["rtx4090"].rate, 24564 * 2**20)
     assert (second.rate, second.memory) == (None, 50000 * 2**20)
+    assert [free for _, free in gpus.found_gpus()] == [20000 * 2**20, 49000 * 2**20]
 
 
 def test_torch_is_not_imported_and_it_takes_seconds(tmp_path):

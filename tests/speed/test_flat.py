@@ -110,12 +110,26 @@ def in_lines(device, dtype, recorded=False):
     assert laid.tokens == 14 + 31
     pieces = Pieces(chunked_loss=True, padding_free=True, cuda_graphs=recorded)
     moved = type(laid)(*(each.to(device) for each in laid))
-    hidden = FastDecoder(found, pieces)(ids, tuple(places), mask, moved)
+    decoder = FastDecoder(found, pieces)  # the memory of its graph, in which the result is, ends with it
+    hidden = decoder(ids, tuple(places), mask, moved).clone()
     return hidden, FastDecoder(found, Pieces(chunked_loss=True))(ids, tuple(places), mask)
 
 
 def test_a_batch_may_have_several_lines():
     assert far(*in_lines("cpu", torch.float32)) < 1e-5
+
+
+def test_lines_that_are_filled_up_keep_their_rows():
+    found = model().eval()
+    rows = batch(lengths=(23, 9, 14, 31))
+    laid = lay_out(*rows, lines=2)
+    assert laid is not None
+    filled = laid.filled(64, 5)
+    assert filled.ends.tolist() == [[0, 23, 32, 45, 64, 64], [0, 14, 45, 45, 64, 64]]
+    assert torch.equal(filled.input_ids.flatten()[filled.places], rows[0][tuple(rows[2])])
+    decoder = FastDecoder(found, FLAT)
+    few, many = (decoder._run(*each[:4]).flatten(0, 1)[each.places] for each in (laid, filled))
+    assert far(many, few) < 1e-6
 
 
 @pytest.mark.gpu

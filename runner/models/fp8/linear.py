@@ -36,7 +36,7 @@ def quantize_rows(rows: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
     """
     wide = rows.float().contiguous()  # as torch._scaled_mm wants its first factor
     scales = (wide.abs().amax(dim=-1, keepdim=True) / E4M3_MAX).clamp(min=_LEAST_SCALE)
-    return (wide / scales).to(E4M3), scales
+    return (wide * (1 / scales)).to(E4M3), scales  # a division for each number takes longer
 
 
 def scaled_product(

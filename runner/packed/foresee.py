@@ -1,0 +1,38 @@
+"""What a pack will take, said and recorded before its base is loaded."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+
+from runner.config.objective import Objective
+from runner.data.splits import Data
+from runner.packed.cell import CellRun
+from runner.plan.expected import Expected
+from runner.plan.packs import widest
+from runner.reports import terminal
+from runner.training.load import foresee, rows_of
+from runner.training.setup import TrainingSetup, opening_notes
+
+
+def foresee_pack(
+    cells: Sequence[CellRun],
+    objective: Objective,
+    setup: TrainingSetup,
+    data: Mapping[str, Data],
+    steps: int,
+    most_per_pass: int | None,
+) -> Expected | None:
+    """Print the opening of a pack with its expected peak and time, and record these in its cells.
+
+    None where they are not known, and the cells begin one by one. Raises ``ConfigError`` for a pack of which
+    not even one cell a pass fits its GPU.
+    """
+    first, own = cells[0], data[cells[0].name]
+    rows = rows_of(setup, own, objective, in_pack=True)
+    config = widest([cell.config for cell in cells])
+    folders = [cell.folder for cell in cells]
+    found = foresee(config, objective, setup, rows, folders, steps, most_per_pass=most_per_pass)
+    counts = (len(cells), found.cells_per_pass if found else 1)
+    notes, said = opening_notes(first.config, first.folder), found.line() if found else ""
+    terminal.pack_opening(own, setup.precision, counts, steps, setup.pieces.line(), notes, said)
+    return found
