@@ -4,9 +4,9 @@ import dataclasses
 import json
 
 import pytest
-from helpers.jobs import sweep_here
 
 from helpers.command import QUIET, TINY
+from helpers.sweeps import sweep_here
 from runner.config.recipes.cards import CARDS, Card
 from runner.plan import gpus
 from runner.sweep import devices, processes, verdicts
