@@ -3,10 +3,12 @@
     python benchmarks/sweep_against_trl.py --out results
     python benchmarks/sweep_against_trl.py --out results --rows 1.7b-1x512,8b-1x512 --sides trl,packed
     python benchmarks/sweep_against_trl.py --out results --rows 4b-1x512 --break-even
+    python benchmarks/sweep_against_trl.py --out results --rows 1.7b-1x512 --devices 1,2 --steps 500
 
 Of each row (model, batch x length, cells) three sides, each in a process of its own on one GPU: `trl`, one
 run of TRL's SFTTrainer; `solo`, one run of `python -m runner`; `packed`, all cells with `python -m runner
--m`. Same rows, random weights at the true shape, LoRA r=16 on all linear layers, no gradient checkpointing.
+-m`; with --devices instead `packed` alone, on so many GPUs. Same rows, random weights at the true shape,
+LoRA r=16 on all linear layers, no gradient checkpointing.
 The sweep run by run is N x one measured run. OUT gets ROW.json with the metrics, ROW-SIDE.log and table.md;
 what is there of other rows and sides is kept, so that the table can be made in parts.
 """
@@ -49,7 +51,8 @@ def main(argv: list[str] | None = None) -> int:
     failed = 0
     if not options.only_table:
         for row in options.rows:
-            failed += _break_even(row, options) if options.break_even else _compare(row, options)
+            mode = _break_even if options.break_even else _on_devices if options.devices else _compare
+            failed += mode(row, options)
     print("\n" + _write_table(options))
     return int(failed > 0)
 
@@ -74,6 +77,9 @@ def _options(argv: list[str] | None) -> argparse.Namespace:
     parser.add_argument(
         "--break-even", action="store_true", help=f"instead: packs of {BREAK_EVEN} cells, up to --cells"
     )
+    parser.add_argument(
+        "--devices", help="instead: the packed side on so many GPUs each (without any: workers), as 1,2"
+    )
     parser.add_argument("--only-table", action="store_true", help="run nothing, write table.md again")
     parser.add_argument("--model-override", choices=["tiny"], help=argparse.SUPPRESS)
     parser.add_argument("--trl", type=Path, metavar="FOLDER", help=argparse.SUPPRESS)
@@ -89,6 +95,10 @@ def _options(argv: list[str] | None) -> argparse.Namespace:
     for option, given, allowed in (("--rows", options.rows, known), ("--sides", options.sides, SIDES)):
         if unknown := [name for name in given.split(",") if name not in allowed]:
             parser.error(f"{option}: {', '.join(unknown)} is none of {', '.join(allowed)}")
+    numbers = (options.devices or "").split(",") if options.devices else []
+    if wrong := [text for text in numbers if not text.isdigit() or int(text) < 1]:
+        parser.error(f"--devices {options.devices}: {wrong[0]!r} is no number of devices, as in 1,2")
+    options.devices = sorted(set(map(int, numbers)))
     options.sides = [side for side in SIDES if side in options.sides.split(",")]
     options.rows = [known[name] for name in dict.fromkeys(options.rows.split(","))]
     if options.model_override:
@@ -130,6 +140,19 @@ def _break_even(row: Row, options: argparse.Namespace) -> int:
     return failed
 
 
+def _on_devices(row: Row, options: argparse.Namespace) -> int:
+    """Measure the whole sweep on rising numbers of devices, none with compiled code from before."""
+    if options.cells:
+        row = dataclasses.replace(row, cells=options.cells)
+    record, failed = _record(row, options), 0
+    for devices in options.devices:
+        result = _side("packed", row, options, f"{row.name}-packed-on-{devices}", devices=devices)
+        record.setdefault("devices", {})[str(devices)] = result
+        failed += not worked(result)
+        _keep(record, row, options)
+    return failed
+
+
 def _counts(most: int | None) -> Iterator[int]:
     """How many cells the packs have."""
     yield from (cells for cells in BREAK_EVEN if cells <= (most or BREAK_EVEN[-1]))
@@ -140,13 +163,18 @@ def _counts(most: int | None) -> Iterator[int]:
 
 
 def _side(
-    side: str, row: Row, options: argparse.Namespace, name: str, caches: Path | None = None
+    side: str,
+    row: Row,
+    options: argparse.Namespace,
+    name: str,
+    caches: Path | None = None,
+    devices: int = 1,
 ) -> dict[str, Any]:
     """Measure one side, and say in one line what came of it."""
-    cells = row.cells if side == "packed" else 1
-    print(f"{row.name:12} {side:6} {cells:2} cell{'s' * (cells > 1):1}  ", end="", flush=True)
+    cells, on = row.cells if side == "packed" else 1, f" on {devices}" if options.devices else ""
+    print(f"{row.name:12} {side:6} {cells:2} cell{'s' * (cells > 1):1}{on}  ", end="", flush=True)
     began, log = time.monotonic(), options.out / f"{name}.log"
-    result = measure(side, row, options.settings, options.limit, log, caches)
+    result = measure(side, row, options.settings, options.limit, log, caches, devices)
     if worked(result):
         step, peak = 1000 * result["step_seconds"], result["peak_memory_bytes"] / 2**30
         print(

@@ -17,6 +17,7 @@ from common import compose, logged_steps, steady_step, trl_trainer, write_rows
 from sweep_table import Row
 
 from runner.benchmark.rows import random_words
+from runner.sweep.devices import cuda_devices
 
 ROOT = Path(__file__).resolve().parents[1]
 _TAIL = 15  # lines of the log that are kept of a side that failed
@@ -40,36 +41,50 @@ class Settings:
 
 
 def measure(
-    side: str, row: Row, settings: Settings, limit: float, log: Path, caches: Path | None = None
+    side: str,
+    row: Row,
+    settings: Settings,
+    limit: float,
+    log: Path,
+    caches: Path | None = None,
+    devices: int = 1,
 ) -> dict[str, Any]:
     """Run one side in a process of its own, and return its metrics or its error.
 
-    ``caches`` holds compiled code; without it there is none from before.
+    ``caches`` holds compiled code; without it there is none from before. The packed side has so many
+    ``devices``: GPUs, or where there are none workers that share the cores.
     """
     with tempfile.TemporaryDirectory(prefix="sweep-against-trl-") as name:
         work = Path(name)
         try:
-            return _measure(side, row, settings, limit, log, work, caches or work / "caches")
+            return _measure(side, row, settings, limit, log, work, caches or work / "caches", devices)
         except Exception as error:
             reason = str(error) if isinstance(error, SideFailed) else f"{type(error).__name__}: {error}"
             return {"error": reason, "log": log.name, "tail": _lines(log)[-_TAIL:]}
 
 
 def _measure(
-    side: str, row: Row, settings: Settings, limit: float, log: Path, work: Path, caches: Path
+    side: str,
+    row: Row,
+    settings: Settings,
+    limit: float,
+    log: Path,
+    work: Path,
+    caches: Path,
+    devices: int,
 ) -> dict[str, Any]:
     count = settings.steps * row.batch
     write_rows(work / "rows.jsonl", ({"text": random_words(row.length, seed)} for seed in range(count)))
     held_out = range(count, count + settings.held_out)
     write_rows(work / "held_out.jsonl", ({"text": random_words(row.length, seed)} for seed in held_out))
-    command = _command(side, row, settings, work)
+    command = _command(side, row, settings, work, devices)
     began, clock = time.time(), time.monotonic()
-    code = _run(command, log, limit, _environment(work, caches))
+    code = _run(command, log, limit, _environment(work, caches, devices))
     wall = time.monotonic() - clock
     if code:
         raise SideFailed(f"exit code {code}" if code > 0 else f"ended by signal {-code}")
     read = {"trl": _read_trl, "solo": _read_solo, "packed": _read_packed}[side]
-    found = read(row, work)
+    found = read(row, work, devices)
     if found["tokens"] != count * row.length:
         raise SideFailed(f"trained on {found['tokens']} tokens a cell instead of {count * row.length}")
     if side == "trl":
@@ -77,7 +92,7 @@ def _measure(
     return {
         "cells": row.cells if side == "packed" else 1,
         "steps": settings.steps,
-        "step_seconds": steady_step(found["ends"], settings.warmup),
+        "step_seconds": max(steady_step(ends, settings.warmup) for ends in found["ends"]),
         "wall_seconds": round(wall, 3),
         "peak_memory_bytes": found["peak_memory_bytes"],
         "times": found.get("times"),
@@ -87,7 +102,7 @@ def _measure(
     }
 
 
-def _command(side: str, row: Row, settings: Settings, work: Path) -> list[str]:
+def _command(side: str, row: Row, settings: Settings, work: Path, devices: int) -> list[str]:
     overrides = _overrides(row, settings, work)
     if side == "trl":
         job = {"row": asdict(row), "overrides": [*overrides, f"trainer.learning_rate={_rate(0)}"]}
@@ -98,7 +113,8 @@ def _command(side: str, row: Row, settings: Settings, work: Path) -> list[str]:
     if side == "solo":
         return [sys.executable, "-m", "runner", *overrides, f"trainer.learning_rate={_rate(0)}"]
     rates = ",".join(map(_rate, range(row.cells)))
-    return [sys.executable, "-m", "runner", "-m", *overrides, f"trainer.learning_rate={rates}"]
+    overrides += [f"trainer.learning_rate={rates}", f"sweep.devices={devices}"]
+    return [sys.executable, "-m", "runner", "-m", *overrides]
 
 
 def _rate(number: int) -> str:
@@ -124,11 +140,11 @@ def _overrides(row: Row, settings: Settings, work: Path) -> list[str]:
     ]
 
 
-def _environment(work: Path, caches: Path) -> dict[str, str]:
-    """One GPU, the code of this checkout, and no caches but the given."""
+def _environment(work: Path, caches: Path, devices: int) -> dict[str, str]:
+    """The first so many GPUs, the code of this checkout, and no caches but the given."""
     found = os.environ.get("PYTHONPATH")
     return os.environ | {
-        "CUDA_VISIBLE_DEVICES": os.environ.get("CUDA_VISIBLE_DEVICES", "0").split(",")[0],
+        "CUDA_VISIBLE_DEVICES": ",".join(cuda_devices()[:devices]),
         "PYTHONPATH": os.pathsep.join([str(ROOT), *([found] if found else [])]),
         "TORCHINDUCTOR_CACHE_DIR": str(caches / "inductor"),
         "TRITON_CACHE_DIR": str(caches / "triton"),
@@ -197,7 +213,7 @@ def train_trl(work: Path) -> None:
     from runner.core import environment
 
     found = {
-        "ends": ends,
+        "ends": [ends],
         "tokens": int(trainer._total_train_tokens),
         "saved": saved,
         "excluded_seconds": excluded,
@@ -208,31 +224,35 @@ def train_trl(work: Path) -> None:
     (work / "trl.json").write_text(json.dumps(found))
 
 
-def _read_trl(row: Row, work: Path) -> dict[str, Any]:
+def _read_trl(row: Row, work: Path, devices: int) -> dict[str, Any]:
     return json.loads((work / "trl.json").read_text())
 
 
-def _read_solo(row: Row, work: Path) -> dict[str, Any]:
+def _read_solo(row: Row, work: Path, devices: int) -> dict[str, Any]:
     return _read_run(work / "solo")
 
 
-def _read_packed(row: Row, work: Path) -> dict[str, Any]:
-    """The first cell, once all have been found to be complete and of one pack."""
+def _read_packed(row: Row, work: Path, devices: int) -> dict[str, Any]:
+    """The first cell, and of each pack the ends of its steps, once all cells have been found to be complete
+    and in one pack a device."""
     sweep = work / "packed"
-    cells = json.loads((sweep / "sweep.json").read_text())["cells"]
-    if len(cells) != row.cells or any(cell["status"] != "completed" for cell in cells):
-        raise SideFailed(f"not {row.cells} completed cells: {[cell['status'] for cell in cells]}")
-    runs = [_read_run(sweep / cell["name"]) for cell in cells]
-    if any(run["pack_cells"] != row.cells for run in runs):
-        raise SideFailed(f"the cells did not train in one pack: {[run['pack_cells'] for run in runs]}")
-    return runs[0]
+    record = json.loads((sweep / "sweep.json").read_text())
+    statuses = [cell["status"] for cell in record["cells"]]
+    if len(statuses) != row.cells or set(statuses) != {"completed"}:
+        raise SideFailed(f"not {row.cells} completed cells: {statuses}")
+    packs = [[_read_run(sweep / name) for name in job["cells"]] for job in record["jobs"]]
+    sizes = [run["pack_cells"] for pack in packs for run in pack]
+    if len(packs) != devices or any(run["pack_cells"] != len(pack) for pack in packs for run in pack):
+        raise SideFailed(f"the cells did not train in {devices} packs: {sizes}")
+    peak = max(run["peak_memory_bytes"] for pack in packs for run in pack)
+    return packs[0][0] | {"ends": [pack[0]["ends"][0] for pack in packs], "peak_memory_bytes": peak}
 
 
 def _read_run(folder: Path) -> dict[str, Any]:
     record = json.loads((folder / "run.json").read_text())
     metrics = record["metrics"]
     return {
-        "ends": logged_steps(folder),
+        "ends": [logged_steps(folder)],
         "tokens": metrics["tokens"],
         "peak_memory_bytes": metrics["peak_memory_bytes"],
         "pack_cells": metrics.get("pack_cells"),

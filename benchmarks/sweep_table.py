@@ -6,7 +6,7 @@ A result is a dictionary: ``cells`` trained by the process, ``step_seconds`` (th
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -70,6 +70,7 @@ def markdown(records: Sequence[Mapping[str, Any]], wall_steps: int) -> str:
         lines = [line for record in compared for line in _compare(record, wall_steps)]
         parts.append("\n".join([_HEAD, *lines]) + "\n\n" + _legend(compared, wall_steps))
     parts += [_break_even(record) for record in records if record.get("break_even")]
+    parts += [_on_devices(record, wall_steps) for record in records if record.get("devices")]
     failed = [line for record in records for line in _failures(record)]
     if failed:
         parts.append("## Failed\n\n" + "\n".join(failed) + "\n")
@@ -130,7 +131,7 @@ def _legend(records: Sequence[Mapping[str, Any]], wall_steps: int) -> str:
         for name in ("steps", "warmup", "held_out")
     )
     results = [r for record in records for r in record["sides"].values() if worked(r)]
-    places = "; ".join(dict.fromkeys(str(result["place"]) for result in results))
+    places = _places(results)
     answers = "held-out prompts are answered" if settings[-1]["generation"] else "no answers are generated"
     return (
         f"Steady state: the median step after {warmup} of {steps} steps; packed: all cells' tokens over it.\n"
@@ -175,10 +176,38 @@ def _break_even(record: Mapping[str, Any]) -> str:
     return "\n".join(parts) + "\n"
 
 
+def _on_devices(record: Mapping[str, Any], wall_steps: int) -> str:
+    """The whole sweep on rising numbers of devices, against the first of them."""
+    row, steps = Row(**record["row"]), record["settings"]["steps"]
+    good = {int(count): result for count, result in record["devices"].items() if worked(result)}
+    head = f"| devices | tokens/s, steady state | wall s, {steps} steps | | extrapolated to {wall_steps} | |"
+    lines = []
+    for count in sorted(good):
+        result, first = good[count], good[min(good)]
+        walls = [
+            (sweep_seconds(each, each["cells"], ahead))
+            for ahead in (None, wall_steps)
+            for each in (result, first)
+        ]
+        rate = tokens_per_second(row, result)
+        lines.append(
+            f"| {count} | {rate:,.0f} | {walls[0]:,.1f} | {walls[1] / walls[0]:.2f}x "
+            f"| {walls[2]:,.1f} | {walls[3] / walls[2]:.2f}x |"
+        )
+    title = f"## {row.title}: a sweep of {row.cells} cells over devices\n"
+    place = f"One command each, from start to exit, no compiled code from before. {_places(good.values())}"
+    return "\n".join([title, head, "|---" * 6 + "|", *lines, "", place]) + "\n"
+
+
+def _places(results: Iterable[Result]) -> str:
+    return "; ".join(dict.fromkeys(str(result["place"]) for result in results))
+
+
 def _failures(record: Mapping[str, Any]) -> Iterator[str]:
     """Each failed side with the end of its log."""
     sides = {**record.get("sides", {})}
     sides |= {f"packed, {cells} cells": found for cells, found in record.get("break_even", {}).items()}
+    sides |= {f"packed, on {count}": found for count, found in record.get("devices", {}).items()}
     for side, result in sides.items():
         if not worked(result):
             tail = "\n".join(f"    {line}" for line in result.get("tail", []))

@@ -21,6 +21,8 @@ _OF_THE_SWEEP = {
     "resume": "the same command with the same output_dir resumes a sweep",
 }
 
+_LISTS = ("sweep.zip", "sweep.halving", "sweep.devices")
+
 
 @dataclass(frozen=True)
 class Axis:
@@ -114,7 +116,8 @@ def check_axes(axes: dict[str, Axis], settings: dict[str, Any], sweeper: str) ->
         typed = f"{axis.key}={','.join(axis.typed)}"
         if axis.key.partition(".")[0] == "sweep":
             message = f"{axis.key} is the same for all cells of a sweep, not an axis"
-            yield Issue(typed, message, "a list is written in brackets: 'sweep.zip=[lora.r,seed]'")
+            hint = f"a list is written in brackets: '{axis.key}=[{','.join(axis.typed)}]'"
+            yield Issue(typed, message, hint if axis.key in _LISTS else "give it one value")
         elif axis.key in _OF_THE_SWEEP:
             yield Issue(typed, f"{axis.key} is not an axis of a sweep", _OF_THE_SWEEP[axis.key])
     repeat = settings.get("repeat", 1)

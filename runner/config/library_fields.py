@@ -45,8 +45,11 @@ class Field:
         if self.choices and isinstance(value, str):
             # PEFT writes an open choice as "pissa_niter_[number of iters]"
             open_ones = tuple(choice.split("[")[0] for choice in self.choices if "[" in choice)
-            known = value in self.choices or value.startswith(open_ones)
-            return None if known else f"{value!r} is not allowed; {nearest(value, self.choices)}"
+            if value in self.choices or value.startswith(open_ones):
+                return None
+            hint = nearest(value, self.choices)
+            others = sorted(self.types - {"none", "bool", "str"}) if hint.startswith("allowed") else []
+            return f"{value!r} is not allowed; {', or '.join([hint, *others])}"
         if isinstance(value, list) and "list" in self.types and self.items:
             wrong = [item for item in value if type(item).__name__ not in self.items]
             expected = " or ".join(sorted(self.items))
@@ -61,7 +64,7 @@ class Field:
             return 'YAML reads no and off as false; write "no", with the quotes'
         if self.choices and not self.types - {"none"}:
             return f"{value!r} is not allowed; {nearest(value, self.choices)}"
-        expected = " or ".join(sorted(self.types - {"none"})) or "null"
+        expected = " or ".join([*self.choices, *sorted(self.types - {"none"})]) or "null"
         return f"expected {expected}, got {'null' if value is None else f'{kind} {value!r}'}"
 
     def _inner_issue(self, values: dict[str, object]) -> str | None:

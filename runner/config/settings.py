@@ -120,7 +120,11 @@ class SweepSettings:
     that decides which cell is best. After each of the fractions ``halving`` of a run, the share ``keep`` of
     the cells of a pack is trained further. ``max_cells`` limits a pack (null: what fits in memory), of which
     a checkpoint is written every ``checkpoint_seconds``. ``redo: code`` runs again what other code, or other
-    versions of the libraries, have computed; null keeps it.
+    versions of the libraries, have computed; null keeps it. ``devices`` are what packs, and cells that run
+    alone, are leased to, one process each: all visible CUDA devices (``auto``), the first so many, or those
+    with these numbers (``[0,1]``); without CUDA a number is how many processes share the cores, and ``auto``
+    is one. Their number decides which cells share a pack, and so how a cell is rounded: in the same pack it
+    has the same bytes on each of them, in another one it is as equal as to its solo run.
     """
 
     repeat: int = 1
@@ -131,6 +135,7 @@ class SweepSettings:
     max_cells: int | None = None
     checkpoint_seconds: float = 120.0
     redo: Literal["code"] | None = None
+    devices: Literal["auto"] | int | list[int] | None = "auto"
 
 
 @dataclass(frozen=True)

@@ -13,6 +13,7 @@ from runner.core.metric_names import RESULTS
 
 Values = dict[str, Any]
 _DEFAULTS = dataclasses.asdict(SweepSettings())
+_DEVICES = "allowed: auto, how many (at least 1), or a list of their numbers: 'sweep.devices=[0,1]'"
 
 
 def check_sweep(values: Values, origins: Origins) -> Iterator[Issue]:
@@ -25,6 +26,7 @@ def check_sweep(values: Values, origins: Origins) -> Iterator[Issue]:
         yield _issue(origins, "checkpoint_seconds", section["checkpoint_seconds"], "allowed: above 0")
     if _number(section.get("keep")) and not 0 < section["keep"] < 1:
         yield _issue(origins, "keep", section["keep"], "allowed: above 0 and below 1")
+    yield from _check_devices(section.get("devices"), origins)
     yield from _check_metric(values, section.get("metric"), origins)
     yield from _check_zip(section.get("zip"), origins)
     yield from _check_halving(values, section.get("halving"), origins)
@@ -36,6 +38,17 @@ def unused(values: Values, origins: Origins, why: str, hint: str) -> Iterator[Is
         if name in _DEFAULTS and value != _DEFAULTS[name]:
             key = f"sweep.{name}"
             yield Issue(origins.where(key), f"{key} has no effect {why}", hint)
+
+
+def _check_devices(chosen: Any, origins: Origins) -> Iterator[Issue]:
+    """What is wrong on any machine; ``runner.sweep.devices`` says what this one has."""
+    if _number(chosen) and chosen < 1:
+        yield _issue(origins, "devices", chosen, _DEVICES)
+    if isinstance(chosen, list) and all(map(_number, chosen)):
+        twice = len(set(chosen)) < len(chosen)
+        if not chosen or twice or min(chosen) < 0:
+            shown = f"[{','.join(map(str, chosen))}]"
+            yield _issue(origins, "devices", shown, f"each device once; {_DEVICES}")
 
 
 def _check_metric(values: Values, metric: Any, origins: Origins) -> Iterator[Issue]:

@@ -49,6 +49,7 @@ _VARIABLES = (
     "TORCHDYNAMO_DISABLE",
     "WORLD_SIZE",
 )
+WORKERS = "RUNNER_WORKERS"  # how many workers of a sweep share the memory of this machine with this process
 
 
 def package_versions() -> dict[str, str]:
@@ -140,6 +141,14 @@ def _cpu_fact(name: str) -> str:
     except OSError:
         line = ""
     return line.partition(":")[2].strip()
+
+
+def available_memory() -> int:
+    """Bytes of the machine's memory that this process may take: what is free, divided among the workers of a
+    sweep that train on the CPU beside each other."""
+    import psutil
+
+    return psutil.virtual_memory().available // int(os.environ.get(WORKERS, "1"))
 
 
 def peak_memory() -> int:

@@ -9,12 +9,12 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import psutil
 import torch
 
 from runner.config.adapters import Adapter, adapters
 from runner.config.objective import Kind, Objectives
 from runner.config.settings import RunConfig
+from runner.core import environment
 from runner.core.errors import ConfigError, Issue
 from runner.data.chat_template_check import apply_template
 from runner.export.combine import check_combination, parts
@@ -166,5 +166,5 @@ def _has_room(layout: Layout, device: torch.device) -> bool:
     """Whether the model fits twice in float32, in which rounding does not hide what the merge did."""
     numbers = sum(math.prod(shape) for _, shape in layout.values())
     cuda = device.type == "cuda"
-    free = torch.cuda.mem_get_info(device)[0] if cuda else psutil.virtual_memory().available
+    free = torch.cuda.mem_get_info(device)[0] if cuda else environment.available_memory()
     return 2 * 4 * numbers < free

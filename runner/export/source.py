@@ -5,10 +5,10 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-import psutil
 import torch
 from transformers import AutoModelForCausalLM, logging
 
+from runner.core import environment
 from runner.evaluation.logit_kl import read_texts
 from runner.models.model import Precision, device
 
@@ -23,7 +23,7 @@ def source_logits(source: Path, texts: list[list[int]]) -> tuple[list[torch.Tens
     logging.disable_progress_bar()
     where = device()
     stored = sum(file.stat().st_size for kind in _WEIGHTS for file in source.glob(kind))
-    free = torch.cuda.mem_get_info(where)[0] if where.type == "cuda" else psutil.virtual_memory().available
+    free = torch.cuda.mem_get_info(where)[0] if where.type == "cuda" else environment.available_memory()
     roomy = 2 * 2 * stored < free  # the weights are mostly stored in 16 bits
     precision = Precision("fp32", torch.float32, None) if roomy else Precision("bf16", torch.bfloat16, None)
     model: Any = AutoModelForCausalLM.from_pretrained(source, dtype=precision.dtype)

@@ -5,8 +5,6 @@ from __future__ import annotations
 import dataclasses
 import subprocess
 
-import psutil
-
 from runner.config.recipes.cards import MIB, Card, find_card
 from runner.core import environment
 from runner.plan.expected import Place
@@ -46,5 +44,5 @@ def found_cards() -> list[Card]:
 
 def this_machine() -> Place:
     """Where a run is trained that has no GPU, in a process of its own."""
-    free = psutil.virtual_memory().available
+    free = environment.available_memory()
     return Place(None, free, _PROCESS, environment.cpu_precision())

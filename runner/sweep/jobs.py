@@ -3,9 +3,8 @@
 from __future__ import annotations
 
 import dataclasses
-import itertools
 import shutil
-from collections.abc import Sequence
+from collections.abc import Collection, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -14,6 +13,7 @@ from runner.config.settings import SweepSettings
 from runner.core.atomic import json_text, write_atomically
 from runner.sweep.cells import Cell
 from runner.sweep.ledger import Ledger
+from runner.sweep.split import evenly, pieces
 
 # Cells that a halving must have beside each other to choose among, when a group is split over devices.
 _LEAST_OF_HALVING = 4
@@ -23,66 +23,73 @@ _LEAST_OF_HALVING = 4
 class Job:
     """Cells of one process: a pack, or one cell with the reason why it runs ``alone``.
 
-    ``resumed`` says that an earlier start began it under the same name, and left a checkpoint.
+    ``source`` is the earlier job whose checkpoint it resumes, which may have had more cells.
     """
 
     name: str
     cells: list[Cell]
     alone: str | None
-    resumed: bool = False
+    source: str | None = None
 
     @property
     def names(self) -> list[str]:
         """The names of its cells."""
         return [cell.name for cell in self.cells]
 
+    @property
+    def resumed(self) -> bool:
+        """Whether it goes on from a checkpoint."""
+        return self.source is not None
 
-def make_jobs(
-    cells: Sequence[Cell],
-    settings: SweepSettings,
-    slots: int,
-    ledger: Ledger,
-) -> list[Job]:
-    """Group cells into jobs, large groups split evenly over ``slots`` devices.
+    def only(self, names: Collection[str], folder: Path) -> Job:
+        """The same job with some of its cells, to be started again in the sweep's ``folder``."""
+        cells = [cell for cell in self.cells if cell.name in names]
+        found = _has_checkpoint(folder, self.name, names)
+        return dataclasses.replace(self, cells=cells, source=self.name if found else None)
 
-    Cells that failed in a pack run alone. A job with cells of an earlier one takes its name, so that it finds
-    its checkpoint.
+
+@dataclass(frozen=True)
+class _Part:
+    """Cells that train together, before they have a job; as in ``Job``."""
+
+    cells: list[Cell]
+    alone: str | None
+    source: str | None = None
+
+
+def make_jobs(cells: Sequence[Cell], settings: SweepSettings, devices: int, ledger: Ledger) -> list[Job]:
+    """Group cells into jobs, large groups split over so many devices, for which the largest jobs come first.
+
+    Cells that an earlier job left at a checkpoint stay together and resume from it, on any number of devices;
+    cells that failed in a pack run alone.
     """
     from runner.sweep.packable import group
 
     failed = {cell.name for cell in cells if ledger.cells[cell.name]["failed_packed"]}
-    usable = [job for job in ledger.jobs if not ledger.changed & set(job["cells"])]
-    parts: list[tuple[list[Cell], str | None]] = []
-    rest = [cell for cell in cells if cell.name not in failed]
-    for found in group(rest):
-        pieces = 1 if found.alone else _pieces(len(found.cells), len(rest), settings, slots)
-        for piece in _split(found.cells, pieces):
-            lonely = "a device for itself" if len(piece) == 1 else None
-            parts.append((piece, found.alone or lonely))
-    parts += [([cell], "it failed in a pack before") for cell in cells if cell.name in failed]
+    parts = list(_resumed(cells, failed, ledger))
+    resumed = {cell.name for part in parts for cell in part.cells}
+    rest = [cell for cell in cells if cell.name not in resumed]
+    parts += [
+        _Part(found.cells, found.alone) for found in group([cell for cell in rest if cell.name not in failed])
+    ]
+    parts += [_Part([cell], "it failed in a pack before") for cell in rest if cell.name in failed]
     jobs: list[Job] = []
-    taken = {str(job["name"]) for job in ledger.jobs}
-    for piece, alone in parts:
-        names = {cell.name for cell in piece}
-        known = next(
-            (j for j in usable if names <= set(j["cells"]) and bool(j["alone"]) == bool(alone)), None
-        )
-        if known and known["name"] not in [job.name for job in jobs]:
-            name = known["name"]
-            jobs.append(Job(name, piece, alone, _has_checkpoint(ledger.folder, name, piece, alone)))
-            continue
-        name = _free("cell" if alone else "pack", taken)
-        taken.add(name)
-        jobs.append(Job(name, piece, alone))
-    return jobs
+    for part in _split(parts, settings, devices):
+        jobs.append(Job(_name(part, jobs, ledger), part.cells, part.alone, part.source))
+    return sorted(jobs, key=lambda job: -len(job.cells)) if devices > 1 else jobs
 
 
 def write_job(job: Job, folder: Path, command: str, settings: SweepSettings) -> Path:
-    """Write JOB.json, and clear away what an earlier start has left without a checkpoint."""
-    if not job.resumed:
-        shutil.rmtree(folder / "jobs" / job.name, ignore_errors=True)
+    """Write JOB.json, give it a copy of the checkpoint of another job that it resumes, and clear away what an
+    earlier start has left without one."""
+    work = folder / "jobs" / job.name
+    if job.source != job.name:
+        shutil.rmtree(work, ignore_errors=True)
+    if job.source is None:
         for name in job.names:
             shutil.rmtree(folder / name, ignore_errors=True)
+    elif job.source != job.name and (folder / "jobs" / job.source).is_dir():
+        shutil.copytree(folder / "jobs" / job.source, work)
     cells = [
         {
             "name": cell.name,
@@ -119,22 +126,51 @@ def record_jobs(jobs: list[dict[str, Any]], new: Sequence[Job]) -> None:
     jobs[:] = [entry for entry in jobs if entry["cells"]]
 
 
-def _pieces(size: int, every: int, settings: SweepSettings, slots: int) -> int:
-    """Into how many jobs a group is split: its share of the devices."""
+def _resumed(cells: Sequence[Cell], failed: Collection[str], ledger: Ledger) -> Iterator[_Part]:
+    """The cells of each earlier job that has left a checkpoint."""
+    from runner.sweep.packable import reasons_alone
+
+    for job in ledger.jobs:
+        names, alone = set(job["cells"]), job["alone"]
+        mine = [cell for cell in cells if cell.name in names and (alone or cell.name not in failed)]
+        if not mine or ledger.changed & names:
+            continue
+        if not alone and any(True for cell in mine for _ in reasons_alone(cell.config)):
+            continue  # packed by other code
+        if _has_checkpoint(ledger.folder, job["name"], [cell.name for cell in mine]):
+            yield _Part(mine, alone, job["name"])
+
+
+def _split(parts: Sequence[_Part], settings: SweepSettings, devices: int) -> Iterator[_Part]:
+    """The parts, packs divided among the devices; neighbours stay together."""
+    packs = [len(part.cells) for part in parts if not part.alone]
     least = _LEAST_OF_HALVING if settings.halving else 1
-    return max(1, min(round(slots * size / every), size // least))
+    numbers = iter(pieces(packs, least, len(parts) - len(packs), devices))
+    for part in parts:
+        if part.alone:
+            yield part
+            continue
+        rest = list(part.cells)
+        for size in evenly(len(rest), next(numbers)):
+            piece, rest = rest[:size], rest[size:]
+            alone = "a device for itself" if size == 1 and part.source is None else None
+            yield _Part(piece, alone, part.source)
 
 
-def _split(cells: list[Cell], pieces: int) -> list[list[Cell]]:
-    """Neighbours stay together; the sizes differ by one at most."""
-    bounds = [len(cells) * number // pieces for number in range(pieces + 1)]
-    return [cells[low:high] for low, high in itertools.pairwise(bounds)]
+def _name(part: _Part, jobs: Sequence[Job], ledger: Ledger) -> str:
+    """The name of an earlier job of these cells, so that it finds its checkpoint, or a free one."""
+    used = {job.name for job in jobs}
+    names = {cell.name for cell in part.cells}
+    for job in ledger.jobs:
+        alike = names <= set(job["cells"]) and bool(job["alone"]) == bool(part.alone)
+        if alike and job["name"] not in used and not ledger.changed & set(job["cells"]):
+            return job["name"]
+    used |= {str(job["name"]) for job in ledger.jobs}
+    kind = "cell" if part.alone else "pack"
+    return next(name for number in range(1, 100000) if (name := f"{kind}-{number}") not in used)
 
 
-def _has_checkpoint(folder: Path, name: str, cells: Sequence[Cell], alone: str | None) -> bool:
-    places = [folder / cells[0].name / "checkpoints"] if alone else [folder / "jobs" / name]
+def _has_checkpoint(folder: Path, job: str, cells: Iterable[str]) -> bool:
+    """Whether a job has left a checkpoint: a pack in its own folder, a cell that ran alone in the cell's."""
+    places = [folder / "jobs" / job, *(folder / cell / "checkpoints" for cell in cells)]
     return any(place.is_dir() and any(place.rglob("checkpoint-*")) for place in places)
-
-
-def _free(kind: str, taken: set[str]) -> str:
-    return next(name for number in range(1, 100000) if (name := f"{kind}-{number}") not in taken)

@@ -21,6 +21,8 @@ DONE = ("completed", "dropped")
 ENDED = (*DONE, "diverged", "failed", "preempted")
 INTERRUPTED = "the sweep was interrupted"
 MOST_FAILURES = 2  # of a cell that runs alone; after these it is not started again by itself
+_FAULTS = ("CUDA error", "CUDA driver error", "cuDNN error", "CUDNN_STATUS_", "CUBLAS_STATUS_")
+_NO_MEMORY = ("out of memory", "ALLOC_FAILED")
 _MIXED = "mixed"  # in place of a digest: begun by one code and resumed by another
 
 # The worst last. Preempted cells are resumed when the command is given again, so that they decide.
@@ -40,8 +42,9 @@ class Ledger:
 
     ``cells`` are the entries of sweep.json by name. An entry also counts the ``failures`` of a cell that ran
     alone, says with ``failed_packed`` whether it failed in a pack, and keeps the ``code`` that computed it
-    (``code_of``); ``other_code`` marks a cell that was not computed by the present code alone. ``changed``
-    are the cells whose folders an earlier start has left and this one cannot use.
+    (``code_of``); ``other_code`` marks a cell that was not computed by the present code alone. ``device`` is
+    where it ran last, and ``retried`` how its process ended before it was started once more. ``changed`` are
+    the cells whose folders an earlier start has left and this one cannot use.
     """
 
     def __init__(self, folder: Path, command: str, settings: SweepSettings) -> None:
@@ -109,15 +112,18 @@ class Ledger:
                 "failed_packed": kept.get("failed_packed", False),
                 "code": kept.get("code"),
                 "other_code": other_code,
+                "device": kept.get("device"),
+                "retried": kept.get("retried"),
             }
 
-    def begin(self, cells: Iterable[Cell], resumed: bool) -> None:
-        """Mark cells as running on the present code; those ``resumed`` may have been begun by another."""
+    def begin(self, cells: Iterable[Cell], resumed: bool, device: str) -> None:
+        """Mark cells as running on a device and the present code; those ``resumed`` may have been begun by
+        another."""
         for cell in cells:
             entry, code = self.cells[cell.name], code_of(cell.config)
             mixed = resumed and entry["code"] not in (None, code)
             entry |= {"status": "running", "reason": None, "code": _MIXED if mixed else code}
-            entry["other_code"] = mixed
+            entry |= {"other_code": mixed, "device": device}
 
     def status(self, name: str) -> str:
         """The status of a cell."""
@@ -136,6 +142,23 @@ class Ledger:
         """Set the status of cells."""
         for name in names:
             self.cells[name] |= {"status": status, "reason": reason}
+
+    def lost(self, names: Iterable[str], killed: bool) -> list[str]:
+        """Of a job whose process has ended, the cells for which another device may do better.
+
+        Those that it was in the middle of, or could not finish for a fault of its device, and with them those
+        that it had not begun; none if it has recorded how each one ended. ``killed`` says that it was.
+        """
+        records = {name: _read(self.folder / name / "run.json") for name in names}
+        faulty = [name for name, record in records.items() if _is_fault(record)]
+        unended = [name for name, record in records.items() if _status_of(record) not in ENDED]
+        died = killed or faulty or any(_status_of(records[name]) == "running" for name in unended)
+        return [name for name in records if name in faulty or name in unended] if died else []
+
+    def retry(self, names: Iterable[str], reason: str) -> None:
+        """Let cells wait for another process, after ``reason`` ended the first."""
+        for name in names:
+            self.cells[name] |= {"status": "waiting", "reason": None, "retried": reason}
 
     def end_job(self, names: Sequence[str], reason: str, alone: bool, preempted: bool) -> None:
         """Take over from the run folders how the cells of a job ended.
@@ -213,6 +236,16 @@ def _status_of(record: Mapping[str, Any]) -> str | None:
     """The status of a run.json; a run that was interrupted has not failed by itself."""
     interrupted = (record.get("error") or {}).get("type") == "KeyboardInterrupt"
     return "preempted" if interrupted else record.get("status")
+
+
+def _is_fault(record: Mapping[str, Any]) -> bool:
+    """Whether a run failed by an error of the device, of which torch's and the CUDA libraries' texts speak.
+
+    After one of these nothing can be computed in the process any more. Memory that ran out is none of them.
+    """
+    message = str((record.get("error") or {}).get("message", ""))
+    memory = any(sign in message for sign in _NO_MEMORY)
+    return _status_of(record) == "failed" and not memory and any(sign in message for sign in _FAULTS)
 
 
 def _by_other(entry: Mapping[str, Any], code: str) -> bool:

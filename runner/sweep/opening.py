@@ -20,15 +20,22 @@ _SHOWN = 10  # lines of a kind, and names in one
 
 
 def say_plan(
-    folder: Path | None, cells: Sequence[Cell], jobs: Sequence[Job], done: int, over: Mapping[str, str]
+    folder: Path | None,
+    cells: Sequence[Cell],
+    jobs: Sequence[Job],
+    done: int,
+    over: Mapping[str, str],
+    devices: Sequence[str] = (),
 ) -> None:
-    """Print which jobs are to be run, which cells run alone and why, and how many are done; without a
-    ``folder`` nothing will be."""
+    """Print which jobs are to be run on which devices, which cells run alone and why, and how many are done;
+    without a ``folder`` nothing will be."""
     axes = dict.fromkeys(key for cell in cells for key in cell.values)
     named = f" over {', '.join(axes)}" if axes else ""
     console.out.print(f"[bold]sweep[/]  {count(len(cells))}{escape(named)}")
     if folder is not None:
         console.out.print(f"[bold]folder[/] {escape(str(folder))}")
+    if len(devices) > 1:
+        console.out.print(f"[bold]on[/]     {escape(', '.join(devices))}; what each prints is in jobs/*.log")
     if done:
         console.out.print(f"[bold]done[/]   {count(done)} already")
     for job in jobs:

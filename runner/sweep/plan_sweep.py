@@ -12,10 +12,10 @@ from runner.config.recipes.settings import PlanSettings
 from runner.config.settings import SweepSettings
 from runner.core import console
 from runner.sweep.cells import Cell
+from runner.sweep.devices import cuda_devices
 from runner.sweep.jobs import Job
 from runner.sweep.opening import say_plan, say_verdicts
 from runner.sweep.packable import group
-from runner.sweep.processes import devices
 from runner.sweep.verdicts import foresee
 
 
@@ -34,7 +34,7 @@ def plan_sweep(cells: Sequence[Cell], settings: SweepSettings, typed: Sequence[s
         )
     say_plan(None, cells, jobs, 0, {})
     gpu = cells[0].config.plan.gpu
-    say_verdicts(foresee(jobs, settings, bool(devices()), gpu))
+    say_verdicts(foresee(jobs, settings, bool(cuda_devices()), gpu))
     words = [word for word in typed if not word.lstrip("+").startswith(("recipe=", "plan.", "output_dir="))]
     console.out.print(f"[bold]ready[/]  {shlex.join(['python', '-m', 'runner', *words])}", soft_wrap=True)
 

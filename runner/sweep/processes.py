@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import codecs
+import contextlib
 import os
 import queue
 import signal
 import subprocess
 import sys
 import threading
+import time
 from collections.abc import Callable
 from pathlib import Path
 
@@ -17,6 +19,7 @@ from runner.core.errors import ExitCode
 from runner.core.paths import PACKAGE
 from runner.core.process.folder_lock import FolderLock
 from runner.sweep import orphan
+from runner.sweep.devices import Device
 
 WORKER = ["-m", "runner.sweep.worker"]
 _TAIL = 15  # lines of the log that are quoted for a child that recorded nothing
@@ -27,18 +30,20 @@ Ended = Callable[["Child"], None]
 class Child:
     """A running job, ``python -m runner.sweep.worker JOB.json``.
 
-    Everything that it prints goes to ``log``, and with ``echo`` to the terminal too. ``device`` becomes its
-    CUDA_VISIBLE_DEVICES. It holds the ``lock`` of the sweep as long as it lives, which may be longer than its
-    parent, and is in a process group of its own, so that Ctrl-C reaches it once, from here.
+    Everything that it prints goes to the log beside the file, ``again`` behind what an earlier process has
+    printed there, and with ``echo`` to the terminal too; ``last`` is the last line. It computes on
+    ``device``. It holds the ``lock`` of the sweep as long as it lives, which may be longer than its parent,
+    and is in a process group of its own, so that Ctrl-C reaches it once, from here.
     """
 
     def __init__(
-        self, file: Path, log: Path, device: str | None, echo: bool, ended: Ended, lock: FolderLock | None
+        self, file: Path, device: Device, echo: bool, ended: Ended, lock: FolderLock | None, again: bool
     ) -> None:
-        self.name, self.device, self.log = file.stem, device, log
+        self.name, self.device, self.log = file.stem, device, file.with_suffix(".log")
+        self.last, self.began = "", time.monotonic()
         reading, self._writing = os.pipe()
         self._process = subprocess.Popen(
-            [sys.executable, *WORKER, str(file)],
+            [sys.executable, *WORKER, str(file), device.name],
             stdin=subprocess.DEVNULL,
             stdout=subprocess.PIPE,
             stderr=subprocess.STDOUT,
@@ -47,7 +52,11 @@ class Child:
             start_new_session=True,
         )
         os.close(reading)
-        self._listener = threading.Thread(target=self._listen, args=(echo, ended), daemon=True)
+        if device.cores and hasattr(os, "sched_setaffinity"):
+            with contextlib.suppress(OSError):  # it has ended already
+                os.sched_setaffinity(self._process.pid, device.cores)
+        arguments = (echo, ended, "ab" if again else "wb")
+        self._listener = threading.Thread(target=self._listen, args=arguments, daemon=True)
         self._listener.start()
 
     def send(self, number: int) -> None:
@@ -60,18 +69,26 @@ class Child:
         """The exit code of a child that has ended; negative: the signal that ended it."""
         return self._process.wait()
 
+    def ended(self) -> str:
+        """How it ended, in words."""
+        return how_it_ended(self.code)
+
     def reason(self) -> str:
         """How it ended, with the last lines of its log."""
-        return f"{how_it_ended(self.code)}\n{tail(self.log)}".strip()
+        return f"{self.ended()}\n{tail(self.log)}".strip()
 
-    def _listen(self, echo: bool, ended: Ended) -> None:
+    def _listen(self, echo: bool, ended: Ended, mode: str) -> None:
         decoder = codecs.getincrementaldecoder("utf-8")(errors="replace")
         stream = self._process.stdout
         assert stream is not None
         try:
-            with self.log.open("wb") as log:
+            with self.log.open(mode) as log:
                 while chunk := os.read(stream.fileno(), 65536):
-                    echo = echo and _say(decoder.decode(chunk))
+                    text = decoder.decode(chunk)
+                    self.last = next(
+                        (line for line in reversed(text.splitlines()) if line.strip()), self.last
+                    )
+                    echo = echo and _say(text)
                     log.write(chunk)
                     log.flush()
         finally:
@@ -89,10 +106,10 @@ class Children:
         self._ended: queue.Queue[Child] = queue.Queue()
 
     def start(
-        self, file: Path, log: Path, device: str | None, echo: bool, lock: FolderLock | None = None
+        self, file: Path, device: Device, echo: bool, lock: FolderLock | None, again: bool = False
     ) -> Child:
         """Start a job."""
-        child = Child(file, log, device, echo, self._ended.put, lock)
+        child = Child(file, device, echo, self._ended.put, lock, again)
         self.running.append(child)
         return child
 
@@ -144,7 +161,7 @@ def tail(log: Path) -> str:
     return "\n".join(lines[-_TAIL:])
 
 
-def _environment(device: str | None, pipe: int) -> dict[str, str]:
+def _environment(device: Device, pipe: int) -> dict[str, str]:
     """What a child finds: this project, wherever it was started from, and its device."""
     path = [os.environ.get("PYTHONPATH", ""), str(PACKAGE.parent)]
     own = {
@@ -152,22 +169,4 @@ def _environment(device: str | None, pipe: int) -> dict[str, str]:
         "PYTHONUNBUFFERED": "1",
         "PYTHONPATH": os.pathsep.join(filter(None, path)),
     }
-    if device is not None:
-        own["CUDA_VISIBLE_DEVICES"] = device
-    return {**os.environ, **own}
-
-
-def devices() -> list[str]:
-    """The CUDA devices that may be used, by the names that CUDA_VISIBLE_DEVICES takes; asks no library."""
-    given = os.environ.get("CUDA_VISIBLE_DEVICES")
-    if given is not None:
-        return [name.strip() for name in given.split(",") if name.strip()]
-    try:
-        done = subprocess.run(["nvidia-smi", "-L"], capture_output=True, text=True, timeout=20, check=False)
-    except (OSError, subprocess.TimeoutExpired):
-        return []
-    return [str(number) for number, line in enumerate(_gpus(done.stdout)) if line]
-
-
-def _gpus(listing: str) -> list[str]:
-    return [line for line in listing.splitlines() if line.startswith("GPU ")]
+    return {**os.environ, **own, **device.variables}

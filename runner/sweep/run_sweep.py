@@ -4,11 +4,8 @@ from __future__ import annotations
 
 import contextlib
 import shlex
-import signal
-from collections import deque
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
-from typing import Any
 
 from rich.markup import escape
 
@@ -18,15 +15,15 @@ from runner.core import console
 from runner.core.errors import ConfigError, ExitCode
 from runner.core.hydra_quoting import hydra_value
 from runner.core.process.folder_lock import FolderLock, hold
-from runner.core.process.posix import KILL
 from runner.core.secrets import masked
-from runner.core.signals import Terminated, terminate_as_interrupt
+from runner.core.signals import terminate_as_interrupt
 from runner.rules.scale import scale_summary
 from runner.sweep.cells import Cell, check_cells
+from runner.sweep.devices import Device, choose
 from runner.sweep.jobs import Job, make_jobs, record_jobs, write_job
-from runner.sweep.ledger import DONE, INTERRUPTED, Ledger
-from runner.sweep.opening import count, say_plan, say_verdicts, warn_of_other_code
-from runner.sweep.processes import Child, Children, devices
+from runner.sweep.leases import Leases
+from runner.sweep.ledger import DONE, Ledger
+from runner.sweep.opening import say_plan, say_verdicts, warn_of_other_code
 
 
 class Sweep:
@@ -40,7 +37,6 @@ class Sweep:
         self._typed = list(typed)
         self._lock: FolderLock | None = None
         self._ledger: Ledger | None = None
-        self._stopped = False
         self._said: set[str] = set()  # warnings
         self.ran = self.planned = False  # whether a batch has passed its checks; whether none is to be run
 
@@ -61,20 +57,21 @@ class Sweep:
             raise ConfigError(issues)
         if self._only_planned(cells):
             return
+        devices = choose(self.settings.devices, any(cell.config.model.device_map for cell in cells))
         self._open()
         if issues := self.ledger.stale(cells):
             self.close()
             raise ConfigError(issues)
         self.ledger.add(cells, axes)
-        jobs = self._plan(cells)
-        self._expect(jobs)
+        jobs = self._plan(cells, devices)
+        self._expect(jobs, on_cuda=devices[0].gpus == 1)
         self.ran = True
         record_jobs(self.ledger.jobs, jobs)
         self.ledger.write()
-        files = [write_job(job, self.folder, self.command, self.settings) for job in jobs]
+        leases = Leases(devices, self.ledger, self._lock, self._write)
         try:
             with terminate_as_interrupt():
-                self._work(deque(zip(jobs, files, strict=True)))
+                leases.run(jobs)
         finally:
             self.ledger.write()
 
@@ -118,6 +115,9 @@ class Sweep:
             self._lock.release()
             self._lock = None
 
+    def _write(self, job: Job) -> Path:
+        return write_job(job, self.folder, self.command, self.settings)
+
     def _open(self) -> None:
         if self._lock is None:
             if issue := check_sweep_folder(self.folder):
@@ -126,26 +126,25 @@ class Sweep:
         if self._ledger is None:
             self._ledger = Ledger(self.folder, self.command, self.settings)
 
-    def _plan(self, cells: Sequence[Cell]) -> list[Job]:
+    def _plan(self, cells: Sequence[Cell], devices: Sequence[Device]) -> list[Job]:
         """The jobs that are still to be run, after saying so."""
         ledger = self.ledger
         done = [cell for cell in cells if ledger.status(cell.name) in DONE]
         over = {cell.name: why for cell in cells if (why := ledger.given_up(cell.name))}
         todo = [cell for cell in cells if cell not in done and cell.name not in over]
         ledger.mark((cell.name for cell in todo), "waiting")
-        self._devices = [] if any(cell.config.model.device_map for cell in todo) else devices()
-        jobs = make_jobs(todo, self.settings, max(1, len(self._devices)), ledger)
-        say_plan(self.folder, cells, jobs, len(done), over)
+        jobs = make_jobs(todo, self.settings, len(devices), ledger)
+        say_plan(self.folder, cells, jobs, len(done), over, [device.name for device in devices])
         warn_of_other_code(done, jobs, ledger)
         self._warn(scale_summary((cell.name, cell.config.lora) for cell in cells))
         return jobs
 
-    def _expect(self, jobs: Sequence[Job]) -> None:
+    def _expect(self, jobs: Sequence[Job], on_cuda: bool) -> None:
         """Say what the jobs are expected to take. Raises ``ConfigError`` where a cell cannot fit its GPU."""
         from runner.sweep.verdicts import foresee
 
         try:
-            say_verdicts(foresee(jobs, self.settings, bool(self._devices)))
+            say_verdicts(foresee(jobs, self.settings, on_cuda))
         except ConfigError:
             self.close()
             if not self.ran:
@@ -161,68 +160,6 @@ class Sweep:
             if note not in self._said:
                 self._said.add(note)
                 console.warn(note)
-
-    def _work(self, waiting: deque[tuple[Job, Path]]) -> None:
-        """Keep every device busy until no job is left."""
-        several = len(self._devices) > 1
-        free: deque[str | None] = deque(self._devices if several else [None])
-        running: dict[str, Job] = {}
-        children, every = Children(), len(waiting)
-        try:
-            with _status(several) as show:
-                while waiting or children.running:
-                    while waiting and free:
-                        job, file = waiting.popleft()
-                        self._start(children, job, file, free.popleft(), several)
-                        running[job.name] = job
-                    show(
-                        f"{every - len(waiting) - len(running)} of {every} jobs ended, {len(running)} running"
-                    )
-                    if child := children.wait(0.5):
-                        free.append(child.device)
-                        self._end(child, running.pop(child.name), several)
-        except KeyboardInterrupt as interrupt:
-            self._stopped = True
-            received = signal.SIGTERM if isinstance(interrupt, Terminated) else signal.SIGINT
-            self._stop(children, running, received)
-            raise
-
-    def _start(self, children: Children, job: Job, file: Path, device: str | None, several: bool) -> None:
-        self.ledger.begin(job.cells, job.resumed)
-        self.ledger.write()
-        log = file.with_suffix(".log")
-        where = f" on device {device}, its output is in {log}" if several else ""
-        console.heading(f"{job.name}: {count(len(job.cells))}{where}")
-        children.start(file, log, device, echo=not several, lock=self._lock)
-
-    def _end(self, child: Child, job: Job, several: bool) -> None:
-        preempted = self._stopped or child.code == ExitCode.PREEMPTED
-        reason = INTERRUPTED if self._stopped else child.reason()
-        self.ledger.end_job(job.names, reason, alone=job.alone is not None, preempted=preempted)
-        self.ledger.write()
-        found = [self.ledger.status(name) for name in job.names]
-        if several or any(status not in DONE for status in found):
-            counts = ", ".join(f"{found.count(status)} {status}" for status in dict.fromkeys(found))
-            console.out.print(f"[bold]{job.name}[/] ended: {counts}")
-        for reason in dict.fromkeys(
-            str(self.ledger.cells[name]["reason"])
-            for name in job.names
-            if self.ledger.status(name) == "failed"
-        ):
-            console.err.print(f"[bold red]failed[/] {escape(reason)}")
-
-    def _stop(self, children: Children, running: dict[str, Job], number: int) -> None:
-        """Send the signal to the children and wait for them; a second interrupt kills them."""
-        console.warn(
-            f"ending {count(len(children.running), 'job')}; a second interrupt kills without waiting"
-        )
-        children.send(number)
-        while children.running:
-            try:
-                if child := children.wait(0.5):
-                    self._end(child, running.pop(child.name), several=True)
-            except KeyboardInterrupt:
-                children.send(KILL)
 
     def _conclude(self) -> None:
         from runner.reports import run_report
@@ -260,13 +197,3 @@ class Sweep:
         """The command that runs the cells that are not done."""
         kept = [word for word in self._typed if not word.startswith("output_dir=")]
         return shlex.join(["python", "-m", "runner", *kept, f"output_dir={hydra_value(str(self.folder))}"])
-
-
-@contextlib.contextmanager
-def _status(live: bool) -> Iterator[Any]:
-    """A line that is replaced, where the output is a terminal that no child writes to."""
-    if not (live and console.out.is_terminal):
-        yield lambda text: None
-        return
-    with console.out.status("") as status:
-        yield status.update

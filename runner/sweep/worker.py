@@ -1,4 +1,4 @@
-"""The process of a job of a sweep, ``python -m runner.sweep.worker JOB.json``: a pack, or single cells."""
+"""The process of a job of a sweep, a pack or single cells: ``python -m runner.sweep.worker JOB DEVICE``."""
 
 from __future__ import annotations
 
@@ -27,15 +27,15 @@ from runner.sweep import orphan
 from runner.training.out_of_memory import explained
 
 
-def run_job(file: Path) -> int:
+def run_job(file: Path, device: str | None = None) -> int:
     """Run a job that the sweep has written down, and return the exit code of its worst cell.
 
-    Every cell's outcome is in its run folder.
+    Every cell's outcome is in its run folder, with the name of the ``device`` that the sweep leased it to.
     """
     from runner.core import environment
     from runner.packed import CannotPack
 
-    job = json.loads(file.read_text(encoding="utf-8"))
+    job = json.loads(file.read_text(encoding="utf-8")) | {"device": device}
     quiet_libraries()
     environment.keep_freed_memory()
     if job["alone"] is None:
@@ -109,10 +109,10 @@ def _fail(cells: list[Any], error: Exception) -> int:
 
 
 def _mark(job: dict[str, Any], cell: dict[str, Any]) -> dict[str, Any]:
-    return {"key": cell["key"], "sweep": job["sweep"], "job": job["name"]}
+    return {"key": cell["key"], "sweep": job["sweep"], "job": job["name"], "device": job["device"]}
 
 
 if __name__ == "__main__":
     orphan.die_with_parent()
     mask_uncaught()
-    sys.exit(run_job(Path(sys.argv[1])))
+    sys.exit(run_job(Path(sys.argv[1]), sys.argv[2]))

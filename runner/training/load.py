@@ -134,7 +134,7 @@ def place() -> Place:
 def free_bytes() -> int:
     """Memory that the device of this process has left."""
     if cuda_card() is None:
-        return psutil.virtual_memory().available
+        return environment.available_memory()
     import torch
 
     free, _ = torch.cuda.mem_get_info(device())

@@ -14,14 +14,12 @@ from typing import Any
 import pytest
 
 from helpers.command import TINY, Run
-from helpers.kills import PHASES, SAVES, SFT, Point, call, command, finished, killed, log, strike
+from helpers.kills import PHASES, SAVES, SFT, Point, call, command, finished, killed, log, results, strike
 from helpers.packs import run_pack
 from helpers.paths import ROOT
 from helpers.rows import PAIRS
 from helpers.starts import start
 from runner.__main__ import main
-
-TIMES = ("seconds", "_runtime", "_per_second", "total_flos")
 
 # Steps that end inside an epoch (of 3), and epochs with a part of one, which are measured at their ends.
 KINDS = {
@@ -58,30 +56,6 @@ KINDS = {
 
 class Killed(BaseException):
     """In the place of SIGKILL, where a test cannot spare a process."""
-
-
-def results(run: Path) -> dict[str, Any]:
-    """All that a run must leave alike, however often it was killed."""
-    told = Run(0, run)
-    assert told.record["status"] == "completed"
-    assert (run / "report.html").is_file()
-    adapter = sorted(path for path in (run / "adapter").rglob("*") if path.name != "README.md")
-    files = [*adapter, *(path for path in run.glob("*.jsonl") if path.name != "metrics.jsonl")]
-    lines = [
-        {key: value for key, value in line.items() if not key.endswith(TIMES)}
-        for line in told.lines("metrics.jsonl")
-    ]
-    metrics = {
-        key: value
-        for key, value in told.record["metrics"].items()
-        if not key.endswith((*TIMES, "_bytes")) and not key.startswith("pack_")
-    }
-    return {
-        "files": {str(path.relative_to(run)): path.read_bytes() for path in files},
-        "lines": lines,
-        "metrics": metrics,
-        "temporary": [str(path.relative_to(run)) for path in run.rglob(".*")],
-    }
 
 
 @pytest.fixture(scope="module")

@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from helpers.command import TINY, Run
-from helpers.jobs import sweep_here
+from helpers.sweeps import sweep_here
 from runner.config.adapters import find_adapter
 from runner.core.errors import ConfigError, ExitCode
 from runner.core.folder_names import name_of

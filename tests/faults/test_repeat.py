@@ -13,8 +13,8 @@ from typing import Any
 import pytest
 
 from helpers.command import TINY, Run
-from helpers.jobs import sweep_here
 from helpers.paths import ROOT
+from helpers.sweeps import sweep_here
 from helpers.tiny_model import using, write_model
 from runner.__main__ import main
 from runner.core.errors import ExitCode

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from helpers.command import TINY
+from helpers.command import TINY, Run
 from helpers.rows import ANSWERS
 from helpers.starts import start
 from runner.__main__ import main
@@ -148,3 +148,30 @@ def weights(run: Path) -> dict[str, bytes]:
     """What a reader would take for a model: the files under the names that a merge ends with."""
     files = [*run.glob("model/*.safetensors"), *run.glob("*.gguf"), *run.glob("*/*.gguf")]
     return {str(file.relative_to(run)): file.read_bytes() for file in files if "/." not in str(file)}
+
+
+TIMES = ("seconds", "_runtime", "_per_second", "total_flos")
+
+
+def results(run: Path) -> dict[str, Any]:
+    """All that a run must leave alike, however often it was killed."""
+    told = Run(0, run)
+    assert told.record["status"] == "completed"
+    assert (run / "report.html").is_file()
+    adapter = sorted(path for path in (run / "adapter").rglob("*") if path.name != "README.md")
+    files = [*adapter, *(path for path in run.glob("*.jsonl") if path.name != "metrics.jsonl")]
+    lines = [
+        {key: value for key, value in line.items() if not key.endswith(TIMES)}
+        for line in told.lines("metrics.jsonl")
+    ]
+    metrics = {
+        key: value
+        for key, value in told.record["metrics"].items()
+        if not key.endswith((*TIMES, "_bytes")) and not key.startswith("pack_")
+    }
+    return {
+        "files": {str(path.relative_to(run)): path.read_bytes() for path in files},
+        "lines": lines,
+        "metrics": metrics,
+        "temporary": [str(path.relative_to(run)) for path in run.rglob(".*")],
+    }

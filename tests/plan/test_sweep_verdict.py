@@ -6,10 +6,10 @@ import json
 import pytest
 
 from helpers.command import QUIET, TINY
-from helpers.jobs import sweep_here
+from helpers.sweeps import sweep_here
 from runner.config.recipes.cards import CARDS, Card
 from runner.plan import gpus
-from runner.sweep import processes, run_sweep, verdicts
+from runner.sweep import devices, processes, verdicts
 
 GIB = 2**30
 BASE = (*TINY, *QUIET, "trainer.max_steps=2")
@@ -22,7 +22,7 @@ def card(monkeypatch):
     def use(gib: float, known: Card = CARDS["h200"]) -> None:
         monkeypatch.setattr(verdicts, "found_gpus", lambda: [(known, round(gib * GIB))])
         monkeypatch.setattr(verdicts, "version", lambda _: "2.11.0")
-        monkeypatch.setattr(run_sweep, "devices", lambda: ["0"])
+        monkeypatch.setattr(devices, "cuda_devices", lambda: ["0"])
 
     return use
 
@@ -76,7 +76,7 @@ def test_plan_check_false_begins_the_cells(cli, capsys, card, idle):
 
 
 def test_a_machine_without_a_gpu_refuses_nothing(cli, capsys, idle, monkeypatch):
-    monkeypatch.setattr(run_sweep, "devices", list)
+    monkeypatch.setattr(devices, "cuda_devices", list)
     small = dataclasses.replace(gpus.this_machine(), free=2**20)
     monkeypatch.setattr(verdicts, "this_machine", lambda: small)
     cli("-m", *BASE, "lora.r=2,4")

@@ -84,6 +84,13 @@ def test_break_even(table):
     assert "up to 2 cells" in table.break_even(row, {1: result(1, 0.125, 1), 2: result(2, 0.2, 1)})[1]
 
 
+def test_numbers_of_devices(table):
+    found = record(table) | {"devices": {"1": result(8, 0.5, 50.0), "2": result(8, 0.25, 40.0)}}
+    one, two = lines(table.markdown([found], wall_steps=500))
+    assert one == ["1", "8,000", "50.0", "1.00x", "290.0", "1.00x"]  # 40 + 500 x 0.5
+    assert two == ["2", "16,000", "40.0", "1.25x", "160.0", "1.81x"]  # 35 + 500 x 0.25
+
+
 def test_steady_step(monkeypatch):
     monkeypatch.syspath_prepend(str(FOLDER))
     from common import steady_step
@@ -145,6 +152,7 @@ def test_help_and_mistakes():
     wrong = command("--out", "x", "--rows", "4b-1x512,5b-1x512")
     assert wrong.returncode == 2
     assert "5b-1x512 is none of" in wrong.stderr
+    assert "'0' is no number of devices" in command("--out", "x", "--devices", "1,0").stderr
 
 
 def test_table_of_what_is_there(table, tmp_path):

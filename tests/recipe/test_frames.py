@@ -11,7 +11,7 @@ from transformers import Trainer
 import recipes
 import runner
 from helpers.command import TINY
-from helpers.jobs import sweep_here
+from helpers.sweeps import sweep_here
 
 OWN = tuple(str(Path(str(package.__file__)).parent) for package in (recipes, runner))
 WORDS = (*TINY, "generation.samples=0")

@@ -11,7 +11,7 @@ from recipes.run import run_recipe
 from runner.__main__ import main
 from runner.models.lora_scale import lora_scale
 from runner.rules.scale import SCALE, adapter_scale, scale_notes, scale_summary
-from runner.sweep import processes, run_sweep
+from runner.sweep import devices, processes
 
 SHORT = (*TINY, *QUIET, "trainer.max_steps=1", "trainer.warmup_steps=0")
 SAID = "adapter scale 32 (lora_alpha=256 / r=8), usual is 0.25 to 4: lora.lora_alpha=16"
@@ -76,7 +76,7 @@ def test_a_sweep_says_it_once_for_all_cells_and_its_report_too(tmp_path, monkeyp
     monkeypatch.chdir(tmp_path)
     Path("worker.py").write_text(WORKER)
     monkeypatch.setattr(processes, "WORKER", ["worker.py"])
-    monkeypatch.setattr(run_sweep, "devices", list)
+    monkeypatch.setattr(devices, "cuda_devices", list)
     assert main(["-m", "lora.r=2,4,16", "lora.lora_alpha=32", "output_dir=s"]) == 0
     said = " ".join("".join(capsys.readouterr()).split())
     note = "adapter scale outside the usual 0.25 to 4 in 2 of 3 cells: lora.r=2 (16); lora.r=4 (8)"

@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 
 from runner.__main__ import main
-from runner.sweep import processes, run_sweep
+from runner.sweep import devices, processes
 
 # A child that writes the records of its cells and is killed before the report of the first one.
 WORKER = """
@@ -31,7 +31,7 @@ WORDS = ["-m", "lora.r=4,8", "output_dir=s"]
 def worker(tmp_path: Path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr(processes, "WORKER", [str(tmp_path / "worker.py")])
-    monkeypatch.setattr(run_sweep, "devices", list)
+    monkeypatch.setattr(devices, "cuda_devices", list)
 
     def write(status: str = "completed", killed: bool = True) -> None:
         text = WORKER.replace("STATUS", repr(status)).replace("KILLED", repr(killed))

@@ -1,21 +1,19 @@
 """What ``-m`` runs: its cells, their names and keys, what is refused, and how it is resumed."""
 
 import json
-import os
 import shutil
 import signal
 import socket
 import subprocess
-import sys
-import textwrap
 import time
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 import yaml
 
 from helpers.locks import holding
+from helpers.sweeps import Ran, alive, children_of, hanging, one
 from recipes import OBJECTIVES
 from runner.__main__ import main
 from runner.cli import command, run_config
@@ -26,118 +24,12 @@ from runner.core.paths import PACKAGE
 from runner.sweep import cells as cells_module
 from runner.sweep import processes, run_sweep
 from runner.sweep.cells import Cell, check_cells, code_of, expand, key_of
-from runner.sweep.jobs import make_jobs
-from runner.sweep.ledger import Ledger
-
-# A child that trains nothing: it writes the run folders that a job leaves. PLAN says which cells end
-# otherwise than completed; the process of a job may end in the middle.
-WORKER = """
-import json, os, signal, sys, time
-from pathlib import Path
-from runner.sweep import orphan
-orphan.die_with_parent()
-job = json.loads(Path(sys.argv[1]).read_text())
-plan = json.loads(os.environ.get("PLAN", "{}"))
-print("job", job["name"], "on", os.environ.get("CUDA_VISIBLE_DEVICES"), flush=True)
-with open("started.txt", "a") as stream:
-    stream.write(job["name"] + ":" + ",".join(c["name"] for c in job["cells"]) + "\\n")
-worst = 0
-for cell in job["cells"]:
-    folder = Path(job["sweep"]) / cell["name"]
-    folder.mkdir(parents=True, exist_ok=True)
-    lora, trainer = cell["config"]["lora"], cell["config"]["trainer"]
-    loss = 1 / lora["r"] + abs(trainer["learning_rate"] - 3e-4) + cell["config"]["seed"] / 1000
-    mark = {"key": cell["key"], "sweep": job["sweep"], "job": job["name"]}
-    record = {"status": "running", "metrics": {}, "cell": mark, "overrides": cell["overrides"]}
-    (folder / "run.json").write_text(json.dumps(record))
-    (folder / "config.yaml").write_text("seed: %d\\n" % cell["config"]["seed"])
-    end = plan.get(cell["name"], "completed")
-    if end == "hang":
-        Path("hangs").touch()
-        time.sleep(60)
-    if end == "kill":
-        print("about to die", flush=True)
-        os.kill(os.getpid(), signal.SIGKILL)
-    if end == "checkpoint":
-        (folder / "checkpoints" / "checkpoint-1").mkdir(parents=True)
-        sys.exit(75)
-    record |= {"status": end, "metrics": {"eval_loss": loss}}
-    if end in ("failed", "diverged"):
-        record["error"] = {"type": "Odd", "message": "as planned", "traceback": ""}
-        worst = 1 if end == "failed" else max(worst, 3)
-    (folder / "run.json").write_text(json.dumps(record))
-sys.exit(worst)
-"""
-
-
-@dataclass
-class Ran:
-    """How a sweep ended, and what it left."""
-
-    code: int
-    folder: Path
-    said: str
-
-    @property
-    def record(self) -> dict:
-        return json.loads((self.folder / "sweep.json").read_text(encoding="utf-8"))
-
-    @property
-    def statuses(self) -> dict[str, str]:
-        return {entry["name"]: entry["status"] for entry in self.record["cells"]}
-
-    def job(self, name: str) -> dict:
-        return json.loads((self.folder / "jobs" / f"{name}.json").read_text(encoding="utf-8"))
-
-
-@pytest.fixture
-def started(tmp_path):
-    """The jobs that were started, as NAME:CELLS, since it was last asked."""
-
-    def take() -> list[str]:
-        file = tmp_path / "started.txt"
-        lines = file.read_text().splitlines() if file.is_file() else []
-        file.unlink(missing_ok=True)
-        return lines
-
-    return take
-
-
-@pytest.fixture
-def place(tmp_path, monkeypatch):
-    """An empty folder in which children are stand-ins."""
-    monkeypatch.chdir(tmp_path)
-    script = tmp_path / "worker.py"
-    script.write_text(WORKER)
-    monkeypatch.setattr(processes, "WORKER", [str(script)])
-    monkeypatch.setattr(run_sweep, "devices", list)
-    monkeypatch.delenv("PLAN", raising=False)
-    return tmp_path
-
-
-@pytest.fixture
-def sweep(place, capsys, monkeypatch):
-    """Run ``python -m runner -m`` in an empty folder, with a stand-in for the children."""
-
-    def run(*words: str, plan: dict[str, str] | None = None, folder: str = "s", flag: bool = True) -> Ran:
-        monkeypatch.setenv("PLAN", json.dumps(plan or {}))
-        given = [*(["-m"] if flag else []), *words, *([f"output_dir={folder}"] if folder else [])]
-        code = main(given)
-        captured = capsys.readouterr()
-        return Ran(code, place / folder, captured.out + captured.err)
-
-    return run
 
 
 def issues(*words: str) -> list[str]:
     with pytest.raises(ConfigError) as caught:
         run_config.check(run_config.parse(list(words), OBJECTIVES))
     return [str(issue) for issue in caught.value.issues]
-
-
-def one(*words: str) -> RunConfig:
-    (run,) = run_config.check(run_config.parse(list(words), OBJECTIVES)).configs
-    return run
 
 
 # --- names and keys
@@ -632,66 +524,7 @@ def test_batches_of_a_sweeper_are_one_sweep(sweep, started):
     assert list(ran.statuses.values()) == ["failed", "completed", "completed"]
 
 
-# --- jobs and devices
-
-
-def ledger_of(cells: list[Cell], folder: Path) -> Ledger:
-    found = Ledger(folder, "python -m runner", SweepSettings())
-    found.add(cells, {})
-    return found
-
-
-def cells_of(count: int, folder: Path, *words: str) -> list[Cell]:
-    run = one(*words)
-    made = []
-    for number in range(1, count + 1):
-        made += expand(
-            [f"lora.r={number}"], replace(run, lora={**run.lora, "r": number}), SweepSettings(), folder
-        )
-    return made
-
-
-@pytest.mark.parametrize(
-    ("count", "slots", "halving", "sizes"),
-    [
-        (8, 1, None, [8]),
-        (8, 4, None, [2, 2, 2, 2]),
-        (9, 4, None, [2, 2, 2, 3]),
-        (2, 4, None, [1, 1]),
-        (8, 4, [0.5], [4, 4]),
-        (3, 4, [0.5], [3]),
-    ],
-)
-def test_a_large_group_is_split_evenly_over_the_devices(tmp_path, count, slots, halving, sizes):
-    made = cells_of(count, tmp_path)
-    jobs = make_jobs(made, SweepSettings(halving=halving), slots, ledger_of(made, tmp_path))
-    assert [len(job.cells) for job in jobs] == sizes
-    assert [cell for job in jobs for cell in job.cells] == made
-    assert all((job.alone is None) == (len(job.cells) > 1) for job in jobs)
-
-
-def test_jobs_are_spread_over_the_devices(sweep, monkeypatch):
-    monkeypatch.setattr(run_sweep, "devices", lambda: ["0", "GPU-1"])
-    ran = sweep("lora.r=4,8", "lora.use_dora=false,true")
-    assert ran.code == 0
-    logs = [file.read_text() for file in sorted((ran.folder / "jobs").glob("*.log"))]
-    assert len(logs) == 3
-    assert {log.split()[-1] for log in logs} == {"0", "GPU-1"}
-    assert "job pack-1 on" not in ran.said, "with several devices the output is in the logs"
-
-
-def test_the_devices_that_may_be_used(monkeypatch):
-    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "2, 3")
-    assert processes.devices() == ["2", "3"]
-    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "")
-    assert processes.devices() == []
-    monkeypatch.delenv("CUDA_VISIBLE_DEVICES")
-    monkeypatch.setattr(
-        processes.subprocess,
-        "run",
-        lambda *_, **__: subprocess.CompletedProcess([], 0, "GPU 0: A\n  MIG 1g\nGPU 1: B\n", ""),
-    )
-    assert processes.devices() == ["0", "1"]
+# --- ending early
 
 
 def test_an_exit_code_in_words():
@@ -699,55 +532,10 @@ def test_an_exit_code_in_words():
     assert processes.how_it_ended(75).endswith("exit code 75 (preempted)")
 
 
-# --- ending early
-
-# a shell that starts the tests in its background has interrupts ignored, here and in all that they start
-SCRIPT = """
-import signal, sys
-signal.signal(signal.SIGINT, signal.default_int_handler)
-from runner.sweep import processes, run_sweep
-processes.WORKER = [sys.argv.pop(1)]
-run_sweep.devices = list
-from runner.__main__ import main
-sys.exit(main())
-"""
-
-
-def hanging(place: Path) -> subprocess.Popen:
-    """A sweep in a process of its own, whose first cell does not end."""
-    (place / "start.py").write_text(textwrap.dedent(SCRIPT))
-    environment = {**os.environ, "PLAN": json.dumps({"lora.r=4": "hang"}), "PYTHONPATH": str(PACKAGE.parent)}
-    words = [sys.executable, "start.py", "worker.py", "-m", "lora.r=4,8", "output_dir=s"]
-    process = subprocess.Popen(
-        words, cwd=place, env=environment, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True
-    )
-    wait_for(lambda: (place / "hangs").exists())
-    return process
-
-
-def wait_for(there) -> None:
-    until = time.monotonic() + 30
-    while not there():
-        assert time.monotonic() < until
-        time.sleep(0.05)
-
-
-def child_of(process: subprocess.Popen) -> list[int]:
-    found = subprocess.run(["pgrep", "-P", str(process.pid)], capture_output=True, text=True, check=False)
-    return [int(line) for line in found.stdout.split()]
-
-
-def alive(number: int) -> bool:
-    try:
-        return "\nState:\tZ" not in Path(f"/proc/{number}/status").read_text()
-    except OSError:
-        return False
-
-
 @pytest.mark.parametrize("asked", [pytest.param(signal.SIGINT, marks=pytest.mark.slow), signal.SIGTERM])
 def test_an_interrupted_sweep_ends_its_children_and_says_how_to_resume(place, asked):
     process = hanging(place)
-    (child,) = child_of(process)
+    (child,) = children_of(process)
     process.send_signal(asked)
     said, _ = process.communicate(timeout=30)
     assert process.returncode == ExitCode.PREEMPTED
@@ -759,15 +547,6 @@ def test_an_interrupted_sweep_ends_its_children_and_says_how_to_resume(place, as
     }
     assert "python -m runner -m lora.r=4,8 output_dir=s" in said.partition("resume with")[2]
     assert 'Traceback (most recent call last):\n  File "/' not in said.partition("ending 1 job")[0]
-
-
-@pytest.mark.skipif(not Path("/proc").is_dir(), reason="looks at /proc")
-def test_children_die_with_a_parent_that_is_killed(place):
-    process = hanging(place)
-    (child,) = child_of(process)
-    process.kill()
-    process.communicate(timeout=30)
-    wait_for(lambda: not alive(child))
 
 
 @pytest.mark.slow
