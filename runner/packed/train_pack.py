@@ -195,7 +195,8 @@ def _trainer(
     memory = pack_memory(first, pack.objective, model, pieces, name, count, rows * longest, has_cuda)
     cells_per_pass, size = estimate_cells_per_pass(memory, packed.model, count, settings.max_cells)
     counts, warnings = (count, cells_per_pass), opening_notes(first, pack.first.folder)
-    terminal.pack_opening(data, setup.precision, counts, steps, size, pieces.line(), warnings)
+    speed, lora = pieces.line(), setup.adapted_line()
+    terminal.pack_opening(data, setup.precision, counts, steps, size, speed, warnings, lora)
     folders = {cell.name: cell.folder for cell in pack.cells}
     plan = PackPlan(
         cells_per_pass=cells_per_pass,
