@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from runner.core.errors import Issue
-from runner.models.lora_targets import EVERY, PAST, Weights, is_chosen
+from runner.models.lora_targets import EVERY, HEAD, PAST, Weights, is_chosen
 
 _LEAF = re.compile(r"\.(weight|bias)$")
 _SMALL = 0.0005  # a share that would read as 0.0%
@@ -167,6 +167,6 @@ def _kind(name: str) -> str:
 def _frozen_kind(name: str, weights: Weights) -> str:
     """The kind of a weight that is not trained: towers and norms are taken together."""
     module = _LEAF.sub("", name)
-    if weights.left.get(module) == "not in the text path":
-        return ".".join(module.removeprefix("model.").split(".")[:1])
+    if not name.startswith(weights.text) and weights.left.get(module) != HEAD:
+        return module.removeprefix("model.").partition(".")[0]
     return "norms and biases" if name.endswith(".bias") or "norm" in _kind(name) else _kind(name)

@@ -18,8 +18,8 @@ from typing import Any
 from runner.core.errors import ConfigError, Issue
 
 EVERY = "all-linear"
+HEAD = "output head"
 PAST = "reads its weight past an adapter"
-_NUMBERED = re.compile(r"\.(\d+)\.")
 # A part of a module's name that says that it chooses experts, or weighs one.
 _ROUTER = re.compile(r"(^|[._])(router|gate|wg)($|\.)")
 # What PEFT has no form of for a parameter, which it adapts without knowing its input, and the value it needs.
@@ -36,8 +36,12 @@ _NOT_OF_EXPERTS = {
 @dataclass(frozen=True)
 class Weights:
     """The matrices of a model, by full name: the ``linear`` layers of its text path, its ``experts``
-    (parameters of three dimensions), and what is ``left`` out of both, with the reason."""
+    (parameters of three dimensions), and what is ``left`` out of both, with the reason.
 
+    The names of all that texts go through begin with ``text``.
+    """
+
+    text: str = ""
     linear: list[str] = field(default_factory=list)
     experts: list[str] = field(default_factory=list)
     left: dict[str, str] = field(default_factory=dict)
@@ -49,16 +53,16 @@ def weights_of(model: Any) -> Weights:
     from transformers.pytorch_utils import Conv1D
 
     modules = dict(model.named_modules())
-    found = Weights(experts=list(_experts(modules)))
-    text, head = _text_path(model, modules), model.get_output_embeddings()
+    found = Weights(text=_text_path(model, modules), experts=list(_experts(modules)))
+    head = model.get_output_embeddings()
     counts = _expert_counts(modules, found.experts)
     for name, module in modules.items():
         if not isinstance(module, (Linear, Conv1D)):
             continue
         parent, _, short = name.rpartition(".")
         if module is head:
-            found.left[name] = "output head"
-        elif not name.startswith(text):
+            found.left[name] = HEAD
+        elif not name.startswith(found.text):
             found.left[name] = "not in the text path"
         elif _is_router(name, module, counts):
             found.left[name] = "router"
@@ -160,25 +164,13 @@ def _is_renamed(config: Any, model: Any, short: str) -> bool:
 
 
 def _is_wanted(config: Any, name: str) -> bool:
-    """Whether ``exclude_modules`` and ``layers_to_transform`` leave a module or parameter in."""
+    """Whether ``exclude_modules`` leaves a module or parameter in."""
     excluded = getattr(config, "exclude_modules", None)
-    if isinstance(excluded, str) and re.fullmatch(excluded, name):
-        return False
-    if excluded and not isinstance(excluded, str) and any(f".{name}".endswith(f".{end}") for end in excluded):
-        return False
-    layers = getattr(config, "layers_to_transform", None)
-    if layers is None or layers == []:
-        return True
-    patterns = getattr(config, "layers_pattern", None) or [r"[^.]*"]
-    patterns = [patterns] if isinstance(patterns, str) else patterns
-    numbers = [layers] if isinstance(layers, int) else layers
-    found = next((m for each in patterns if (m := re.match(rf".*\.{each}\.(\d+)\.", f".{name}"))), None)
-    return found is not None and int(found[1]) in numbers
+    return not (excluded and is_chosen(excluded, name))
 
 
 def is_chosen(targets: Any, name: str) -> bool:
-    """Whether ``target_modules`` chooses a linear layer of the text path: by a pattern of its whole name, or
-    the end of it."""
+    """Whether ``target_modules`` or the like chooses a matrix: by a pattern of its whole name, or the end."""
     if targets is None or targets == EVERY:
         return targets == EVERY
     if isinstance(targets, str):
