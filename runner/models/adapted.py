@@ -14,7 +14,7 @@ from runner.models.lora_targets import EVERY, HEAD, PAST, Weights, is_chosen
 _LEAF = re.compile(r"\.(weight|bias)$")
 _SMALL = 0.0005  # a share that would read as 0.0%
 _SHOWN = 4  # kinds of frozen weights that are named
-_MISSED = "is chosen by lora.target_modules and stays frozen: PEFT has no form of it here"
+_MISSED = "lora.target_modules means them, but PEFT takes these names for other weights here"
 
 
 @dataclass(frozen=True)
@@ -72,12 +72,13 @@ class Adapted:
         notes = []
         for reason in dict.fromkeys(self.missed.values()):
             names = [name for name, why in self.missed.items() if why == reason]
-            notes.append(f"{', '.join(_kinds(names))} ({len(names)} layers): {reason}")
+            count = f"{len(names)} linear layer{'s' * (len(names) > 1)}"
+            notes.append(f"{', '.join(_kinds(names))} stay frozen ({count}): {reason}")
         if self.experts:
             size = sum(size for kind, size in self.frozen.items() if kind in set(map(_kind, self.experts)))
             where = f"{len(self.experts)} expert weights stay frozen, {size / self.total:.0%} of the base"
             kinds = ", ".join(_kinds(self.experts))
-            notes.append(f"{where}: {kinds}; lora.target_modules=all-linear adapts them")
+            notes.append(f"{where}: {kinds}; a LoraConfig on all-linear adapts them")
         return notes
 
     def issues(self) -> Iterator[Issue]:

@@ -194,9 +194,8 @@ def _trainer(
     model, name = packed.model.get_base_model(), setup.precision.name
     memory = pack_memory(first, pack.objective, model, pieces, name, count, rows * longest, has_cuda)
     cells_per_pass, size = estimate_cells_per_pass(memory, packed.model, count, settings.max_cells)
-    counts, warnings = (count, cells_per_pass), opening_notes(first, pack.first.folder)
-    speed, lora = pieces.line(), setup.adapted_line()
-    terminal.pack_opening(data, setup.precision, counts, steps, size, speed, warnings, lora)
+    said = (pieces.line(), opening_notes(first, pack.first.folder), setup.adapted_line())
+    terminal.pack_opening(data, setup.precision, (count, cells_per_pass), steps, size, *said)
     folders = {cell.name: cell.folder for cell in pack.cells}
     plan = PackPlan(
         cells_per_pass=cells_per_pass,

@@ -29,8 +29,7 @@ from runner.runs.parents import adapter_digest
 from runner.runs.resume import Start, find_start
 from runner.runs.run_folder import RunFolder
 from runner.speed.pieces import Pieces, choose_pieces
-from runner.training.argument_checks import check_placed
-from runner.training.lora_check import check_lora
+from runner.training.argument_checks import check_lora, check_placed
 
 
 @dataclass(frozen=True)

@@ -8,9 +8,8 @@ import torch
 from peft import LoraConfig, PeftModel
 from safetensors.torch import load_file
 
-from helpers.command import QUIET, TINY
-from helpers.tiny_kinds import KINDS, build, config_of
-from helpers.tiny_model import random_model, using
+from helpers.command import LEARNS, QUIET, TINY
+from helpers.tiny_model import KINDS, build, config_of, random_model, using
 from runner.core.errors import ConfigError
 from runner.models.adapted import adapted, parameters_of
 from runner.models.adapter import add_adapter
@@ -197,6 +196,20 @@ def test_a_run_that_would_leave_experts_out_is_refused(cli, experts, capsys, wor
     run = cli(*TINY, *QUIET, *using(experts), *words.split())
     assert run.code == code
     assert said in " ".join(capsys.readouterr().err.split())
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("kind", ["qwen3_moe", "deepseek_v3"])
+def test_experts_are_merged(cli, kind, tmp_path):
+    """The merge compares with the adapter model itself, and fails where it is not that."""
+    model = random_model(tmp_path / "model", kind, **KINDS[kind])
+    assert cli(*LEARNS, *using(model), "lora.require_all=true").code == 0
+    merged = cli("recipe=merge", "adapter=run", folder="merged")
+    assert merged.code == 0
+    before, after = (load_file(path / "model.safetensors") for path in (model, merged.folder / "model"))
+    changed = {name for name in after if not torch.equal(before[name], after[name])}
+    assert any(".experts." in name for name in changed)
+    assert not any(".gate.weight" in name for name in changed)
 
 
 @pytest.mark.slow
