@@ -43,7 +43,9 @@ def run(config: RunConfig, folder: RunFolder) -> None:
     config error in any stage before the first one runs, ``StageFailed`` for the first that does not complete.
     """
     stages: dict[str, list[str]] = config.stages or {}
-    common = [text for text in folder.record["overrides"] if _key(text) not in _OF_THE_CHAIN]
+    common = [
+        text for text in folder.record["overrides"] if _key(text).partition(".")[0] not in _OF_THE_CHAIN
+    ]
     with folder.timed("check"):
         recipes = _check(stages, common)
     # what the report is headed with: a chain has no model of its own

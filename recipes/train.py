@@ -39,7 +39,8 @@ def train(config: RunConfig, folder: RunFolder, objective: Objective) -> None:
     setup.record_inputs(config, folder, data)
     foreseen = foresee(config, objective, setup, rows_of(setup, data, objective), [folder], steps, head)
     notes, expected = opening_notes(config, folder), foreseen.line() if foreseen else ""
-    terminal.opening(config, data, setup.precision, steps, folder.path, setup.pieces.line(), notes, expected)
+    speed, lora = setup.pieces.line(), setup.adapted_line()
+    terminal.opening(config, data, setup.precision, steps, folder.path, speed, notes, expected, lora)
 
     with folder.timed("load"):
         trained = load_trainable(config, objective, setup, steps, head)

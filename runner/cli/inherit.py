@@ -21,6 +21,8 @@ OPTION = "of-adapter"
 # What the shape of a LoRA adapter is; the run's own section may say otherwise, where PEFT converted it.
 File = tuple[str, str, list[str]]  # its path, the section it is placed in, and the keys that it sets
 _SHAPE = ("r", "lora_alpha", "lora_dropout", "use_rslora", "use_dora", "modules_to_save")
+# Keys that name another model than the chosen option does.
+_OTHER_MODEL = ("model.path", "model.architecture")
 
 
 def inherited(
@@ -36,8 +38,7 @@ def inherited(
     adapter = _adapter(typed.get("adapter", ""))
     if adapter is None:
         return {}, [], {}
-    files = [folder / "experiment" / f"{typed.get('experiment')}.yaml" for folder in folders]
-    chosen = {**{group: option for file in files for group, option in _chosen_in(file).items()}, **typed}
+    chosen = {**_chosen(typed.get("experiment"), folders), **typed}
     recipe = chosen.get("recipe", "sft")
     groups = _groups(adapter)
     groups["data"] = data = _rows(adapter, recipe, "data.path" in typed, objectives)
@@ -50,14 +51,17 @@ def inherited(
 
 
 def without_rate(overrides: Iterable[str], folders: Iterable[Path]) -> list[str]:
-    """The override that leaves ``conf/trainer_model`` out, where ``model=`` replaces an experiment's own.
+    """The override that leaves ``conf/trainer_model`` out, where that preset is for another model.
 
-    The learning rate that a small model was found to need would take the place of the experiment's.
+    A learning rate that a small model was found to need belongs to that model alone: it would take the place
+    of an experiment's where ``model=`` replaces the model which the experiment names, and of every other
+    model's where ``model.path`` names one in place of the preset's.
     """
     typed = dict(text.lstrip("+").split("=", 1) for text in overrides if "=" in text)
-    files = [folder / "experiment" / f"{typed.get('experiment')}.yaml" for folder in folders]
-    replaced = "model" in typed and any("model" in _chosen_in(file) for file in files)
-    return ["~trainer_model"] if replaced else []
+    of_experiment = _chosen(typed.get("experiment"), folders)
+    replaced = "model" in typed and "model" in of_experiment
+    other = any(key in typed or key in of_experiment for key in _OTHER_MODEL)
+    return ["~trainer_model"] if replaced or other else []
 
 
 def _rows(adapter: Adapter, recipe: str, typed: bool, objectives: Objectives) -> dict[str, Any] | None:
@@ -101,17 +105,31 @@ def _more(adapter: Adapter, typed: dict[str, str]) -> Iterator[str]:
             yield f"{key}={'null' if value is None else value}"
 
 
-def _chosen_in(file: Path) -> dict[str, str]:
-    """The groups for which an experiment's file chooses an option, each with that; also ``recipe``."""
+def _chosen(experiments: str | None, folders: Iterable[Path]) -> dict[str, str]:
+    """What the files of ``experiment=`` choose: options by group, ``recipe``, and the keys of ``model`` they
+    set. Of several experiments (``-m experiment=a,b``) what any of them does."""
+    names = [name.strip() for name in (experiments or "").split(",")]
+    files = [folder / "experiment" / f"{name}.yaml" for name in names for folder in folders]
+    return {group: option for file in files for group, option in _chosen_in(file).items()}
+
+
+def _chosen_in(file: Path, depth: int = 9) -> dict[str, str]:
+    """What an experiment's file chooses, or one that stands in its defaults list, which it overrides."""
     try:
         values = read_yaml(file)
     except (OSError, ValueError, yaml.YAMLError):
         return {}  # composing it says why
     values = values if isinstance(values, dict) else {}
     defaults = values.get("defaults")
-    entries = [entry for entry in defaults if isinstance(entry, dict)] if isinstance(defaults, list) else []
-    named = {str(name): str(option) for entry in entries for name, option in entry.items()}
-    chosen = {name.removeprefix("override").strip().strip("/"): option for name, option in named.items()}
+    chosen: dict[str, str] = {}
+    for entry in defaults if isinstance(defaults, list) else []:
+        if isinstance(entry, str) and entry != "_self_" and depth:
+            name = entry.removeprefix("/experiment/")
+            chosen = _chosen_in(file.parent / f"{name}.yaml", depth - 1) | chosen
+        for name, option in entry.items() if isinstance(entry, dict) else ():
+            chosen[str(name).removeprefix("override").strip().strip("/")] = str(option)
+    model = values.get("model")
+    chosen |= {f"model.{key}": str(value) for key, value in model.items()} if isinstance(model, dict) else {}
     return chosen | ({"recipe": str(values["recipe"])} if values.get("recipe") else {})
 
 

@@ -82,6 +82,8 @@ def known_fields(section: str, target: str | None) -> dict[str, Field]:
     fields = dict(_own_fields(own)) if own else {}
     if section == "trainer":
         fields |= _own_fields(settings.TrainerExtras)
+    if section == "lora":
+        fields |= _own_fields(settings.LoraExtras)
     if target:
         fields |= target_fields(section, target)
     return fields

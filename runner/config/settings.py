@@ -173,6 +173,17 @@ class TrainerExtras:
 
 
 @dataclass(frozen=True)
+class LoraExtras:
+    """Keys of ``lora`` that are the runner's own; all others belong to PEFT's config class.
+
+    ``require_all`` refuses a run in which a linear layer of the text path, or expert weights, would have no
+    adapter; the output head and routers may stay without.
+    """
+
+    require_all: bool = False
+
+
+@dataclass(frozen=True)
 class RunConfig:
     """One run, composed, checked and frozen.
 

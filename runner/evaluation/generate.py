@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
-from contextlib import nullcontext
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager, nullcontext
 from itertools import islice
 from typing import Any
 
@@ -158,7 +158,7 @@ def generate(
     try:
         for start in range(0, len(order), batch_size):
             chosen = order[start : start + batch_size]
-            with torch.inference_mode(), cast(model.device, autocast):
+            with torch.inference_mode(), cast(model.device, autocast), _without_router_logits(model):
                 batch = [prompts[index] for index in chosen] * cells
                 made = _generate(model, batch, pad, max_new_tokens, stops, drawing or GREEDY)
             texts = [parser.decode(ids, stops) for ids in made]
@@ -204,6 +204,21 @@ def _generate(
         **drawing,
     )
     return made[:, longest:].tolist()
+
+
+@contextmanager
+def _without_router_logits(model: Any) -> Iterator[None]:
+    """TRL's trainers switch them on for models with experts; with a cache, transformers 5.23 then fails on
+    their balance, for which it has the mask of all tokens and the choices of the last ones."""
+    config = model.config.get_text_config()
+    held = getattr(config, "output_router_logits", None)
+    if held:
+        config.output_router_logits = False
+    try:
+        yield
+    finally:
+        if held:
+            config.output_router_logits = held
 
 
 def _contiguous(head: torch.nn.Module, inputs: tuple[torch.Tensor, ...]) -> tuple[torch.Tensor, ...]:

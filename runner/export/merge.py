@@ -120,11 +120,13 @@ class Skeleton:
         for own in (*unit.parameters(), *unit.buffers()):
             own.data = own.data.to(self._device)  # PEFT has read the adapter's into main memory
         with torch.no_grad():
-            if isinstance(unit, AuxiliaryTrainingWrapper):
-                whole = unit.unload_and_optionally_merge_module(True, True, None)
+            # as PEFT does; adapters on several parameters of a module are around one another
+            layer: Any = unit
+            if hasattr(layer, "unload_and_optionally_merge_module"):
+                whole = layer.unload_and_optionally_merge_module(True, True, None)
             else:
-                unit.merge(safe_merge=True)
-                whole = unit.get_base_layer()
+                layer.merge(safe_merge=True)
+                whole = layer.get_base_layer()
         merged = {f"{path}.{key}": value for key, value in whole.state_dict().items()}
         for module in unit.modules():
             if isinstance(module, BaseTunerLayer):

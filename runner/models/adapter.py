@@ -13,8 +13,10 @@ from typing import TYPE_CHECKING, Any
 
 from runner.core.atomic import json_text
 from runner.core.errors import ConfigError, Issue
-from runner.models.adapter_fit import check_loaded, refusing_misfits
+from runner.models.adapted import Adapted, adapted, parameters_of
+from runner.models.adapter_fit import add_saved, check_loaded, refusing_misfits
 from runner.models.empty_model import empty_model
+from runner.models.lora_targets import fit_targets, weights_of
 
 if TYPE_CHECKING:
     from peft import PeftConfig, PeftModel
@@ -41,6 +43,7 @@ def add_adapter(model: PreTrainedModel, config: Any, seed: int, base_folder: Pat
     from peft import get_peft_model, replace_lora_weights_loftq
     from transformers import set_seed
 
+    config = fit_targets(config, model, is_quantized(model))
     set_seed(seed)
     loftq = getattr(config, "init_lora_weights", None) == "loftq"
     if loftq:
@@ -48,27 +51,54 @@ def add_adapter(model: PreTrainedModel, config: Any, seed: int, base_folder: Pat
     try:
         wrapped: Any = get_peft_model(model, config)
     except ValueError as error:
-        raise ConfigError(Issue("lora", str(error).splitlines()[0])) from error
+        raise ConfigError(not_made(error)) from error
     if loftq:
         replace_lora_weights_loftq(wrapped, str(base_folder))
     return wrapped
 
 
-def try_adapter(base: Base, config: Any, classes: list[str] | None = None) -> Any:
-    """A fresh adapter of a PEFT ``config`` on the base without weights; ``classes`` are those of a new head.
+def is_quantized(model: Any) -> bool:
+    """Whether the linear layers of a loaded model are in a format of fewer bits."""
+    return getattr(model, "hf_quantizer", None) is not None
 
-    Raises ``ConfigError`` where PEFT cannot put one there.
+
+def try_adapter(
+    base: Base, config: Any, classes: list[str] | None = None, quantized: bool = False
+) -> tuple[Any, Adapted]:
+    """A fresh adapter of a PEFT ``config`` on the base without weights, and what of the base it is on.
+
+    ``classes`` are those of a new head, ``quantized`` says that linear layers will be. Raises ``ConfigError``
+    where PEFT cannot put one there.
     """
     from peft import get_peft_model
 
-    config = copy.deepcopy(config)
+    model, targets = empty_model(base, classes), getattr(config, "target_modules", None)
+    weights, before = weights_of(model), parameters_of(model)
+    config = copy.deepcopy(fit_targets(config, model, quantized))
     if isinstance(getattr(config, "init_lora_weights", None), str):
         config.init_lora_weights = True  # others look at the weights
     try:
-        return get_peft_model(empty_model(base, classes), config, low_cpu_mem_usage=True)
+        wrapped = get_peft_model(model, config, low_cpu_mem_usage=True)
     except (ValueError, TypeError, KeyError, NotImplementedError, re.error) as error:
-        reason = (str(error).splitlines() or [type(error).__name__])[0]
-        raise ConfigError(Issue("lora", f"PEFT cannot make this adapter: {reason}")) from error
+        raise ConfigError(not_made(error)) from error
+    return wrapped, adapted(wrapped, before, weights, targets)
+
+
+def try_saved(base: Base, adapter: Adapter, classes: list[str] | None = None) -> tuple[Any, Adapted]:
+    """A saved adapter on the base without weights, and what of the base it is on. Raises ``ConfigError``."""
+    model = empty_model(base, classes)
+    weights, before = weights_of(model), parameters_of(model)
+    wrapped = add_saved(model, adapter)
+    return wrapped, adapted(wrapped, before, weights)
+
+
+def not_made(error: Exception) -> Issue:
+    """The issue of an adapter that PEFT refuses to make."""
+    reason = (str(error).splitlines() or [type(error).__name__])[0]
+    hint = ""
+    if "ParamWrapper" in reason:  # PEFT's form of an adapter on a parameter
+        hint = "expert weights are adapted as parameters, which take no dropout, DoRA or bias of their own"
+    return Issue("lora", f"PEFT cannot make this adapter: {reason}", hint)
 
 
 def continue_adapter(model: PreTrainedModel, adapter: Adapter) -> PeftModel:

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 from runner.config.library_fields import Field
 from runner.config.objective import TaskType
-from runner.config.settings import RunConfig, TrainerExtras
+from runner.config.settings import LoraExtras, RunConfig, TrainerExtras
 from runner.config.targets import FP8, target_fields
 from runner.core.errors import ConfigError, Issue
 from runner.models.model import Base, Precision
@@ -57,7 +57,8 @@ def peft_config(config: RunConfig, task_type: TaskType, total_steps: int | None 
     """
     if not config.lora:
         return None
-    fields = {"task_type": task_type, **config.lora}
+    own = LoraExtras.__dataclass_fields__
+    fields = {"task_type": task_type} | {key: value for key, value in config.lora.items() if key not in own}
     if fields.get("target_modules") == "attention":
         fields["target_modules"] = (
             None  # PEFT's own table, by model type: q_proj and v_proj and their equivalents

@@ -18,9 +18,10 @@ from transformers import set_seed
 from trl.trainer.utils import disable_dropout_in_model
 
 from runner.config.adapters import Adapter
-from runner.models.adapter import add_adapter, continue_adapter
+from runner.models.adapter import add_adapter, continue_adapter, is_quantized
 from runner.models.keyed_dropout import DropoutStream
 from runner.models.lora_scale import lora_scale
+from runner.models.lora_targets import fit_targets
 from runner.packed import CannotPack
 from runner.packed.layers import PackedLinear, PackState
 
@@ -197,6 +198,7 @@ Drawn = tuple[Any, dict[str, Any], list[dict[str, Pair]], list[Any]]  # model, l
 
 
 def _draw(model: Any, configs: list[Any], seeds: list[int]) -> Drawn:
+    configs = [fit_targets(config, model, is_quantized(model)) for config in configs]
     wrapped: Any = add_adapter(model, configs[0], seeds[0], None)
     layers = _lora_layers(wrapped)
     drawn, resolved = [_take(layers, "default")], [wrapped.peft_config["default"]]

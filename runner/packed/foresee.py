@@ -33,6 +33,7 @@ def foresee_pack(
     folders = [cell.folder for cell in cells]
     found = foresee(config, objective, setup, rows, folders, steps, most_per_pass=most_per_pass)
     counts = (len(cells), found.cells_per_pass if found else 1)
-    notes, said = opening_notes(first.config, first.folder), found.line() if found else ""
-    terminal.pack_opening(own, setup.precision, counts, steps, setup.pieces.line(), notes, said)
+    notes, expected = opening_notes(first.config, first.folder), found.line() if found else ""
+    said = (setup.pieces.line(), notes, expected, setup.adapted_line())
+    terminal.pack_opening(own, setup.precision, counts, steps, *said)
     return found

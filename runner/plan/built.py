@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Any
+from typing import Any, NamedTuple
 
 from runner.core.errors import ConfigError, Issue
+from runner.models.lora_targets import fit_targets
 from runner.plan.architecture import Architecture, Linear
 from runner.plan.families import attends_to_all
 from runner.speed.pieces import AFTER_HEAD
@@ -105,11 +106,29 @@ def _active(text: Any) -> int:
 Shapes = tuple[tuple[int, ...], ...]
 
 
-def adapter_shapes(
-    architecture: Architecture, lora: Mapping[str, Any], classes: int | None
-) -> tuple[Shapes, Shapes, Shapes, bool]:
+class AdapterShapes(NamedTuple):
     """Shapes of the tensors that a PEFT config adds to a model without weights, copies of its modules, and
-    trains of its own; and whether it is one of virtual tokens. Raises ``ConfigError``."""
+    trains of its own; and whether it is one of virtual tokens.
+
+    ``ranks`` are those of LoRA by linear layer, ``rebuilt`` the numbers in weights to which each pass adds
+    their update, as PEFT does with parameters.
+    """
+
+    added: Shapes
+    copied: Shapes
+    own: Shapes
+    prompt: bool
+    ranks: dict[str, int]
+    rebuilt: int
+
+
+def adapter_shapes(
+    architecture: Architecture, lora: Mapping[str, Any], classes: int | None, quantized: bool = False
+) -> AdapterShapes:
+    """What a PEFT config makes of a model without weights, whose linear layers will be ``quantized``.
+
+    Raises ``ConfigError``.
+    """
     import copy
 
     import torch
@@ -125,7 +144,7 @@ def adapter_shapes(
     with torch.device("meta"):
         model = kind.from_config(config)
     own = {id(parameter) for parameter in model.parameters()}
-    wanted = copy.deepcopy(peft_config(lora, classes))
+    wanted = copy.deepcopy(fit_targets(peft_config(lora, classes), model, quantized))
     if isinstance(getattr(wanted, "init_lora_weights", None), str):
         wanted.init_lora_weights = True  # others look at the weights
     try:
@@ -139,7 +158,22 @@ def adapter_shapes(
             which = "own" if id(parameter) in own else "copied" if "modules_to_save" in name else "added"
             found[which].append(tuple(parameter.shape))
     added, copied, kept = (tuple(found[which]) for which in ("added", "copied", "own"))
-    return added, copied, kept, bool(wanted.is_prompt_learning)
+    ranks, rebuilt = _on_layers(wrapped)
+    return AdapterShapes(added, copied, kept, bool(wanted.is_prompt_learning), ranks, rebuilt)
+
+
+def _on_layers(wrapped: Any) -> tuple[dict[str, int], int]:
+    """The ranks of the linear layers that have LoRA, and the numbers in parameters that have."""
+    from peft.tuners.lora.layer import LoraLayer, ParamWrapper
+
+    ranks: dict[str, int] = {}
+    rebuilt = 0
+    for name, layer in wrapped.named_modules():
+        if isinstance(layer, ParamWrapper):
+            rebuilt += layer.get_param().numel()
+        elif isinstance(layer, LoraLayer) and "default" in layer.r:
+            ranks[name.removeprefix("base_model.model.")] = int(layer.r["default"])
+    return ranks, rebuilt
 
 
 def peft_config(lora: Mapping[str, Any], classes: int | None) -> Any:

@@ -119,7 +119,8 @@ def make_case(
     """A case; ``classes`` are the outputs of a new head, where the recipe has one. Raises ``ConfigError``."""
     if classes:
         architecture = with_score(architecture, classes)
-    found = trained(architecture, config.lora, classes)
+    quantized = bool(config.quantization or architecture.quantization)
+    found = trained(architecture, config.lora, classes, quantized)
     return Case(config, objective, recipe, architecture, found, length, tuple(lengths), labelled)
 
 

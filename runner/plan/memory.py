@@ -129,7 +129,9 @@ class StepMemory:
 
     def _moments(self, tokens: int, labelled: int) -> Iterator[dict[str, int]]:
         architecture, trained, step = self._architecture, self._trained, self._step
-        activations = {"activations": round(self._kept.token * tokens + self._kept.fixed)}
+        # the sums of weights and their updates, which the backward pass multiplies with, too
+        rebuilt = step.weight * trained.rebuilt // (architecture.layers if step.recomputed else 1)
+        activations = {"activations": round(self._kept.token * tokens + self._kept.fixed) + rebuilt}
         backward = {"backward": round(backward_bytes(architecture, step, tokens, self._kept.layer))}
         logits = {"logits": logit_bytes(architecture, step, tokens, labelled)}
         gradients = {"gradients": self._gradients}

@@ -38,7 +38,8 @@ class Trained:
 
     ``added`` are those that the adapter adds, ``copied`` the copies of whole modules (``modules_to_save``),
     ``own`` tensors of the model that are trained where they are. ``ranks`` are the ranks of LoRA by linear
-    layer; ``whole`` says that every weight is trained.
+    layer; ``whole`` says that every weight is trained. ``rebuilt`` are the numbers in weights to which each
+    pass adds their update, before it multiplies with the sum.
     """
 
     added: tuple[Shape, ...] = ()
@@ -50,6 +51,7 @@ class Trained:
     dora: bool = False
     head: bool = False
     prompt: bool = False
+    rebuilt: int = 0
 
     @property
     def shapes(self) -> tuple[Shape, ...]:
@@ -62,16 +64,20 @@ class Trained:
         return sum(map(prod, self.shapes))
 
 
-def trained(architecture: Architecture, lora: Mapping[str, Any], classes: int | None = None) -> Trained:
+def trained(
+    architecture: Architecture, lora: Mapping[str, Any], classes: int | None = None, quantized: bool = False
+) -> Trained:
     """What of a model the ``lora`` section trains; with ``classes`` under a new head with those outputs.
 
-    LoRA's tensors follow from the names of the layers; other adapters are put on a model without weights,
-    for which PEFT, and with it torch, is imported. Raises ``ConfigError`` where PEFT cannot make the adapter.
+    LoRA's tensors follow from the names of the layers of dense decoders; other adapters, and those of other
+    models, are put on a model without weights, for which PEFT, and with it torch, is imported. ``quantized``
+    says that linear layers are. Raises ``ConfigError`` where PEFT cannot make the adapter.
     """
     if not lora:
         return Trained(own=tuple(_own_shapes(architecture)), whole=True, head=True)
-    if lora.get("_target_") != PLAIN_LORA or any(lora.get(key) for key in _ASKED):
-        return _of_peft(architecture, lora, classes)
+    unknown = not architecture.exact and bool(architecture.facts)
+    if unknown or lora.get("_target_") != PLAIN_LORA or any(lora.get(key) for key in _ASKED):
+        return _of_peft(architecture, lora, classes, quantized)
     return _of_lora(architecture, lora, classes)
 
 
@@ -219,10 +225,18 @@ def _own_shapes(architecture: Architecture) -> Iterator[Shape]:
     yield from ((size,) for size in architecture.norms.values())
 
 
-def _of_peft(architecture: Architecture, lora: Mapping[str, Any], classes: int | None) -> Trained:
+def _of_peft(
+    architecture: Architecture, lora: Mapping[str, Any], classes: int | None, quantized: bool
+) -> Trained:
     from runner.plan.built import adapter_shapes
 
-    added, copied, own, prompt = adapter_shapes(architecture, lora, classes)
-    rank = int(lora.get("init_r") or lora.get("r") or 0)
-    ranks = {each.name: rank for each in targets(architecture, lora)} if rank and not prompt else {}
-    return Trained(added, copied, own, ranks, dropout=bool(lora.get("lora_dropout")), prompt=prompt)
+    found = adapter_shapes(architecture, lora, classes, quantized)
+    return Trained(
+        found.added,
+        found.copied,
+        found.own,
+        found.ranks,
+        dropout=bool(lora.get("lora_dropout")),
+        prompt=found.prompt,
+        rebuilt=found.rebuilt,
+    )

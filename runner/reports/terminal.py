@@ -24,12 +24,14 @@ def opening(
     speed: str,
     warnings: list[str],
     expected: str = "",
+    adapted: str = "",
 ) -> None:
-    """Print model, method, data, run folder, the pieces of ``speed`` and what the run is ``expected`` to take
-    before training; and warnings."""
+    """Print model, method, data, run folder, what of the base is ``adapted``, the pieces of ``speed`` and
+    what the run is ``expected`` to take before training; and warnings."""
     method = str(config.lora.get("_target_", "full fine-tuning")).removeprefix("peft.").removesuffix("Config")
     model = config.model.path or f"{config.model.architecture} (random weights)"
     out.print(f"[bold]{config.recipe}[/]  {escape(str(model).partition('#')[0])}, {method}, {precision.name}")
+    _adapted(adapted)
     _data(data)
     out.print(f"[bold]run[/]  {escape(str(path))}, about {steps:,} steps")
     _speed(speed, expected)
@@ -45,9 +47,11 @@ def pack_opening(
     speed: str,
     warnings: Iterable[str],
     expected: str,
+    adapted: str = "",
 ) -> None:
-    """Print the data of a pack, its cells, how many share a pass, the pieces of ``speed`` and what it is
-    ``expected`` to take."""
+    """Print the data of a pack, its cells, how many share a pass, the pieces of ``speed``, what it is
+    ``expected`` to take and what of the base is ``adapted``."""
+    _adapted(adapted)
     _data(data)
     count, cells_per_pass = cells
     passes = "in one pass" if cells_per_pass >= count else f"{cells_per_pass} in a pass, for memory"
@@ -61,6 +65,11 @@ def _speed(speed: str, expected: str) -> None:
     out.print(f"[bold]speed[/] {escape(speed)}")
     if expected:
         out.print(f"[bold]plan[/] {escape(expected)}")
+
+
+def _adapted(line: str) -> None:
+    if line:
+        out.print(f"[bold]lora[/] {escape(line)}")
 
 
 def _data(data: Data) -> None:

@@ -35,6 +35,7 @@ _SHARED = {
         "exclude_modules",
         "layers_to_transform",
         "layers_pattern",
+        "require_all",
         "task_type",
     ),
     "trainer": (

@@ -10,26 +10,18 @@ from typing import Any
 from runner.config.adapters import adapters, check_shape
 from runner.config.objective import Objective
 from runner.config.settings import DataSettings, RunConfig
-from runner.core.errors import ConfigError, Issue
+from runner.core.errors import ConfigError
 from runner.data.chat_template_check import apply_template
 from runner.data.foreign import foreign_rows
 from runner.data.max_length import row_limit
 from runner.data.splits import Data
 from runner.data.stop_tokens import check_turns
 from runner.data.template import Renderer
-from runner.models.adapter import try_adapter
-from runner.models.adapter_fit import add_saved, on_empty
+from runner.models.adapted import Adapted
 from runner.models.base_digest import base_identity
-from runner.models.build import (
-    check_adapter,
-    check_packing,
-    peft_config,
-    quantization_config,
-    training_arguments,
-)
+from runner.models.build import check_packing, quantization_config, training_arguments
 from runner.models.check_fp8 import check_machine
 from runner.models.check_loading import check_loading
-from runner.models.empty_model import empty_model, module_names
 from runner.models.model import Base, Precision, choose_precision, device, find_base
 from runner.rules.measures import WITHOUT_WARMUP
 from runner.rules.scale import scale_notes
@@ -37,7 +29,7 @@ from runner.runs.parents import adapter_digest
 from runner.runs.resume import Start, find_start
 from runner.runs.run_folder import RunFolder
 from runner.speed.pieces import Pieces, choose_pieces
-from runner.training.argument_checks import check_optimizer, check_placed
+from runner.training.argument_checks import check_lora, check_placed
 
 
 @dataclass(frozen=True)
@@ -47,7 +39,7 @@ class TrainingSetup:
     ``identity`` are the digests of the base, ``max_length`` (tokens) is where sequences are cut,
     ``arguments`` the trainer's, ``data`` which rows. ``start`` is where training begins: at a checkpoint or
     at step 0. ``parents`` are the digests of the adapters that it begins with,
-    ``pieces`` those of ``speed``.
+    ``pieces`` those of ``speed``, ``adapted`` what of the base has adapters, as far as that is known.
     """
 
     base: Base
@@ -61,6 +53,7 @@ class TrainingSetup:
     data: DataSettings
     parents: list[str | None]
     pieces: Pieces
+    adapted: Adapted | None
     warnings: list[str]
 
     def resume_facts(self, data: Data) -> dict[str, Any]:
@@ -77,9 +70,14 @@ class TrainingSetup:
                 "autocast": str(self.precision.autocast),
             },
             "speed": self.pieces.record(),
+            **({"adapted": self.adapted.record()} if self.adapted else {}),
             "data": {split.name: split.record() for split in (data.train, data.eval) if split},
             "rows_from_cache": data.cached,
         }
+
+    def adapted_line(self) -> str:
+        """What of the base is adapted, in one line; empty where every weight is trained, or none of it."""
+        return self.adapted.line() if self.adapted else ""
 
     @property
     def packs(self) -> bool:
@@ -146,7 +144,8 @@ def check_training(config: RunConfig, objective: Objective, folder: Path) -> Tra
         classes = adapters(config)[0].base.get("classes")
     identity = base_identity(base, config.seed, precision.dtype)
     loading_warnings = check_loading(config, base, identity, classes)
-    unsupported_loss = _check_adapter(config, objective, base, arguments, classes)
+    lora = check_lora(config, objective, base, arguments, classes, precision)
+    unsupported_loss = lora.unsupported_loss
     if not objective.token_loss:
         unsupported_loss = f"recipe={config.recipe} has the library's own loss"
     pieces = choose_pieces(config, arguments, precision, unsupported_loss, has_cuda)
@@ -166,48 +165,11 @@ def check_training(config: RunConfig, objective: Objective, folder: Path) -> Tra
         data=config.data,
         pieces=pieces,
         parents=[adapter_digest(adapter.folder) for adapter in adapters(config)],
-        warnings=[*start.notes, *warnings, *template_notes, *stop_warnings, *loading_warnings],
+        adapted=lora.adapted,
+        warnings=[
+            *(*start.notes, *warnings, *template_notes, *stop_warnings, *loading_warnings, *lora.warnings)
+        ],
     )
-
-
-def _check_adapter(
-    config: RunConfig, objective: Objective, base: Base, arguments: Any, classes: list[str] | None
-) -> str | None:
-    """Check ``lora`` and the optimizer's patterns against the model's modules. Raises ``ConfigError``.
-
-    Returns why the loss cannot be made of the tokens' log-probabilities, as far as it is known without
-    weights.
-    """
-    from peft.tuners.tuners_utils import BaseTunerLayer
-    from peft.utils.other import TrainableTokensWrapper
-
-    from runner.speed.token_loss import unsupported_loss
-
-    adapter = peft_config(config, objective.task_type)
-    modules = module_names(base)
-    if issues := list(check_optimizer(config, arguments, modules)):
-        raise ConfigError(issues)
-    check_adapter(config, objective.task_type, base, modules, device().type == "cuda")
-    if not modules:
-        return None
-    if config.adapter:
-        tried = [add_saved(empty_model(base, classes), found) for found in on_empty(base, adapters(config))]
-    elif adapter is None:
-        return "every weight is trained, the head's too"
-    elif adapter.is_prompt_learning:
-        return "prompt learning has tokens of its own"
-    else:
-        tried = [try_adapter(base, adapter, classes)]
-    for model in tried:
-        # TRL's losses multiply with the head's own weight, past what is on it, which would learn nothing
-        head = model.get_output_embeddings()
-        if isinstance(head, (BaseTunerLayer, TrainableTokensWrapper)):
-            message = "an adapter on the output head would not be trained"
-            if isinstance(head, TrainableTokensWrapper):
-                message += ", and the embedding is tied to the head"
-            hint = "'lora.modules_to_save=[lm_head]' trains the whole head"
-            raise ConfigError(Issue("lora.target_modules", message, hint))
-    return unsupported_loss(tried[0]) if tried else None
 
 
 def opening_notes(config: RunConfig, folder: RunFolder) -> list[str]:

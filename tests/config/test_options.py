@@ -36,7 +36,8 @@ def given(*files: Path) -> list[str]:
         values = yaml.safe_load(file.read_text(encoding="utf-8")) or {}
         whole = "# @package _global_" in file.read_text(encoding="utf-8")
         for default in values.pop("defaults", []):
-            for group, option in default.items() if isinstance(default, dict) else ():
+            named = default if isinstance(default, dict) else {file.parent.name: default}
+            for group, option in named.items():
                 words += given(CONF / group.removeprefix("override ").strip("/") / f"{option}.yaml")
         for section, inner in (values if whole else {file.parent.name: values}).items():
             keys = inner if isinstance(inner, dict) else {}

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import shutil
 from pathlib import Path
+from typing import Any
 
 import torch
 from transformers import AutoConfig, AutoModelForCausalLM
@@ -60,3 +61,92 @@ def random_model(folder: Path, model_type: str, **shape: object) -> Path:
     model.save_pretrained(folder)
     byte_tokenizer().save_pretrained(folder)
     return folder
+
+
+_BASE = {
+    "hidden_size": 64,
+    "intermediate_size": 96,
+    "num_hidden_layers": 2,
+    "num_attention_heads": 4,
+    "num_key_value_heads": 2,
+    "head_dim": 16,
+    "vocab_size": 320,
+    "max_position_embeddings": 512,
+    "pad_token_id": 0,
+    "tie_word_embeddings": False,
+}
+_EXPERTS = {
+    "num_experts": 4,
+    "num_local_experts": 4,
+    "n_routed_experts": 4,
+    "num_experts_per_tok": 2,
+    "moe_intermediate_size": 32,
+    "shared_expert_intermediate_size": 32,
+    "n_group": 1,
+    "topk_group": 1,
+    "first_k_dense_replace": 1,
+}
+_MAMBA = {
+    "mamba_d_state": 8,
+    "mamba_n_heads": 8,
+    "mamba_d_head": 16,
+    "mamba_n_groups": 1,
+    "mamba_expand": 2,
+    "mamba_chunk_size": 16,
+}
+_LATENT = {
+    "kv_lora_rank": 16,
+    "q_lora_rank": 16,
+    "qk_nope_head_dim": 16,
+    "qk_rope_head_dim": 8,
+    "v_head_dim": 16,
+    "head_dim": 8,
+    "num_key_value_heads": 4,
+}
+_DELTA = {
+    "layer_types": ["linear_attention", "full_attention"],
+    "linear_num_value_heads": 4,
+    "linear_num_key_heads": 2,
+    "linear_key_head_dim": 16,
+    "linear_value_head_dim": 16,
+}
+
+KINDS: dict[str, dict[str, Any]] = {
+    "qwen3": {},
+    "phi3": {},
+    "gpt2": {"n_embd": 64, "n_layer": 2, "n_head": 4, "n_positions": 512},
+    "qwen3_moe": _EXPERTS,
+    "qwen3_next": _EXPERTS | _DELTA,
+    "qwen3_5_moe_text": _EXPERTS | _DELTA,
+    "gpt_oss": _EXPERTS,
+    "llama4_text": {**_EXPERTS, "intermediate_size_mlp": 64, "moe_layers": [1]},
+    "deepseek_v3": _EXPERTS | _LATENT,
+    "glm4_moe_lite": _EXPERTS | _LATENT,
+    "hunyuan_v1_moe": _EXPERTS,
+    "granitemoehybrid": {
+        **(_EXPERTS | _MAMBA),
+        "layer_types": ["mamba", "attention"],
+        "shared_intermediate_size": 32,
+    },
+    "falcon_h1": {**_MAMBA, "mamba_d_ssm": 128},
+    "lfm2_moe": {**_EXPERTS, "layer_types": ["conv", "full_attention"], "num_dense_layers": 1},
+}
+
+
+def config_of(kind: str) -> Any:
+    """The small config of a kind; ``gemma3`` is the one with a vision tower."""
+    if kind != "gemma3":
+        return AutoConfig.for_model(kind, **(_BASE | KINDS[kind]))
+    config = AutoConfig.for_model(kind)
+    small = {"hidden_size": 32, "intermediate_size": 64, "num_hidden_layers": 1, "num_attention_heads": 2}
+    for values, part in ((_BASE, config.text_config), (small, config.vision_config)):
+        for key, value in values.items():
+            setattr(part, key, value)
+    return config
+
+
+def build(kind: str, device: str = "cpu") -> Any:
+    """A model of a kind with weights drawn from seed 0, or without on ``meta``."""
+    torch.manual_seed(0)
+    with torch.device(device):
+        return AutoModelForCausalLM.from_config(config_of(kind))

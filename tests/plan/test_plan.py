@@ -134,7 +134,7 @@ def test_rows_of_the_data_give_the_lengths(cli, capsys):
 
 def test_an_experiment_whose_rows_are_not_there_yet(cli):
     found = plan(cli("recipe=plan", "experiment=qwen-7b-chat-qlora", "plan.gpu=24GiB"))
-    assert (found["length"], found["batch"], found["quantization"]) == (1024, 2, "nf4")
+    assert (found["length"], found["batch"], found["quantization"]) == (512, 2, "nf4")
     assert found["rows"] is None
 
 

@@ -47,7 +47,7 @@ def test_as_peft(kind: str, option: str) -> None:
         pytest.skip("its projections have other names")
     architecture, lora = small(kind), LORA | OPTIONS[option]
     found = trained(architecture, lora)
-    added, copied, own, _ = adapter_shapes(architecture, lora, None)
+    added, copied, own, *_ = adapter_shapes(architecture, lora, None)
     assert sorted(found.added) == sorted(added)
     assert sorted(found.copied) == sorted(copied)
     assert sorted(found.own) == sorted(own)
@@ -56,7 +56,7 @@ def test_as_peft(kind: str, option: str) -> None:
 def test_a_new_head_is_trained() -> None:
     architecture = with_score(small("qwen3"), 3)
     found = trained(architecture, LORA, 3)
-    added, copied, _, _ = adapter_shapes(architecture, LORA, 3)
+    added, copied, *_ = adapter_shapes(architecture, LORA, 3)
     assert (sorted(found.added), sorted(found.copied)) == (sorted(added), sorted(copied))
     assert found.copied == ((3, 96),)
 

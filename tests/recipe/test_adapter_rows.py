@@ -156,7 +156,7 @@ def test_every_run_says_which_rows_it_uses(cli, start, capsys):
 @pytest.mark.parametrize(
     ("words", "rate"),
     [
-        (("experiment=qwen3-4b-qlora", "model=smollm2-135m"), 2e-4),
+        (("experiment=qwen3-4b-qlora", "model=smollm2-135m"), 1e-4),
         (("experiment=qwen2.5-7b-huanhuan", "model=smollm2-135m"), 1e-4),
         (("experiment=qwen3-4b-qlora", "model=smollm2-135m", "trainer.learning_rate=3e-4"), 3e-4),
         (("model=smollm2-135m",), 1e-3),

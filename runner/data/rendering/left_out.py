@@ -19,6 +19,9 @@ def left_out(template: ChatTemplate, messages: list[Message], tools: Tools, text
         words = message["content"].strip()
         if message["role"] == "assistant" or not words:
             continue
+        parts = [message[key].strip() for key in ("instruction", "input") if message.get(key)]
+        if message.get("input") and all(shows(text, part) for part in parts):
+            continue  # in sections of their own (Alpaca)
         heard = sum(_words(template, other).count(words) for other in messages)
         if not shows(text, words) or (words in text and text.count(words) < heard):
             yield f"{message['role']} message left out by the template"
