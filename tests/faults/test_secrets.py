@@ -108,7 +108,7 @@ def test_failed_run_tells_its_error_without_the_secret(cli, silent, tmp_path: Pa
 
 def test_error_that_nobody_catches_is_printed_without_the_secret(tmp_path: Path, silent) -> None:
     """The log of a sweep's job is what its process prints."""
-    command = [sys.executable, "-m", "runner.sweep.worker", str(tmp_path / SECRETS["HF_TOKEN"])]
+    command = [sys.executable, "-m", "runner.sweep.worker", str(tmp_path / SECRETS["HF_TOKEN"]), ""]
     done = subprocess.run(command, capture_output=True, text=True, check=False)
     assert done.returncode == 1
     assert "FileNotFoundError" in done.stderr
