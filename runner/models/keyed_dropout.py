@@ -134,7 +134,8 @@ class KeyedDropout(torch.nn.Module):
         drawn = _fmix(key ^ self.stream.features(x.shape[-1]))  # uniform over int32
         rate = rates.repeat_interleave(rows, output_size=x.shape[0])[:, None, None]
         limit = (rate * 2.0**32 - 2.0**31).to(torch.int32)
-        return (x * (drawn >= limit) * (1 / (1 - rate)).to(x.dtype)).view(shape)
+        # scaled in float32, as nn.Dropout does: in bfloat16 1 / (1 - 0.05) is 0.2% too large
+        return ((x * (1 / (1 - rate))).to(x.dtype) * (drawn >= limit)).view(shape)
 
 
 def dropout_stream(model: Any) -> DropoutStream | None:
