@@ -2,6 +2,7 @@
 
     python benchmarks/plan_error.py --out results
     python benchmarks/plan_error.py --out results --cells 0.6b-bf16-1x512,4b-nf4-4x2048
+    python benchmarks/plan_error.py --out results --jobs 4      # memory alone, four models at a time
 
 Each cell trains a few steps of random weights at the true shape on rows of exactly its length. Cells of one
 model share a process, which begins anew where one leaves memory behind, fails or takes too long; packs are
@@ -26,6 +27,7 @@ import tempfile
 import time
 import traceback
 from collections.abc import Mapping
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -49,12 +51,11 @@ def main(argv: list[str] | None = None) -> int:
     groups: dict[tuple[str, int], list[Cell]] = {}
     for cell in options.cells:
         groups.setdefault((cell.model, cell.cells), []).append(cell)
-    for cells in groups.values():
-        _measure(cells, options)
-        found = _results(options)
-        (options.out / "plan_error.json").write_text(json.dumps(found, indent=1) + "\n")
-        (options.out / "plan_error.md").write_text(markdown(found))
+    with ThreadPoolExecutor(options.jobs) as pool:
+        list(pool.map(lambda cells: _measure(cells, options), groups.values()))
     found = _results(options)
+    (options.out / "plan_error.json").write_text(json.dumps(found, indent=1) + "\n")
+    (options.out / "plan_error.md").write_text(markdown(found))
     print("\n" + markdown(found))
     return int(any("error" in found.get(cell.name, {"error": ""}) for cell in options.cells))
 
@@ -72,6 +73,9 @@ def _options(argv: list[str] | None) -> argparse.Namespace:
         "--cells", default=",".join(cell.name for cell in here), help="some of %(default)s (default: all)"
     )
     parser.add_argument("--limit", type=float, default=120, help="seconds a cell may take (%(default)s)")
+    parser.add_argument(
+        "--jobs", type=int, default=1, help="models measured at once; no times if several (%(default)s)"
+    )
     parser.add_argument("--model-override", choices=["tiny"], help=argparse.SUPPRESS)
     parser.add_argument("--worker", type=Path, help=argparse.SUPPRESS)
     options = parser.parse_args(argv)
@@ -99,8 +103,9 @@ def _measure(cells: list[Cell], options: argparse.Namespace) -> None:
             "cells": [dataclasses.asdict(cell) for cell in left],
             "out": str(options.out.resolve()),
             "small": options.model_override,
+            "timed": options.jobs == 1,
         }
-        jobs = options.out / "job.json"
+        jobs = options.out / f"{left[0].name}.job"
         jobs.write_text(json.dumps(job))
         paths = os.pathsep.join([str(ROOT), *filter(None, [os.environ.get("PYTHONPATH")])])
         command = [sys.executable, __file__, "--worker", str(jobs)]
@@ -113,6 +118,7 @@ def _measure(cells: list[Cell], options: argparse.Namespace) -> None:
                 start_new_session=True,
             )
             _wait(process, left, options)
+        jobs.unlink()
         for cell in left:
             if cell.name in (found := _results(options)):
                 wall = found[cell.name].get("wall_seconds", options.limit)
@@ -150,12 +156,15 @@ def work(job: dict[str, Any]) -> int:
     for entry in job["cells"]:
         cell = Cell(**{**entry, "overrides": tuple(entry["overrides"])})
         began = time.monotonic()
+        found: dict[str, Any]
         with tempfile.TemporaryDirectory(prefix="plan-error-") as name:
             try:
                 found = measured(cell, Path(name), job["small"])
             except Exception as error:
                 traceback.print_exc()
                 found = {"error": f"{type(error).__name__}: {error}"[:400]}
+        if not job["timed"] and "measured" in found:
+            found["measured"]["step_seconds"] = None
         left = _free()
         _write(out, cell, {**found, "wall_seconds": round(time.monotonic() - began, 1), "left_bytes": left})
         if left > _LEFT:
