@@ -183,7 +183,7 @@ def check_lora(
 
 
 def _unprovable(config: RunConfig, adapter: Any, modules: Mapping[str, bool]) -> Issue | None:
-    """An issue for ``lora.require_all`` where no matrix has an adapter, or only the model's own code knows."""
+    """An issue for ``lora.require_all`` where no matrix has an adapter, or only its own code knows."""
     if not config.lora.get("require_all"):
         return None
     if adapter is not None and adapter.is_prompt_learning:
