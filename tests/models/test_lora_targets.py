@@ -205,6 +205,8 @@ def test_a_run_says_and_records_what_is_adapted(cli, experts, capsys):
         ("lora.target_modules=[q_proj] lora.require_all=true", 2, "10 matrices have no adapter"),
         ("lora.target_modules=[down_proj] lora.lora_dropout=0.1", 2, "has no modules 'down_proj'"),
         ("lora.require_all=1", 2, "lora.require_all"),
+        ("lora.target_modules=all_linear", 2, "did you mean 'all-linear'?"),
+        ("lora.target_modules=[qproj]", 2, "did you mean 'q_proj'? it has: "),
         ("lora=prompt lora.require_all=true", 2, "puts no adapter on any matrix"),
     ],
 )
