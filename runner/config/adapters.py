@@ -266,19 +266,6 @@ def head_issues(config: RunConfig) -> list[Issue]:
     ]
 
 
-def check_shape(config: RunConfig) -> None:
-    """Check that the ``lora`` section fits the adapter that is trained further, and its task."""
-    for adapter in adapters(config):
-        shape = adapter.config
-        issues = [
-            Issue(f"lora.{key}={value}", f"adapter={adapter.folder} has {key}={shape[key]}, and keeps it")
-            for key, value in config.lora.items()
-            if key in shape and isinstance(value, (int, float, bool)) and value != shape[key]
-        ]
-        if issues:
-            raise ConfigError(issues)
-
-
 def write_base(
     folder: Path, model: dict[str, Any], identity: dict[str, Any], classes: list[str] | None = None
 ) -> None:

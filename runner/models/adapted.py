@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from runner.core.errors import Issue
-from runner.models.lora_targets import EVERY, HEAD, PAST, Weights, is_chosen
+from runner.models.lora_targets import EVERY, HEAD, PAST, Weights, is_meant
 
 _LEAF = re.compile(r"\.(weight|bias)$")
 _SMALL = 0.0005  # a share that would read as 0.0%
@@ -85,7 +85,8 @@ class Adapted:
         """What ``lora.require_all`` forbids."""
         if left := list(dict.fromkeys([*self.experts, *self.linear, *self.missed])):
             message = f"{len(left)} matrices have no adapter: {', '.join(_kinds(left))}"
-            yield Issue("lora.require_all", message, "lora.target_modules=all-linear, or leave it out")
+            hint = "lora.target_modules=all-linear without lora.exclude_modules, or leave it out"
+            yield Issue("lora.require_all", message, hint)
 
     def unquantized(self, width: int) -> str | None:
         """A warning of the expert weights that a quantised base keeps in ``width`` bytes a number, with their
@@ -109,11 +110,9 @@ def parameters_of(model: Any) -> dict[int, tuple[str, int]]:
     return {id(each): (name, each.numel()) for name, each in model.named_parameters()}
 
 
-def adapted(
-    wrapped: Any, before: dict[int, tuple[str, int]], weights: Weights, targets: Any = None
-) -> Adapted:
+def adapted(wrapped: Any, before: dict[int, tuple[str, int]], weights: Weights, given: Any = None) -> Adapted:
     """What of a base is adapted; ``before`` are its ``parameters_of`` before PEFT ``wrapped`` it, ``weights``
-    its ``weights_of`` then, ``targets`` the ``target_modules`` as they were asked for."""
+    its ``weights_of`` then, ``given`` the PEFT config as it was asked for."""
     from peft.tuners.tuners_utils import BaseTunerLayer
     from peft.utils.other import ModulesToSaveWrapper
 
@@ -138,8 +137,8 @@ def adapted(
         if name in of_experts:
             banks[_kind(name)] += size
     trained = {_LEAF.sub("", before[key][0]) for key in on | whole}
-    missed = {name: _MISSED for name in weights.linear if is_chosen(targets, name) and name not in trained}
-    if targets == EVERY:
+    missed = {name: _MISSED for name in weights.linear if is_meant(given, name) and name not in trained}
+    if getattr(given, "target_modules", None) == EVERY:
         missed |= {name: why for name, why in weights.left.items() if why.endswith(PAST)}
     return Adapted(
         total=sum(size for _, size in before.values()),

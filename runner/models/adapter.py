@@ -72,7 +72,7 @@ def try_adapter(
     """
     from peft import get_peft_model
 
-    model, targets = empty_model(base, classes), getattr(config, "target_modules", None)
+    model, given = empty_model(base, classes), config
     weights, before = weights_of(model), parameters_of(model)
     config = copy.deepcopy(fit_targets(config, model, quantized))
     if isinstance(getattr(config, "init_lora_weights", None), str):
@@ -81,7 +81,7 @@ def try_adapter(
         wrapped = get_peft_model(model, config, low_cpu_mem_usage=True)
     except (ValueError, TypeError, KeyError, NotImplementedError, re.error) as error:
         raise ConfigError(not_made(error)) from error
-    return wrapped, adapted(wrapped, before, weights, targets)
+    return wrapped, adapted(wrapped, before, weights, given)
 
 
 def try_saved(base: Base, adapter: Adapter, classes: list[str] | None = None) -> tuple[Any, Adapted]:

@@ -11,6 +11,8 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
+from runner.config.adapters import Adapter, adapters
+from runner.config.settings import RunConfig
 from runner.core.errors import ConfigError, Issue, RunnerError
 from runner.models.empty_model import empty_model, module_names
 from runner.models.locate import tensors_only
@@ -19,7 +21,6 @@ from runner.models.module_patterns import unbounded_patterns
 if TYPE_CHECKING:
     from peft import PeftConfig
 
-    from runner.config.adapters import Adapter
     from runner.models.base import Base
 
 # Stands for the modules of a model whose own code names them.
@@ -31,6 +32,39 @@ _MISFITS = (ValueError, RuntimeError, KeyError, TypeError, AttributeError, NotIm
 _SHARED = ("vblora_vector_bank", "prompt_encoder", ".tinylora_v.", ".unilora_theta_d.")
 # Initialisations of PEFT that read no weights of the base, so that an empty model can have them.
 _PLAIN_INITS = ("gaussian", "orthogonal", "eva")
+# Keys of ``lora`` that name modules.
+_NAMING = ("target_modules", "exclude_modules", "modules_to_save", "target_parameters", "rank_pattern")
+
+
+def check_shape(config: RunConfig) -> None:
+    """Check that the ``lora`` section fits the adapter that is trained further, and its task."""
+    for adapter in adapters(config):
+        shape = adapter.config
+        issues = [
+            Issue(f"lora.{key}={value}", f"adapter={adapter.folder} has {key}={shape[key]}, and keeps it")
+            for key, value in config.lora.items()
+            if key in shape and isinstance(value, (int, float, bool)) and value != shape[key]
+        ]
+        issues += [
+            Issue(f"lora.{key}={_shown(config.lora[key])}", f"adapter={adapter.folder} keeps its own")
+            for key in _NAMING
+            if config.lora.get(key) and _names_others(adapter, key, config.lora[key])
+        ]
+        if issues:
+            raise ConfigError(issues)
+
+
+def _names_others(adapter: Adapter, key: str, value: Any) -> bool:
+    """Whether a key names other modules than the adapter has, which may say them in the words of its run, or
+    by the names that these stood for."""
+    own = adapter.sections.get("lora")
+    if not own and value == "all-linear":
+        return False
+    return _shown(value) not in (_shown(adapter.config.get(key)), _shown((own or {}).get(key)))
+
+
+def _shown(value: Any) -> str:
+    return f"[{','.join(sorted(map(str, value)))}]" if isinstance(value, list) else str(value)
 
 
 @contextmanager

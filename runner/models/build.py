@@ -14,7 +14,7 @@ from runner.config.settings import LoraExtras, RunConfig, TrainerExtras
 from runner.config.targets import FP8, target_fields
 from runner.core.errors import ConfigError, Issue
 from runner.models.model import Base, Precision
-from runner.models.module_patterns import check_patterns
+from runner.models.module_patterns import check_patterns, module_hint
 
 if TYPE_CHECKING:
     from peft import PeftConfig
@@ -179,15 +179,14 @@ def _missing_modules(
         given = config.lora.get(key)
         names = [name for name in modules if modules[name] or not linear]
         missing = [
-            repr(name)
+            name
             for name in (given if isinstance(given, list) else ())
             if name not in heads and not any(f".{known}".endswith(f".{name}") for known in names)
         ]
         if missing:
-            short = sorted({name.rpartition(".")[2] for name in names} - set("0123456789"))
-            message = f"{type(base.config).__name__} has no modules {', '.join(missing)}"
-            every = "; or all-linear" if key == "target_modules" else ""
-            yield Issue(f"lora.{key}", message, f"it has: {', '.join(short)}{every}")
+            message = f"{type(base.config).__name__} has no modules {', '.join(map(repr, missing))}"
+            every = ["all-linear"] if key == "target_modules" else []
+            yield Issue(f"lora.{key}", message, module_hint(missing[0], names, every))
     layers = getattr(base.config.get_text_config(), "num_hidden_layers", None)
     chosen = config.lora.get("layers_to_transform")
     chosen = chosen if isinstance(chosen, list) else [chosen] if chosen is not None else []

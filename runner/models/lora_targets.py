@@ -166,16 +166,24 @@ def _is_renamed(config: Any, model: Any, short: str) -> bool:
 def _is_wanted(config: Any, name: str) -> bool:
     """Whether ``exclude_modules`` leaves a module or parameter in."""
     excluded = getattr(config, "exclude_modules", None)
-    return not (excluded and is_chosen(excluded, name))
+    return not (excluded and _is_chosen(excluded, name))
 
 
-def is_chosen(targets: Any, name: str) -> bool:
-    """Whether ``target_modules`` or the like chooses a matrix: by a pattern of its whole name, or the end."""
-    if targets is None or targets == EVERY:
-        return targets == EVERY
-    if isinstance(targets, str):
-        return re.fullmatch(targets, name) is not None
-    return any(f".{name}".endswith(f".{end}") for end in targets)
+def is_meant(config: Any, name: str) -> bool:
+    """Whether a PEFT config, as it was given, chooses a linear layer of the text path."""
+    from peft.tuners.tuners_utils import check_target_module_exists
+
+    targets = getattr(config, "target_modules", None)
+    if not targets or targets == EVERY:
+        return targets == EVERY and _is_wanted(config, name)
+    return bool(check_target_module_exists(config, name))  # with its layers_to_transform
+
+
+def _is_chosen(chosen: Any, name: str) -> bool:
+    """Whether ``exclude_modules`` has a matrix: by a pattern of its whole name, or by how that ends."""
+    if isinstance(chosen, str):
+        return re.fullmatch(chosen, name) is not None
+    return any(f".{name}".endswith(f".{end}") for end in chosen)
 
 
 def _obstacles(config: Any) -> Iterator[str]:

@@ -10,11 +10,11 @@ from __future__ import annotations
 import json
 import subprocess
 import sys
-from collections.abc import Collection, Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from typing import Any
 
 from runner.config.patterns import NO_PATTERN, Pattern, not_regular, patterns
-from runner.core.errors import Issue
+from runner.core.errors import Issue, nearest
 
 SECONDS = 2.0  # the patterns of an ordinary config take less than a millisecond, the process 30
 # Prints a line for each pattern when it is done, so that the one that takes too long is known.
@@ -41,9 +41,17 @@ def check_patterns(section: str, values: Mapping[str, Any], names: Collection[st
         yield _too_slow(f"{section}.{slow.key}", slow)
     for pattern, found in matched.items():
         if not found:
-            short = sorted({name.rpartition(".")[2] for name in names} - set("0123456789"))
             message = f"{pattern.given[:80]!r} matches no module of the model"
-            yield Issue(f"{section}.{pattern.key}", message, f"it has: {', '.join(short[:40])}")
+            more = ["all-linear"] if (section, pattern.key) == ("lora", "target_modules") else []
+            yield Issue(f"{section}.{pattern.key}", message, module_hint(pattern.given, names, more))
+
+
+def module_hint(given: str, names: Collection[str], more: Sequence[str] = ()) -> str:
+    """The nearest to a name of those that modules have, or of ``more``, and all of them."""
+    short = sorted({name.rpartition(".")[2] for name in names} - set("0123456789"))
+    close = nearest(given, [*short, *more])
+    found = f"{close} " if close.startswith("did you mean") else ""
+    return f"{found}it has: {', '.join(short[:40])}{''.join(f'; or {each}' for each in more)}"
 
 
 def unbounded_patterns(where: str, values: Mapping[str, Any], names: Collection[str]) -> list[Issue]:

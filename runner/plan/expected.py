@@ -88,23 +88,28 @@ class Expected:
         return {"peak_bytes": self.peak, **allocated, **times, **pack}
 
     def check_fits(self) -> None:
-        """Raise ``ConfigError``, with the nearest settings that fit, where a step cannot fit the memory of a
-        GPU that is free."""
+        """Raise ``ConfigError`` for a ``misfit``, unless ``plan.check=false``."""
+        if self.case.config.plan.check and (issue := self.misfit()):
+            raise ConfigError(issue)
+
+    def misfit(self) -> Issue | None:
+        """An issue, with the nearest settings that fit, where a step cannot fit the memory of a GPU that is
+        free."""
         config, free = self.case.config, self.place.free
-        if not self.step.on_cuda or not config.plan.check:
-            return
-        if config.model.device_map or any(config.trainer.get(key) for key in _MOVES):
-            return
+        if not self.step.on_cuda or config.model.device_map:
+            return None
+        if any(config.trainer.get(key) for key in _MOVES):
+            return None
         need = self._least()
         if _SURE * need <= free:
-            return
+            return None
         waiting = (self.step.cells - 1) * bytes_of_a_cell(self.memory, self.step.cells)
         setting = best_setting(self.case, Card("", max(0, free - waiting)))
         fits = "shorter rows or a smaller model"
         if setting is not None and setting.overrides:
             fits = " ".join(f"{key}={value}" for key, value in setting.overrides.items())
         message = f"a step takes at least {gib(need)} GiB, and {gib(free)} GiB of the GPU are free"
-        raise ConfigError(Issue("GPU memory", message, f"{fits}; or plan.check=false tries it as it is"))
+        return Issue("GPU memory", message, f"{fits}; or plan.check=false tries it as it is")
 
     def _least(self) -> int:
         """Bytes that no batch, and no part of a pack, can do with less than."""

@@ -191,9 +191,7 @@ def _cell(folder: Path, entry: Mapping[str, Any], notes: list[str]) -> CellResul
         status = own
     elif ledger in ("completed", "dropped"):
         status, reason = "failed", _LOST.format(ledger)
-    elif own == "running" and ledger == "waiting":
-        status = "running"
-    else:  # a child that was killed leaves a run.json that says running
+    else:  # a child that was killed leaves a run.json that says running, whether or not it is started again
         status = ledger if ledger in STATUSES else "waiting"
     overrides = {str(key): str(value) for key, value in mapping(entry.get("overrides")).items()}
     group, other_code = str(entry.get("group") or name), entry.get("other_code") is True

@@ -38,6 +38,7 @@ def attend(
     **more: Any,
 ) -> tuple[torch.Tensor, None]:
     """transformers' attention function, of queries [rows, heads, length, width] and their keys and values."""
+    query, key, value = as_autocast(query, key, value)
     length = query.shape[2]
     if dropout or length > _LONGEST or key.shape[2] != length or value.shape[3] != key.shape[3]:
         return sdpa_attention_forward(
@@ -45,6 +46,15 @@ def attend(
         )
     scale = query.shape[3] ** -0.5 if scaling is None else scaling
     return causal_attention(query, key, value, scale).transpose(1, 2).contiguous(), None
+
+
+def as_autocast(*tensors: torch.Tensor) -> tuple[torch.Tensor, ...]:
+    """In the type that autocast gives SDPA its inputs in, which is not that of all where an embedding is
+    trained in float32: positions then make queries and keys float32, and no values."""
+    kind = tensors[0].device.type
+    if not torch.is_autocast_enabled(kind):
+        return tensors
+    return tuple(each.to(torch.get_autocast_dtype(kind)) for each in tensors)
 
 
 AttentionInterface.register(MATMUL, attend)

@@ -125,8 +125,7 @@ def attend(
     if dropout:
         raise RuntimeError("dropout of attention")
     kind = query.device.type
-    if kind == "cuda" and torch.is_autocast_enabled(kind):
-        query, key, value = (each.to(torch.get_autocast_dtype(kind)) for each in (query, key, value))
+    query, key, value = cpu_kernels.as_autocast(query, key, value)
     shape = query.transpose(1, 2).shape
     flat = [each.transpose(1, 2).flatten(0, 1) for each in (query, key, value)]
     if kind == "cuda":

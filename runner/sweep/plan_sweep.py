@@ -6,6 +6,8 @@ import shlex
 from collections.abc import Sequence
 from dataclasses import replace
 
+from rich.markup import escape
+
 from recipes import OBJECTIVES
 from runner.config.recipe_rules import training_recipe
 from runner.config.recipes.settings import PlanSettings
@@ -25,18 +27,23 @@ def is_planned(cells: Sequence[Cell]) -> bool:
 
 
 def plan_sweep(cells: Sequence[Cell], settings: SweepSettings, typed: Sequence[str]) -> None:
-    """Print on one screen what the sweep would take on ``plan.gpu``, on the GPU that is here, or on this
-    machine, and the command that runs it."""
-    jobs = []
-    for number, found in enumerate(group([_trained(cell) for cell in cells]), start=1):
-        jobs.append(
-            Job(f"pack-{number}" if found.alone is None else f"cell-{number}", found.cells, found.alone)
-        )
-    say_plan(None, cells, jobs, 0, {})
-    gpu = cells[0].config.plan.gpu
-    say_verdicts(foresee(jobs, settings, bool(cuda_devices()), gpu))
+    """Print on one screen what the sweep would take on ``plan.gpu``, which may be an axis, on the GPU that is
+    here, or on this machine, and the command that runs it."""
+    jobs: dict[str | None, list[Job]] = {}
+    groups = [
+        (gpu, found)
+        for gpu in dict.fromkeys(cell.config.plan.gpu for cell in cells)
+        for found in group([_trained(cell) for cell in cells if cell.config.plan.gpu == gpu])
+    ]
+    for number, (gpu, found) in enumerate(groups, start=1):
+        name = f"pack-{number}" if found.alone is None else f"cell-{number}"
+        jobs.setdefault(gpu, []).append(Job(name, found.cells, found.alone))
+    say_plan(None, cells, [job for each in jobs.values() for job in each], 0, {})
+    for gpu, each in jobs.items():
+        say_verdicts(foresee(each, settings, bool(cuda_devices()), gpu))
     words = [word for word in typed if not word.lstrip("+").startswith(("recipe=", "plan.", "output_dir="))]
-    console.out.print(f"[bold]ready[/]  {shlex.join(['python', '-m', 'runner', *words])}", soft_wrap=True)
+    command = escape(shlex.join(["python", "-m", "runner", *words]))
+    console.out.print(f"[bold]ready[/]  {command}", soft_wrap=True)
 
 
 def _trained(cell: Cell) -> Cell:

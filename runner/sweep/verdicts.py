@@ -46,7 +46,7 @@ class Verdict:
         """One line for people, the same for jobs of the same kind."""
         place = self.expected.place
         where = place.card.name if place.card else "the memory here"
-        word = "fits" if self.fits else "may not fit"
+        word = "fits" if self.fits else "cannot fit" if self.expected.misfit() else "may not fit"
         return f"{self.expected.line()}; {word} {where}, {gib(place.free)} GiB are free"
 
 

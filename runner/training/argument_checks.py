@@ -154,6 +154,8 @@ def check_lora(
     if issues := list(check_optimizer(config, arguments, modules)):
         raise ConfigError(issues)
     check_adapter(config, objective.task_type, base, modules, device().type == "cuda")
+    if issue := _unprovable(config, adapter, modules):
+        raise ConfigError(issue)
     if not modules:
         return LoraCheck()
     quantized = bool(config.quantization) or getattr(base.config, "quantization_config", None) is not None
@@ -178,6 +180,18 @@ def check_lora(
     if found.on_experts and reason is None:
         reason = "expert weights with adapters are put together anew in every pass"
     return LoraCheck(reason, found, [*found.warnings(), *filter(None, [kept])])
+
+
+def _unprovable(config: RunConfig, adapter: Any, modules: Mapping[str, bool]) -> Issue | None:
+    """An issue for ``lora.require_all`` where no matrix has an adapter, or only its own code knows."""
+    if not config.lora.get("require_all"):
+        return None
+    if adapter is not None and adapter.is_prompt_learning:
+        message = f"{type(adapter).__name__} puts no adapter on any matrix"
+        return Issue("lora.require_all", message, "lora=r16, or leave it out")
+    if not modules:
+        return Issue("lora.require_all", "only the model's own code says what it has", "leave it out")
+    return None
 
 
 def _head_issues(model: Any) -> Iterator[Issue]:

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from runner.config.adapters import adapters, check_shape
+from runner.config.adapters import adapters
 from runner.config.objective import Objective
 from runner.config.settings import DataSettings, RunConfig
 from runner.core.errors import ConfigError
@@ -18,6 +18,7 @@ from runner.data.splits import Data
 from runner.data.stop_tokens import check_turns
 from runner.data.template import Renderer
 from runner.models.adapted import Adapted
+from runner.models.adapter_fit import check_shape
 from runner.models.base_digest import base_identity
 from runner.models.build import check_packing, quantization_config, training_arguments
 from runner.models.check_fp8 import check_machine

@@ -1,5 +1,6 @@
 """``all-linear`` is every linear layer of the text path and all experts, whatever the model is made of."""
 
+import copy
 from collections import Counter
 from pathlib import Path
 
@@ -58,9 +59,9 @@ def lora(**more) -> LoraConfig:
 
 def wrap(model, config: LoraConfig, **how):
     weights, before = weights_of(model), parameters_of(model)
-    targets = config.target_modules
+    given = copy.deepcopy(config)
     wrapped = add_adapter(model, config, 0, None)
-    return wrapped, adapted(wrapped, before, weights, targets)
+    return wrapped, adapted(wrapped, before, weights, given)
 
 
 @pytest.mark.parametrize("kind", EXPECTED)
@@ -128,7 +129,7 @@ def test_a_quantised_shared_expert_is_missed_and_said():
     model = build("deepseek_v3", "meta")
     weights, before = weights_of(model), parameters_of(model)
     wrapped = add_adapter(model, fit_targets(lora(), model, quantized=True), 0, None)
-    found = adapted(wrapped, before, weights, "all-linear")
+    found = adapted(wrapped, before, weights, lora())
     assert {name.rpartition(".")[2] for name in found.missed} == set(MLP.split())
     assert any("shared_experts.down_proj" in note for note in found.warnings())
 
@@ -146,6 +147,20 @@ def test_what_stays_frozen_without_being_meant_to_is_said(kind, targets, warned)
     _, found = wrap(build(kind, "meta"), lora(target_modules=targets))
     notes = " ".join(found.warnings())
     assert (warned in notes) if warned else not notes
+
+
+@pytest.mark.parametrize(
+    "more",
+    [
+        {"target_modules": ["q_proj", "v_proj"], "layers_to_transform": [0]},
+        {"target_modules": ["q_proj"], "exclude_modules": ["model.layers.0.self_attn.q_proj"]},
+        {"target_modules": ".*_proj", "exclude_modules": ".*mlp.*"},
+    ],
+)
+def test_layers_that_the_config_leaves_out_are_not_said_to_be_missed(more):
+    _, found = wrap(build("qwen3", "meta"), lora(**more))
+    assert found.modules
+    assert not found.warnings()
 
 
 @pytest.mark.parametrize(
@@ -190,6 +205,9 @@ def test_a_run_says_and_records_what_is_adapted(cli, experts, capsys):
         ("lora.target_modules=[q_proj] lora.require_all=true", 2, "10 matrices have no adapter"),
         ("lora.target_modules=[down_proj] lora.lora_dropout=0.1", 2, "has no modules 'down_proj'"),
         ("lora.require_all=1", 2, "lora.require_all"),
+        ("lora.target_modules=all_linear", 2, "did you mean 'all-linear'?"),
+        ("lora.target_modules=[qproj]", 2, "did you mean 'q_proj'? it has: "),
+        ("lora=prompt lora.require_all=true", 2, "puts no adapter on any matrix"),
     ],
 )
 def test_a_run_that_would_leave_experts_out_is_refused(cli, experts, capsys, words, code, said):

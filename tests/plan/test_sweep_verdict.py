@@ -124,3 +124,22 @@ def test_the_plan_of_a_sweep_is_one_screen_and_trains_nothing(cli, capsys, idle)
     assert "fits 24 GiB, 24.0 GiB are free" in said
     assert "ready python -m runner -m model=tiny" in said
     assert "recipe=plan" not in said
+
+
+def test_each_gpu_of_the_plan_has_a_verdict(cli, capsys, idle):
+    """Brackets in the command that is ready to be run are no markup."""
+    words = ("recipe=plan", "lora.r=2,4", "lora.target_modules=[q_proj]", "plan.gpu=rtx4090,h100")
+    run = cli("-m", *BASE, *words)
+    said = " ".join(capsys.readouterr().out.split())
+    assert run.code == 0
+    assert "plan pack-1: about" in said
+    assert "fits rtx4090" in said
+    assert "plan pack-2: about" in said
+    assert "fits h100" in said
+    assert "'lora.target_modules=[q_proj]'" in said
+
+
+def test_the_plan_of_a_sweep_says_what_cannot_fit(cli, capsys, idle):
+    words = ("recipe=plan", "model=qwen3-8b", "lora.r=2,4", "plan.gpu=8GiB", "trainer.max_steps=2")
+    assert cli("-m", *words, *QUIET).code == 0
+    assert "cannot fit 8 GiB" in " ".join(capsys.readouterr().out.split())

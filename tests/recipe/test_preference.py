@@ -219,6 +219,8 @@ def test_an_adapter_keeps_its_shape(cli, parent, capsys):
     parent(*TINY)
     assert cli("recipe=dpo", "adapter=start", "lora.r=4", *PAIRS).code == 2
     assert "has r=16, and keeps it" in capsys.readouterr().err
+    assert cli("recipe=dpo", "adapter=start", "lora.target_modules=[q_proj]", *PAIRS).code == 2
+    assert "lora.target_modules=[q_proj]: adapter=" in capsys.readouterr().err
 
 
 def test_a_folder_without_an_adapter_is_refused(cli, capsys):

@@ -10,7 +10,7 @@ from peft import LoraConfig, get_peft_model
 from torch.nn.functional import scaled_dot_product_attention
 from transformers import AutoConfig, AutoModelForCausalLM, LlamaConfig, LlamaForCausalLM
 
-from runner.speed import cpu_kernels
+from runner.speed import cpu_kernels, flat
 from runner.speed.cpu_kernels import causal_attention, lora_forwards, replaced
 from runner.speed.decoder import FastDecoder
 from runner.speed.pieces import Pieces
@@ -57,6 +57,21 @@ def test_attention_is_that_of_sdpa(monkeypatch, kept):
         torch.autograd.grad(found, inputs, grad), torch.autograd.grad(expected, inputs, grad), strict=True
     ):
         assert torch.allclose(one, other, atol=1e-12)
+
+
+@pytest.mark.parametrize("side_by_side", [False, True])
+def test_attention_takes_what_autocast_gives_sdpa(side_by_side):
+    """Positions make queries and keys float32 where the embedding is trained in it, and no values."""
+    query, key = (torch.randn(1, heads, 9, 8) for heads in (6, 2))
+    value, module = torch.randn(1, 2, 9, 8).bfloat16(), torch.nn.Module()
+    attend = flat.attend if side_by_side else cpu_kernels.attend
+    more = {"cu_seq_lens_q": torch.tensor([0, 9])} if side_by_side else {}
+    with torch.autocast("cpu", torch.bfloat16):
+        found, _ = attend(module, query, key, value, None, **more)
+    wide = (each.bfloat16().repeat_interleave(3, 1) for each in (key, value))
+    expected = scaled_dot_product_attention(query.bfloat16(), *wide, is_causal=True).transpose(1, 2)
+    assert found.dtype == torch.bfloat16
+    assert torch.allclose(found, expected, atol=2e-2)
 
 
 def test_attention_in_bfloat16_is_as_exact_as_sdpas():
