@@ -8,6 +8,7 @@ from typing import Any
 
 import torch
 
+from runner.plan.built import of_most_layers
 from runner.plan.flops import ModelSize
 
 _SIDE_CUDA, _SIDE = 8192, 1024  # of the square matrices: 1.1 TFLOP a product, or 2 GFLOP
@@ -29,7 +30,7 @@ def model_size(model: Any) -> ModelSize | None:
             trained = any(parameter.requires_grad for parameter in module.parameters())
             found = heads if any(module is part for part in inside) else sizes
             found[trained] += weights
-    width = getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads
+    width = of_most_layers(config, "head_dim") or config.hidden_size // config.num_attention_heads
     return ModelSize(
         frozen=sizes[False],
         trained=sizes[True],

@@ -13,6 +13,7 @@ import inspect
 import re
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
+from functools import cache
 from typing import Any
 
 from runner.core.errors import ConfigError, Issue
@@ -53,7 +54,8 @@ def weights_of(model: Any) -> Weights:
     from transformers.pytorch_utils import Conv1D
 
     modules = dict(model.named_modules())
-    found = Weights(text=_text_path(model, modules), experts=list(_experts(modules)))
+    text = _text_path(model, modules)
+    found = Weights(text, experts=[name for name in _experts(modules) if name.startswith(text)])
     head = model.get_output_embeddings()
     counts = _expert_counts(modules, found.experts)
     for name, module in modules.items():
@@ -137,6 +139,7 @@ def _is_router(name: str, module: Any, counts: Mapping[str, int]) -> bool:
     )
 
 
+@cache  # reading a class's source takes 17 ms, and a model has hundreds of its layers
 def _read_past(parent: type, name: str) -> bool:
     """Whether a module's code reads the weight of a layer of its own, past what is put around that layer.
 

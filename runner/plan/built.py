@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Mapping
 from typing import Any, NamedTuple
 
@@ -75,8 +76,8 @@ def of_model(
         hidden=hidden,
         layers=int(text.num_hidden_layers),
         heads=heads,
-        kv_heads=int(getattr(text, "num_key_value_heads", None) or heads),
-        head_dim=int(getattr(text, "head_dim", None) or hidden // heads),
+        kv_heads=int(of_most_layers(text, "num_key_value_heads") or heads),
+        head_dim=int(of_most_layers(text, "head_dim") or hidden // heads),
         intermediate=int(getattr(text, "intermediate_size", None) or 4 * hidden),
         vocabulary=int(text.vocab_size),
         positions=int(getattr(text, "max_position_embeddings", None) or 2**31),
@@ -93,6 +94,15 @@ def of_model(
         facts=facts or {},
         exact=False,
     )
+
+
+def of_most_layers(text: Any, key: str) -> Any:
+    """The value of a key of a transformers config, None where it has none; of layers that differ in it, as
+    in Gemma 4, that of most."""
+    try:
+        return getattr(text, key, None)
+    except RuntimeError:  # transformers names no value for the whole model then
+        return Counter(getattr(layer, key, None) for layer in text.per_layer_config).most_common(1)[0][0]
 
 
 def _active(text: Any) -> int:

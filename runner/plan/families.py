@@ -95,7 +95,8 @@ def from_facts(facts: Facts) -> Architecture | None:
     sizes = [facts.get(key) for key in _NEEDED]
     if family is None or not all(isinstance(size, int) and size > 0 for size in sizes):
         return None
-    known = {**family.defaults, **{key: value for key, value in facts.items() if value is not None}}
+    given = {key: value for key, value in facts.items() if value is not None or key == "sliding_window"}
+    known = {**family.defaults, **given}  # null is no window, and of other keys the class's own
     hidden, layers, heads = (int(known[key]) for key in _NEEDED[:3])
     kv_heads = int(known.get("num_key_value_heads") or heads)
     head_dim = int(known.get("head_dim") or hidden // heads)

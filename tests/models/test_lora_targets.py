@@ -1,6 +1,7 @@
 """``all-linear`` is every linear layer of the text path and all experts, whatever the model is made of."""
 
 import copy
+import json
 from collections import Counter
 from pathlib import Path
 
@@ -8,10 +9,12 @@ import pytest
 import torch
 from peft import LoraConfig, PeftModel
 from safetensors.torch import load_file
+from transformers import AutoConfig, AutoModelForCausalLM
 
 from helpers.command import LEARNS, QUIET, TINY
 from helpers.tiny_model import KINDS, build, config_of, random_model, using
 from runner.core.errors import ConfigError
+from runner.core.paths import ARCHITECTURES
 from runner.models.adapted import adapted, parameters_of
 from runner.models.adapter import add_adapter
 from runner.models.lora_targets import fit_targets, weights_of
@@ -238,3 +241,18 @@ def test_the_bytes_that_quantisation_leaves_are_said(cli, experts):
     assert run.code == 0
     # 2 layers of 4 experts of 3 matrices of 64 x 32, in 4 bytes
     assert any("0.19 MiB with 32 bits a number" in note for note in run.record["notes"])
+
+
+def test_no_adapter_is_on_a_tower_whose_positions_are_a_table_of_three_dimensions():
+    facts = json.loads((ARCHITECTURES / "gemma4-e2b-it.json").read_text())
+    layers = {"num_hidden_layers": 5, "num_kv_shared_layers": 0}
+    facts["text_config"] |= layers | {"layer_types": facts["text_config"]["layer_types"][:5]}
+    for tower in ("vision_config", "audio_config"):
+        facts[tower]["num_hidden_layers"] = 1
+    with torch.device("meta"):
+        model = AutoModelForCausalLM.from_config(AutoConfig.for_model(facts.pop("model_type"), **facts))
+    found = wrap(model, lora())[1]
+    assert not found.banks
+    assert {"vision_tower", "audio_tower"} <= found.frozen.keys()
+    assert set(f"{ATTENTION} {MLP}".split()) <= found.modules.keys()
+    assert "position_embedding_table" not in found.modules

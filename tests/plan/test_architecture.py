@@ -46,7 +46,12 @@ def _compare(facts: dict[str, Any]) -> None:
 
 @pytest.mark.parametrize("file", FILES, ids=lambda file: file.stem)
 def test_files_of_the_repository(file: Any) -> None:
-    _compare(json.loads(file.read_text()))
+    facts = json.loads(file.read_text())
+    if facts["model_type"] in FAMILIES:
+        _compare(facts)
+        return
+    model, _ = _built(facts)
+    assert from_model(facts).parameters == sum(each.numel() for each in model.parameters())
 
 
 @pytest.mark.parametrize("kind", sorted(FAMILIES))
@@ -66,6 +71,12 @@ def test_other_kinds_are_built() -> None:
     found = from_model(facts)
     assert found.parameters == sum(each.numel() for each in model.parameters())
     assert [each.short for each in found.linears[:2]] == ["c_attn", "c_proj"]
+
+
+def test_heads_that_differ_from_layer_to_layer() -> None:
+    facts = json.loads((FILES[0].parent / "gemma4-31b-it.json").read_text())
+    found = from_model(facts)  # 50 layers have 16 heads of 256 for keys, 10 have 4 of 512
+    assert (found.heads, found.kv_heads, found.head_dim) == (32, 16, 256)
 
 
 def test_experts_are_counted() -> None:
