@@ -83,7 +83,7 @@ def _options(argv: list[str] | None) -> argparse.Namespace:
     parser.add_argument("--only-table", action="store_true", help="run nothing, write table.md again")
     parser.add_argument("--model-override", choices=["tiny"], help=argparse.SUPPRESS)
     parser.add_argument("--trl", type=Path, metavar="FOLDER", help=argparse.SUPPRESS)
-    parser.add_argument("overrides", nargs="*", help="further ones of the runner, as speed.cuda_graphs=true")
+    parser.add_argument("overrides", nargs="*", help="further ones of the runner, as speed.cuda_graphs=false")
     options = parser.parse_args(argv)
     if options.trl:
         return options

@@ -65,9 +65,7 @@ class Memory:
     @property
     def allocated(self) -> int:
         """What tensors take, as ``torch.cuda.max_memory_allocated`` has it."""
-        return sum(
-            size for kind, size in self.parts.items() if kind not in ("context", "fragmentation", "kernels")
-        )
+        return sum(size for kind, size in self.parts.items() if kind not in _NO_TENSORS)
 
     @property
     def reserved(self) -> int:

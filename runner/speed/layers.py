@@ -76,9 +76,8 @@ class FastLayers:
             if self._on_cpu and training:
                 stack.enter_context(replaced(self._lora))
             if self._pieces.compile and training:
-                stack.enter_context(_cast_once(self._adapters))
-            if self._pieces.compile and training:
                 self._compile()
+                stack.enter_context(_cast_once(self._adapters))
                 stack.enter_context(_compile_settings(self._pieces.activation_memory_budget))
                 for number, (layer, call) in enumerate(zip(self.layers, self._compiled, strict=True)):
                     call = for_any_length(call) if varying else call

@@ -63,18 +63,7 @@ def random_model(folder: Path, model_type: str, **shape: object) -> Path:
     return folder
 
 
-_BASE = {
-    "hidden_size": 64,
-    "intermediate_size": 96,
-    "num_hidden_layers": 2,
-    "num_attention_heads": 4,
-    "num_key_value_heads": 2,
-    "head_dim": 16,
-    "vocab_size": 320,
-    "max_position_embeddings": 512,
-    "pad_token_id": 0,
-    "tie_word_embeddings": False,
-}
+_BASE = {**SHAPE, "pad_token_id": 0}
 _EXPERTS = {
     "num_experts": 4,
     "num_local_experts": 4,

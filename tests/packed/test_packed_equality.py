@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 from pathlib import Path
 from typing import Any
@@ -11,6 +12,8 @@ import pytest
 from helpers.command import TINY
 from helpers.packs import assert_equal, run_pack
 from helpers.rows import ANSWERS
+from runner.packed import passes
+from runner.speed import decoder
 from runner.speed.decoder import FastDecoder
 
 # Uneven in every way: 23 rows of any length in batches of 3 and windows of 2 batches, two epochs, one cell
@@ -53,9 +56,39 @@ def test_float64(cli, tmp_path):
     compare(cli, tmp_path, (*BASE, "model.dtype=float64"), GRID, 1e-8, 1e-8, 1e-8)
 
 
-@pytest.mark.parametrize("recipe", ["sft", pytest.param("dpo", marks=pytest.mark.slow)])
-def test_uneven_rows_side_by_side_in_float64(cli, tmp_path, tiny_model, monkeypatch, recipe):
-    """Of each cell in a line of its own; the line of another seed has other rows, and another length."""
+class Replayed:
+    """In place of CUDA graphs: the batch that one would be recorded for and replayed with, computed anew."""
+
+    def __init__(self, forward: Any, *_: Any) -> None:
+        self.forward = forward
+
+    def record(self, inputs: Any, key: Any) -> None:
+        """Nothing; the batch is that of ``replay``."""
+
+    def replay(self, graph: None, inputs: Any, chosen: Any) -> Any:
+        return self.forward(*inputs).flatten(0, 1).index_select(0, chosen)
+
+
+def of_graphs(model: Any, pieces: Any, *others: Any, **more: Any) -> FastDecoder:
+    return FastDecoder(model, dataclasses.replace(pieces, cuda_graphs=True), *others, **more)
+
+
+@pytest.mark.parametrize(
+    ("recipe", "recorded"),
+    [
+        ("sft", False),
+        *(
+            pytest.param(*each, marks=pytest.mark.slow)
+            for each in (("sft", True), ("dpo", False), ("dpo", True))
+        ),
+    ],
+)
+def test_uneven_rows_side_by_side_in_float64(cli, tmp_path, tiny_model, monkeypatch, recipe, recorded):
+    """Of each cell in a line of its own; the line of another seed has other rows, and another length. Where
+    graphs are recorded, the lines of a pack are filled up, and those of solo runs are not."""
+    if recorded:
+        monkeypatch.setattr(passes, "FastDecoder", of_graphs)
+        monkeypatch.setattr(decoder, "Graphs", Replayed)
     lines = []
     before = FastDecoder._flat_hidden
 

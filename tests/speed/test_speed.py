@@ -14,6 +14,7 @@ from runner.speed import pieces as module
 from runner.speed.decoder import bucket
 from runner.speed.pieces import Pieces
 from runner.sweep.packable import reasons_alone
+from runner.training import setup
 
 # Dropout, accumulation and rows of uneven length.
 UNEVEN = (
@@ -150,6 +151,21 @@ def test_a_pack_is_not_asked_for_the_librarys_loss():
 def test_a_budget_for_layers_that_are_not_compiled_is_refused(cli, capsys):
     assert cli("model=tiny", "speed=plain", "speed.activation_memory_budget=0.5").code == 2
     assert "activation_memory_budget has no effect with speed.compile=false" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("late", "words", "waits"),
+    [
+        (True, (), False),
+        (False, (), True),
+        (True, ("+trainer.accelerator_config={non_blocking:false}",), True),
+    ],
+)
+def test_a_step_that_is_logged_late_does_not_wait_for_its_batch(monkeypatch, tmp_path, late, words, waits):
+    monkeypatch.setattr(setup, "choose_pieces", lambda *_: Pieces(chunked_loss=True, async_logging=late))
+    (config,) = run_config.check(run_config.parse(["model=tiny", *words], OBJECTIVES)).configs
+    arguments = setup.check_training(config, OBJECTIVES["sft"], tmp_path).arguments
+    assert arguments.accelerator_config.non_blocking is not waits
 
 
 def test_a_recipe_that_trains_nothing_has_no_speed(cli, capsys):
