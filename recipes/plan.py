@@ -9,7 +9,10 @@ from runner.config.recipe_rules import training_recipe
 from runner.config.recipes.cards import SIZES, Card, find_card, sized
 from runner.config.settings import RunConfig
 from runner.core.atomic import json_text, write_atomically
+from runner.core.errors import ConfigError, Issue
+from runner.models.module_patterns import missing_names, module_hint
 from runner.plan import screen
+from runner.plan.architecture import Architecture
 from runner.plan.estimate import Case, make_case, total_steps
 from runner.plan.expected import Expected, expected
 from runner.plan.expected import Rows as RowSummary
@@ -18,6 +21,7 @@ from runner.plan.fit import best_setting, command
 from runner.plan.gpus import found_cards, this_machine
 from runner.plan.record import record
 from runner.plan.rows import Rows, longest_row, read_rows, unread
+from runner.plan.trained import SCORE
 from runner.rules.rulebook import departures
 from runner.runs.run_folder import RunFolder
 
@@ -39,6 +43,7 @@ def run(config: RunConfig, folder: RunFolder) -> None:
     classes = (rows.classes or 2) if objective.task_type == "SEQ_CLS" else None
     if objective.kind == "preference" and classes:
         classes = 1  # a reward
+    _check_targets(config, architecture, [SCORE] if classes else [])
     case = make_case(config, objective, recipe, architecture, length, rows.lengths, rows.labelled, classes)
     cards = [(card, best_setting(case, card)) for card in _cards(config)]
     card, setting = cards[0]
@@ -82,6 +87,17 @@ def _on_this_machine(
     objective, steps = OBJECTIVES[recipe], total_steps(case) or None
     cells = (config.plan.cells, None)
     return expected(trainee, objective, case.architecture, found, this_machine(), None, steps, classes, cells)
+
+
+def _check_targets(config: RunConfig, architecture: Architecture, heads: list[str]) -> None:
+    """Refuse names of layers that the model lacks, as the run would; ``heads`` are new ones."""
+    if not architecture.exact:
+        return
+    names = [*(each.name for each in architecture.linears), *architecture.embeddings]
+    if missing := missing_names(config.lora.get("target_modules"), [*names, *heads]):
+        message = f"{config.model.path or 'the model'} has no modules {', '.join(map(repr, missing))}"
+        hint = module_hint(missing[0], names, ["all-linear"])
+        raise ConfigError(Issue("lora.target_modules", message, hint))
 
 
 def _cards(config: RunConfig) -> list[Card]:

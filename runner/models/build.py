@@ -14,7 +14,7 @@ from runner.config.settings import LoraExtras, RunConfig, TrainerExtras
 from runner.config.targets import FP8, target_fields
 from runner.core.errors import ConfigError, Issue
 from runner.models.model import Base, Precision
-from runner.models.module_patterns import check_patterns, module_hint
+from runner.models.module_patterns import check_patterns, missing_names, module_hint
 
 if TYPE_CHECKING:
     from peft import PeftConfig
@@ -176,13 +176,8 @@ def _missing_modules(
     config: RunConfig, heads: set[str], base: Base, modules: dict[str, bool]
 ) -> Iterator[Issue]:
     for key, linear in _NAMING.items():
-        given = config.lora.get(key)
         names = [name for name in modules if modules[name] or not linear]
-        missing = [
-            name
-            for name in (given if isinstance(given, list) else ())
-            if name not in heads and not any(f".{known}".endswith(f".{name}") for known in names)
-        ]
+        missing = [name for name in missing_names(config.lora.get(key), names) if name not in heads]
         if missing:
             message = f"{type(base.config).__name__} has no modules {', '.join(map(repr, missing))}"
             every = ["all-linear"] if key == "target_modules" else []

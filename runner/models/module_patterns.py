@@ -46,6 +46,12 @@ def check_patterns(section: str, values: Mapping[str, Any], names: Collection[st
             yield Issue(f"{section}.{pattern.key}", message, module_hint(pattern.given, names, more))
 
 
+def missing_names(given: Any, names: Collection[str]) -> list[str]:
+    """Those of a list of names that are the end of no module's name; none of a single pattern."""
+    listed = given if isinstance(given, list) else []
+    return [name for name in listed if not any(f".{known}".endswith(f".{name}") for known in names)]
+
+
 def module_hint(given: str, names: Collection[str], more: Sequence[str] = ()) -> str:
     """The nearest to a name of those that modules have, or of ``more``, and all of them."""
     short = sorted({name.rpartition(".")[2] for name in names} - set("0123456789"))

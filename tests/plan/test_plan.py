@@ -158,6 +158,8 @@ def test_a_local_folder_is_read_without_its_weights(cli, tmp_path):
     [
         (("plan.gpu=rtx409",), "did you mean 'rtx4090'?"),
         (("plan.cells=0",), "plan.cells=0 is out of range"),
+        (("lora.target_modules=[vproj]",), "has no modules 'vproj' did you mean 'v_proj'?"),
+        (("lora.target_modules=[score]",), "has no modules 'score'"),
         (("model.path=some/model-of-the-hub",), "not in the hub's cache"),
         (("recipe=sft", "plan.gpu=h100"), "plan.gpu has no effect with recipe=sft"),
     ],
