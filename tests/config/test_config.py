@@ -230,7 +230,7 @@ def test_flags_and_overrides_stand_in_any_order():
 
 
 def test_every_value_of_a_sweep_is_checked():
-    runs = check("-m", "lora.r=8,16", "seed=range(3)", "model=glob(qwen3-*)")
+    runs = check("-m", "lora.r=8,16", "seed=range(3)", "model=glob(qwen3-*b,exclude=*-a*)")
     assert {run.lora["r"] for run in runs} == {8, 16}
     assert {run.seed for run in runs} == {0, 1, 2}
     assert {run.model.architecture for run in runs} == {"qwen3-0.6b", "qwen3-1.7b", "qwen3-4b", "qwen3-8b"}
