@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import importlib
 import logging
-import os
 import sys
 import warnings
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +17,11 @@ from runner.config.objective import Objective
 from runner.config.recipe_rules import BELONGS
 from runner.config.settings import RunConfig
 from runner.core import console, environment, signals
-from runner.core.errors import ConfigError, ExitCode, Issue, RunnerError
+from runner.core.errors import ConfigError, ExitCode, RunnerError
+from runner.core.process import ranks
+from runner.core.process.ranks import Rank
+from runner.parallel import launch
+from runner.parallel.processes import check
 from runner.reports import terminal
 from runner.reports.run_report import write_report
 from runner.runs import run_folder
@@ -47,7 +51,10 @@ def run_recipe(
     console.out.stderr = bool(run.prompt)  # an answer that is piped stands alone
     objective = OBJECTIVES.get(run.recipe)
     try:
-        _check_single_process()
+        rank = ranks.claim()
+        check(run, rank)
+        if rank.number and objective is not None:
+            return _follow(run, objective, (command, overrides), rank)
         check_resume(run)
         model = run.model.architecture or Path(run.model.path or "").name
         name = "-".join(filter(None, (run.recipe, model)))
@@ -62,7 +69,10 @@ def run_recipe(
     try:
         with signals.signal_handlers():
             if objective is not None:
-                train(run, folder, objective)
+                words = {"command": command, "overrides": overrides}
+                lost = partial(_end, run, folder)
+                with launch.together(run, words, rank, path, lost) as group:
+                    train(run, folder, objective, group)
             else:
                 importlib.import_module(f"recipes.{run.recipe}").run(run, folder)
             folder.finish("completed")
@@ -127,14 +137,19 @@ def _end(run: RunConfig, folder: run_folder.RunFolder, raised: Exception) -> int
     return code
 
 
-def _check_single_process() -> None:
-    """Ranks of a launcher would each make a run folder of their own."""
-    if int(os.environ.get("WORLD_SIZE", "1")) > 1:
-        message = "several processes cannot share a run yet"
-        hint = (
-            "start one python -m runner; CUDA_VISIBLE_DEVICES chooses its GPU, model.device_map=auto uses all"
-        )
-        raise ConfigError(Issue(f"WORLD_SIZE={os.environ['WORLD_SIZE']}", message, hint))
+def _follow(run: RunConfig, objective: Objective, typed: tuple[str, list[str]], rank: Rank) -> int:
+    """Train with the process that leads, of which this one's folder is a part; returns the exit code."""
+    console.silence()
+    with launch.following(rank) as (group, shared, path):
+        folder = run_folder.RunFolder(path, *typed, run_config.to_yaml(run), run.seed, shared=shared)
+        try:
+            with signals.signal_handlers():
+                train(run, folder, objective, group)
+        except Exception as raised:
+            error = explained(raised, run)
+            folder.finish(_STATUS.get(getattr(error, "code", ExitCode.FAILED), "failed"), error)
+            return error.code if isinstance(error, RunnerError) else ExitCode.FAILED
+    return ExitCode.COMPLETED
 
 
 def quiet_libraries() -> None:

@@ -10,6 +10,8 @@ from runner.config.settings import RunConfig
 from runner.core.errors import ConfigError, Diverged, Issue
 from runner.core.progress import TrainingProgress
 from runner.data.prepare import prepare
+from runner.parallel.deal import shares_of
+from runner.parallel.group import ALONE, Group
 from runner.reports import terminal
 from runner.runs.earlier import Earlier
 from runner.runs.parents import parents
@@ -22,25 +24,30 @@ from runner.training.results import conclude, kept_scores, save_trained, trainin
 from runner.training.setup import check_training, opening_notes, total_steps
 
 
-def train(config: RunConfig, folder: RunFolder, objective: Objective) -> None:
+def train(config: RunConfig, folder: RunFolder, objective: Objective, group: Group = ALONE) -> None:
     """Train one adapter, or the whole model, in a run folder.
+
+    Each process of a ``group`` does all of it, but for what is written at the end, by the one that leads.
 
     Raises ``ConfigError`` before weights are loaded, ``Diverged`` when the loss, a gradient or a weight stops
     being finite, and ``Preempted`` after a signal, behind a checkpoint.
     """
-    with folder.timed("check"):
-        setup = check_training(config, objective, folder.path)
-    with folder.timed("data"):
+    with folder.timed("check"), group.first():
+        setup = check_training(config, objective, folder.shared, group.count)
+    with folder.timed("data"), group.first():
         data = prepare(config.data, setup.renderer, setup.max_length, config.seed, objective.kind)
         head = objective.head(data) if objective.head else None
         data.check_held_out()
         check_same(setup.start, setup.resume_facts(data))
     steps = total_steps(setup.arguments, len(data.train.rows))
+    shares = shares_of(setup.arguments, group.count)
+    folder.record["parallel"] = shares.record()
+    folder.notes += shares.warnings()
     setup.record_inputs(config, folder, data)
     foreseen = foresee(config, objective, setup, rows_of(setup, data, objective), [folder], steps, head)
     notes, expected = opening_notes(config, folder), foreseen.line() if foreseen else ""
-    speed, lora = setup.pieces.line(), setup.adapted_line()
-    terminal.opening(config, data, setup.precision, steps, folder.path, speed, notes, expected, lora)
+    about = (setup.pieces.line(), expected, setup.adapted_line(), shares.line())
+    terminal.opening(config, data, setup.precision, steps, folder.path, notes, *about)
 
     with folder.timed("load"):
         trained = load_trainable(config, objective, setup, steps, head)
@@ -57,7 +64,7 @@ def train(config: RunConfig, folder: RunFolder, objective: Objective) -> None:
     folder.rewind(setup.start.step_in(folder.path), setup.start.lines_in(folder.path))
     with folder.timed("train"), TrainingProgress(steps) as progress:
         context = run_context(
-            config, folder, progress, setup.resume_facts(data), trained.fresh_adapter, setup.pieces
+            config, folder, progress, setup.resume_facts(data), trained.fresh_adapter, setup.pieces, group
         )
         datasets = (data.train.dataset(), data.eval.dataset() if data.eval else None)
         attempts = BatchShrinker(setup.arguments, setup.start, context.on_shrink)
@@ -78,6 +85,8 @@ def train(config: RunConfig, folder: RunFolder, objective: Objective) -> None:
         with folder.timed("evaluate"):
             folder.metrics |= kept_scores(objective, trainer.evaluate())
 
+    if group.follows:
+        return
     with folder.timed("save"):
         target = save_trained(config, setup, trained, folder.path, head)
     with folder.timed("score_after"):

@@ -46,6 +46,7 @@ from runner.cli.plain import plain_values
 from runner.config.checks import check_config
 from runner.config.objective import Objectives
 from runner.config.origins import Origins
+from runner.config.parallel_rules import check_in_sweep
 from runner.config.settings import LIBRARY_SECTIONS, OWN_SECTIONS, RunConfig
 from runner.config.sweep_rules import unused
 from runner.config.trust import code_words
@@ -209,7 +210,9 @@ def freeze(composed: DictConfig, objectives: Objectives, multirun: bool = False)
     issues += [issue for issue in check_config(values, origins, objectives) if issue.where not in named]
     if not multirun and hydra.mode != RunMode.MULTIRUN:
         issues += unused(values, origins, "without -m", "add -m")
-    elif not is_packed(composed):
+    else:
+        issues += check_in_sweep(values, origins)
+    if (multirun or hydra.mode == RunMode.MULTIRUN) and not is_packed(composed):
         launcher = hydra.runtime.choices.get("hydra/launcher")
         issues += unused(values, origins, f"with hydra/launcher={launcher}", "leave hydra/launcher out")
     if issues:

@@ -25,6 +25,7 @@ BELONGS = {
     "resume": (_TRAINING, "chain"),
     "on_oom": (_TRAINING, "plan"),
     "speed": (_TRAINING, "benchmark", "plan"),
+    "parallel": (_TRAINING, "plan"),
     "export": ("merge",),
     "gguf": ("merge",),
     "merge": ("merge",),

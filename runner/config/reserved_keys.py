@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-# Fields for a run of several processes; one trains a run here.
+# Fields by which the library would share a run among processes itself.
 _SEVERAL_PROCESSES = (
     "deepspeed",
     "fsdp",
@@ -49,7 +49,7 @@ RESERVED = {
     "trainer.dataloader_pin_memory": "leave it out: memory is pinned where there is CUDA",
     "trainer.include_for_metrics": "set data.metric",
     "trainer.batch_eval_metrics": "set data.metric",
-    **{f"trainer.{name}": "leave it out: a run is one process on one device" for name in _SEVERAL_PROCESSES},
+    **{f"trainer.{name}": "choose parallel=ddp: a run over several GPUs" for name in _SEVERAL_PROCESSES},
     "trainer.do_train": "set recipe",
     "trainer.do_eval": "set recipe",
     "trainer.do_predict": "set recipe",

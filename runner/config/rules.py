@@ -9,6 +9,7 @@ from typing import Any
 from runner.config import path_rules
 from runner.config.loss_rules import check_losses, check_reference
 from runner.config.origins import Origins
+from runner.config.parallel_rules import check_parallel
 from runner.config.patterns import check_patterns
 from runner.config.targets import FP8
 from runner.config.template_file import read_template
@@ -97,6 +98,7 @@ RANGES = {
     "chat.top_k": _NOT_NEGATIVE,
     "chat.repetition_penalty": _POSITIVE,
     "speed.activation_memory_budget": _SHARE,
+    "parallel.num_processes": _COUNT,
     "plan.cells": _COUNT,
     "benchmark.steps": _COUNT,
     "benchmark.warmup": _COUNT,
@@ -285,6 +287,7 @@ _CHECKS: tuple[Callable[[Values, Origins], Iterator[Issue]], ...] = (
     _check_precision,
     _check_evaluation,
     _check_trainer,
+    check_parallel,
     check_idle,
     check_losses,
     check_reference,

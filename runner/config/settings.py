@@ -161,6 +161,21 @@ class SpeedSettings:
 
 
 @dataclass(frozen=True)
+class ParallelSettings:
+    """One run over several processes, each with a GPU of its own.
+
+    ``engine`` is ``ddp``: a copy of the model in each, gradients added up once a step. ``num_processes`` of
+    null is one for every visible CUDA device, or as many as a launcher such as torchrun has started. With
+    ``keep_batch`` a step has the rows that it has in one process, dealt to all; without, each process takes
+    ``trainer.per_device_train_batch_size`` times ``gradient_accumulation_steps`` of its own.
+    """
+
+    engine: Literal["none", "ddp"] = "none"
+    num_processes: int | None = None
+    keep_batch: bool = True
+
+
+@dataclass(frozen=True)
 class TrainerExtras:
     """Keys of ``trainer`` that are the runner's own; all others belong to the library's config class.
 
@@ -224,6 +239,7 @@ class RunConfig:
     plan: PlanSettings = field(default_factory=PlanSettings)
     sweep: SweepSettings = field(default_factory=SweepSettings)
     speed: SpeedSettings = field(default_factory=SpeedSettings)
+    parallel: ParallelSettings = field(default_factory=ParallelSettings)
 
     @classmethod
     def of(cls, values: Mapping[str, Any]) -> RunConfig:
@@ -246,5 +262,6 @@ OWN_SECTIONS = {
     "plan": PlanSettings,
     "sweep": SweepSettings,
     "speed": SpeedSettings,
+    "parallel": ParallelSettings,
 }
 LIBRARY_SECTIONS = ("quantization", "lora", "trainer")

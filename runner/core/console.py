@@ -37,6 +37,11 @@ def discard(stream: IO[str]) -> None:
     os.close(nowhere)
 
 
+def silence() -> None:
+    """Print nothing more: another process of the run says it."""
+    out.quiet = err.quiet = True
+
+
 _LONGEST = 4000  # characters of one message on the terminal
 
 

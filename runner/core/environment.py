@@ -47,7 +47,6 @@ _VARIABLES = (
     "PYTORCH_ALLOC_CONF",
     "PYTORCH_CUDA_ALLOC_CONF",
     "TORCHDYNAMO_DISABLE",
-    "WORLD_SIZE",
 )
 WORKERS = "RUNNER_WORKERS"  # how many workers of a sweep share the memory of this machine with this process
 
@@ -85,11 +84,10 @@ def device() -> dict[str, Any]:
 
     if torch.cuda.is_available():
         properties = torch.cuda.get_device_properties(torch.cuda.current_device())
-        world = int(os.environ.get("WORLD_SIZE", "1"))
         return {
             "kind": "cuda",
             "name": properties.name,
-            "count": world,
+            "count": 1,
             "memory_bytes": properties.total_memory,
             "capability": f"{properties.major}.{properties.minor}",
             "cuda": torch.version.cuda,

@@ -25,7 +25,9 @@ class Preempted(RunnerError):
 
 class _State:
     deferred = False  # whether ``pending_signal`` is polled between two steps
-    pending: str | None = None  # name of the signal that was received
+    agrees = False  # whether the processes of a run agree on the step that a signal ends
+    received: str | None = None  # name of the signal that was received
+    pending: str | None = None  # name of the one that is to be answered
 
 
 _state = _State()
@@ -41,7 +43,7 @@ def signal_handlers() -> Iterator[None]:
     try:
         yield
     finally:
-        _state.pending = None
+        _state.received = _state.pending = None
         for number, handler in before.items():
             signal.signal(number, handler)
 
@@ -64,9 +66,12 @@ def end_with_reader() -> Iterator[None]:
 
 
 @contextmanager
-def defer_signals() -> Iterator[None]:
-    """Defer the first signal in this block to ``pending_signal``; a second one raises ``Preempted``."""
-    _state.deferred = True
+def defer_signals(agreed: bool = False) -> Iterator[None]:
+    """Defer the first signal in this block to ``pending_signal``; a second one raises ``Preempted``.
+
+    ``agreed`` has it pending only once it was accepted, with those that other processes ``received``.
+    """
+    _state.deferred, _state.agrees = True, agreed
     try:
         yield
     finally:
@@ -78,10 +83,22 @@ def pending_signal() -> str | None:
     return _state.pending
 
 
+def received() -> str | None:
+    """The name of the signal that this process has received; None if there is none."""
+    return _state.received
+
+
+def accept(name: str) -> None:
+    """Have a signal pending that this process, or another one of the run, has received."""
+    _state.pending = name
+
+
 def _on_signal(number: int, _: FrameType | None) -> None:
     name = signal.Signals(number).name
-    if _state.deferred and _state.pending is None:
-        _state.pending = name
+    if _state.deferred and _state.received is None:
+        _state.received = name
+        if not _state.agrees:
+            _state.pending = name
         return
     raise Preempted(f"ended by {name}")
 

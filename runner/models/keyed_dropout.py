@@ -31,7 +31,8 @@ class DropoutStream:
     and recorded layers see them. ``places`` are row and position of each token, 32-bit [cells, tokens], where
     the rows of each cell are side by side. ``batch`` are rows and length of the one under way, as the
     embeddings of a model that is watched last saw them: some layers have its tokens in one line (those of
-    OPT's MLP).
+    OPT's MLP). ``first`` [1] is the number of the first row of each batch, 0 where it is None: of a batch
+    that several processes share each has a part.
 
     Hashes of numbers are read from tables, not made where they are used: Inductor of torch 2.11 takes the
     hash of an arange for the arithmetic of an index, which does not wrap around, once lengths vary (hidden
@@ -40,6 +41,7 @@ class DropoutStream:
 
     places: tuple[torch.Tensor, torch.Tensor] | None = None
     batch: tuple[int, int] = (0, 0)
+    first: torch.Tensor | None = None
 
     def __init__(self, device: torch.device) -> None:
         self.seeds = torch.zeros(1, dtype=torch.int32, device=device)  # [cells]
@@ -48,6 +50,7 @@ class DropoutStream:
         self._layers = self._step = 0
         numbers = torch.arange(_NUMBERS, dtype=torch.int32, device=device)
         self._hashes, self._positions = _fmix(numbers), _fmix(numbers * _GOLDEN)
+        self._numbers = numbers
 
     def watch(self, model: Any) -> None:
         """Follow the shapes of the batches of a model."""
@@ -74,9 +77,15 @@ class DropoutStream:
         self._layers = max(self._layers, number + 1)
         self.at(self._step)
 
-    def at(self, step: int) -> None:
-        """Move to a step: forward passes so far, counted over the whole run."""
+    def at(self, step: int, first: int | None = None) -> None:
+        """Move to a step: forward passes so far, counted over the whole run.
+
+        ``first`` is the number of its first row, once given always given.
+        """
         self._step = step
+        if first is not None:
+            self.first = self.seeds.new_zeros(1) if self.first is None else self.first
+            self.first.fill_(first)
         layers = torch.arange(self._layers, dtype=torch.int32, device=self.seeds.device)[:, None]
         keys = _fmix(_fmix(self.seeds + layers * _GOLDEN) ^ step)
         if keys.shape == self.keys.shape:
@@ -96,8 +105,12 @@ class DropoutStream:
             row, position = self.places
             if rows != 1 or length != row.shape[1]:
                 raise RuntimeError("a layer with LoRA dropout has tokens in an order of its own")
+            row = row if self.first is None else row + self.first
             return _fmix(row)[:, None], _fmix(position * _GOLDEN)
-        return _looked_up(self._hashes, rows, 1)[:, None], _looked_up(self._positions, length, _GOLDEN)
+        hashes = _looked_up(self._hashes, rows, 1)
+        if self.first is not None:
+            hashes = self._hashes.index_select(0, self._numbers[:rows] + self.first)
+        return hashes[:, None], _looked_up(self._positions, length, _GOLDEN)
 
 
 def _looked_up(table: torch.Tensor, size: int, factor: int) -> torch.Tensor:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import copy
 import dataclasses
-import os
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -32,11 +31,11 @@ class Precision:
 
 
 def device() -> torch.device:
-    """The device of this process: its CUDA device (``LOCAL_RANK`` under a launcher), Apple's, or the CPU."""
+    """The device of this process: its CUDA device, Apple's, or the CPU."""
     import torch
 
     if torch.cuda.is_available():
-        return torch.device("cuda", int(os.environ.get("LOCAL_RANK", "0")))
+        return torch.device("cuda", 0)
     return torch.device("mps" if torch.backends.mps.is_available() else "cpu")
 
 

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
 from runner.config.objective import Objective
 from runner.config.recipes.cards import Card
 from runner.config.settings import RunConfig
+from runner.parallel.processes import planned_shares
 from runner.plan.architecture import Architecture
 from runner.plan.memory import Memory, StepMemory
 from runner.plan.step import Step, step_of
@@ -138,13 +139,14 @@ def _most(fits: Any, limit: int) -> int:
 
 def total_steps(case: Case) -> int:
     """Optimizer steps of the run; 0 where the rows are not known."""
-    return optimizer_steps(case.config.trainer, len(case.lengths) // case.step().sequences)
+    return optimizer_steps(case.config, len(case.lengths) // case.step().sequences)
 
 
-def optimizer_steps(trainer: Mapping[str, Any], rows: int) -> int:
+def optimizer_steps(config: RunConfig, rows: int) -> int:
     """Optimizer steps by the ``trainer`` section; 0 without rows, but where it says how many."""
+    trainer = config.trainer
     if (given := int(trainer.get("max_steps") or -1)) > 0:
         return given
-    batch = int(trainer.get("per_device_train_batch_size") or 8)
-    a_step = batch * int(trainer.get("gradient_accumulation_steps") or 1)
+    shares = planned_shares(config)
+    a_step = shares.batch * shares.passes
     return max(1, round(-(-rows // a_step) * float(trainer.get("num_train_epochs") or 3))) if rows else 0

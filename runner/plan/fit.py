@@ -115,11 +115,11 @@ def _batches(setting: Setting, card: Card) -> Iterator[Setting]:
     if batch in (0, step.batch):
         return
     names = ("per_device_train_batch_size", "gradient_accumulation_steps")
-    values = (batch, rows // batch)
+    values = (batch, rows * step.processes // batch)
     changed = dataclasses.replace(setting, case=case.changed(**dict(zip(names, values, strict=True))))
     larger = batch > step.batch
     why = "as many rows a pass as fit" if larger else "the largest batch that fits"
-    why += f"; still {rows} rows a step"
+    why += f"; still {rows * step.processes} rows a step"
     overrides = {f"trainer.{name}": str(value) for name, value in zip(names, values, strict=True)}
     yield dataclasses.replace(
         changed,

@@ -37,7 +37,7 @@ def record(
         "batch": step.batch,
         "gradient_accumulation_steps": step.accumulation,
         "length": case.length,
-        "gpus": 1,  # several share a run as parallel.* says, which has no plan yet
+        "gpus": step.processes,
         "rows": {"count": rows.count, "labelled": rows.labelled} if rows.count else None,
         "memory": _memory(case.memory(first)),
         "cards": [_card(case, card, setting) for card, setting in cards],

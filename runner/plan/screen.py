@@ -9,6 +9,7 @@ from rich.table import Table
 
 from runner.config.recipes.cards import Card
 from runner.core import console
+from runner.parallel.processes import planned_shares
 from runner.plan.estimate import Case, total_steps
 from runner.plan.expected import Expected, duration_text, gib
 from runner.plan.fit import SHARE, Setting, covering_length, with_recomputation
@@ -45,15 +46,18 @@ def opening(case: Case, rows: Rows, notes: Sequence[str]) -> None:
     table.add_column()
     kind = _format(step)
     what = "weights" if case.trained.whole else "base"
-    table.add_row("plan", escape(f"{case.recipe} of {model}, {kind} {what}, one GPU"))
+    gpus = f"{step.processes} GPUs, each with a copy" if step.processes > 1 else "one GPU"
+    table.add_row("plan", escape(f"{case.recipe} of {model}, {kind} {what}, {gpus}"))
     share = case.trained.parameters / architecture.parameters
     trained = "all of them" if case.trained.whole else f"{case.trained.parameters:,} ({share:.2%})"
     table.add_row("parameters", f"{architecture.parameters:,}, trained {trained}")
     what = "pairs" if step.sequences == 2 else "rows"
     cells = f", {step.cells} runs in a pass" if step.cells > 1 else ""
     passes = f" in {step.accumulation} passes" if step.accumulation > 1 else ""
-    total = step.batch * step.accumulation
-    words = f"{total} {what}{passes}, {step.batch} x {case.length} tokens a pass{cells}"
+    shares = planned_shares(config)
+    each = f" on each of {step.processes} GPUs" if step.processes > 1 else ""
+    total = f"{shares.batch * shares.passes} {what}{passes}"
+    words = f"{total}, {step.batch} x {case.length} tokens a pass{each}{cells}"
     table.add_row("step", words)
     if rows.lengths:
         mean = sum(rows.lengths) / len(rows.lengths)

@@ -9,6 +9,7 @@ from typing import Any
 from runner.config.objective import Objective
 from runner.config.settings import RunConfig
 from runner.config.targets import FP8
+from runner.parallel.processes import planned_shares
 from runner.plan.architecture import Architecture
 from runner.plan.trained import Trained
 from runner.speed.pieces import Pieces, choose_pieces
@@ -46,6 +47,7 @@ class Step:
     optimizer: str = "adamw_torch"
     batch: int = 8
     accumulation: int = 1
+    processes: int = 1
     token_loss: bool = True
 
     @property
@@ -107,6 +109,7 @@ def step_of(
     pieces = _pieces(config, objective, recipe, architecture, trained, name, weight, pure, on_cuda)
     checkpointing = bool(trainer.get("gradient_checkpointing"))
     whole_copy = objective.reference and trained.whole and not trainer.get("precompute_ref_log_probs")
+    shares = planned_shares(config)
     return Step(
         precision=name,
         weight=weight,
@@ -123,8 +126,9 @@ def step_of(
         reference_copy=whole_copy,
         on_cuda=on_cuda,
         optimizer=str(trainer.get("optim") or "adamw_torch"),
-        batch=int(trainer.get("per_device_train_batch_size") or 8),
-        accumulation=int(trainer.get("gradient_accumulation_steps") or 1),
+        batch=shares.size,
+        accumulation=shares.turns,
+        processes=shares.count,
         token_loss=objective.token_loss,
     )
 

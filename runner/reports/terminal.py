@@ -21,19 +21,22 @@ def opening(
     precision: Precision,
     steps: int,
     path: Path,
-    speed: str,
     warnings: list[str],
+    speed: str,
     expected: str = "",
     adapted: str = "",
+    parallel: str = "",
 ) -> None:
-    """Print model, method, data, run folder, what of the base is ``adapted``, the pieces of ``speed`` and
-    what the run is ``expected`` to take before training; and warnings."""
+    """Print model, method, data, run folder, what of the base is ``adapted``, the pieces of ``speed``, how
+    steps are shared (``parallel``) and what the run is ``expected`` to take before training; and warnings."""
     method = str(config.lora.get("_target_", "full fine-tuning")).removeprefix("peft.").removesuffix("Config")
     model = config.model.path or f"{config.model.architecture} (random weights)"
     out.print(f"[bold]{config.recipe}[/]  {escape(str(model).partition('#')[0])}, {method}, {precision.name}")
     _adapted(adapted)
     _data(data)
     out.print(f"[bold]run[/]  {escape(str(path))}, about {steps:,} steps")
+    if parallel:
+        out.print(f"[bold]parallel[/] {escape(parallel)}")
     _speed(speed, expected)
     for warning in warnings:
         warn(warning)

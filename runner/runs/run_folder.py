@@ -53,12 +53,14 @@ class RunFolder:
         config_yaml: str,
         seed: int,
         device: Callable[[], dict[str, Any]] = environment.device,
+        shared: Path | None = None,
     ) -> None:
         """Write the record of a start into ``path``, which this process holds. Raises ``ConfigError``.
 
-        ``device`` says what the run computes on.
+        ``device`` says what the run computes on. ``shared`` is the run folder where ``path`` is one for what
+        a single process of several has to say.
         """
-        self.path = path
+        self.path, self.shared = path, shared or path
         self._lock = hold(path, HOLDS)
         self._earlier = {file: file.read_bytes() for file in _records(path)}
         self.compared: Earlier | None = None

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import os
 import shutil
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
@@ -131,8 +130,6 @@ def _reasons(
             yield name, "no CUDA device"
     if not (shutil.which("gcc") or shutil.which("cc")):
         yield "compile", "no C compiler, which Triton needs"
-    if int(os.environ.get("WORLD_SIZE", "1")) > 1:
-        yield "async_logging", "several processes share their losses"
     if arguments.fp16:
         for name in ("cuda_graphs", "async_logging"):
             yield name, "fp16 scales the loss, and waits for it"
@@ -150,8 +147,6 @@ _OWN_LOSS = {
 
 def _not_alone(config: RunConfig, arguments: Any) -> Iterator[str]:
     """What stands around or inside the layers of the model, and would be left out of them."""
-    if int(os.environ.get("WORLD_SIZE", "1")) > 1:
-        yield "several processes"
     if config.model.device_map:
         yield f"model.device_map={config.model.device_map}"
     if config.model.trust_remote_code:

@@ -4,14 +4,13 @@ from __future__ import annotations
 
 import itertools
 import os
-import subprocess
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 
 from runner.core.environment import WORKERS
 from runner.core.errors import ConfigError, Issue
+from runner.core.process.cuda_devices import cuda_devices, seeing
 
-_VISIBLE, _ORDER = "CUDA_VISIBLE_DEVICES", "CUDA_DEVICE_ORDER"
 _THREADS = ("OMP_NUM_THREADS", "MKL_NUM_THREADS")
 
 Chosen = str | int | list[int] | None
@@ -60,30 +59,10 @@ def choose(chosen: Chosen, together: bool = False) -> list[Device]:
     return [_gpu(visible)] if together else [_gpu([name]) for name in visible]
 
 
-def cuda_devices() -> list[str]:
-    """The CUDA devices that may be used, by the names that CUDA_VISIBLE_DEVICES takes; asks no library."""
-    given = os.environ.get(_VISIBLE)
-    if given is not None:
-        names = [name.strip() for name in given.split(",") if name.strip()]
-        seen = itertools.takewhile(lambda name: not name.startswith("-"), names)  # as CUDA reads -1
-        return list(dict.fromkeys(seen))
-    try:
-        done = subprocess.run(["nvidia-smi", "-L"], capture_output=True, text=True, timeout=20, check=False)
-    except (OSError, subprocess.TimeoutExpired):
-        return []
-    listed = [line for line in done.stdout.splitlines() if line.startswith("GPU ")]
-    return [str(number) for number in range(len(listed))]
-
-
 def _gpu(names: Sequence[str]) -> Device:
     """One or several CUDA devices for one process."""
-    variables = {_VISIBLE: ",".join(names)}
-    if (
-        _VISIBLE not in os.environ
-    ):  # numbered by nvidia-smi, which does not count the fastest first as CUDA does
-        variables[_ORDER] = os.environ.get(_ORDER, "PCI_BUS_ID")
     shown = ",".join(names)
-    return Device(f"GPU {shown}" if names[0].isdigit() else shown, variables, gpus=len(names))
+    return Device(f"GPU {shown}" if names[0].isdigit() else shown, seeing(names), gpus=len(names))
 
 
 def _shares(chosen: Chosen) -> list[Device]:

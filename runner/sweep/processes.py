@@ -6,7 +6,6 @@ import codecs
 import contextlib
 import os
 import queue
-import signal
 import subprocess
 import sys
 import threading
@@ -15,14 +14,13 @@ from collections.abc import Callable
 from pathlib import Path
 
 from runner.core import console
-from runner.core.errors import ExitCode
 from runner.core.paths import PACKAGE
+from runner.core.process import orphan
+from runner.core.process.ended import how_it_ended, tail
 from runner.core.process.folder_lock import FolderLock
-from runner.sweep import orphan
 from runner.sweep.devices import Device
 
 WORKER = ["-m", "runner.sweep.worker"]
-_TAIL = 15  # lines of the log that are quoted for a child that recorded nothing
 
 Ended = Callable[["Child"], None]
 
@@ -136,29 +134,6 @@ def _say(text: str) -> bool:
     except (OSError, ValueError):
         return False
     return True
-
-
-def how_it_ended(code: int) -> str:
-    """An exit code in words: the name of the signal, or of what the code means."""
-    if code < 0:
-        try:
-            name = signal.Signals(-code).name
-        except ValueError:
-            name = f"signal {-code}"
-        memory = "; the kernel does so when memory runs out" if name == "SIGKILL" else ""
-        return f"its process was ended by {name}{memory}"
-    meanings = {int(each): each.name.lower() for each in ExitCode if each not in (0, 1)}
-    return f"its process ended with exit code {code}" + (f" ({meanings[code]})" if code in meanings else "")
-
-
-def tail(log: Path) -> str:
-    """The last lines of a log."""
-    try:
-        text = log.read_bytes()[-20000:].decode(errors="replace")
-    except OSError:
-        return ""
-    lines = [line.rstrip() for line in text.splitlines() if line.strip()]
-    return "\n".join(lines[-_TAIL:])
 
 
 def _environment(device: Device, pipe: int) -> dict[str, str]:

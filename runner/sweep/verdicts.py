@@ -95,7 +95,7 @@ def _expected(
     if (found := read[key]) is None:
         return None
     architecture, rows, classes = found
-    steps = optimizer_steps(config.trainer, rows.count if rows.known else 0)
+    steps = optimizer_steps(config, rows.count if rows.known else 0)
     packs = (cells, most_per_pass)
     return expected(config, objective, architecture, rows, place, None, steps, classes, packs)
 

@@ -21,9 +21,9 @@ from runner.cli import run_config
 from runner.config.settings import RunConfig, SweepSettings
 from runner.core import console, signals
 from runner.core.errors import ConfigError, ExitCode, RunnerError
+from runner.core.process import orphan
 from runner.core.secrets import mask_uncaught
 from runner.runs.run_folder import RunFolder
-from runner.sweep import orphan
 from runner.training.out_of_memory import explained
 
 

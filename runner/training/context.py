@@ -9,6 +9,7 @@ from typing import Any
 from runner.config.settings import RunConfig
 from runner.core import console
 from runner.core.progress import TrainingProgress
+from runner.parallel.group import ALONE, Group
 from runner.runs.run_folder import RunFolder
 from runner.speed.pieces import PLAIN, Pieces, Without
 
@@ -25,7 +26,7 @@ class TrainerContext:
     with a warning when memory runs out and batches shrink; without it, the error is raised.
     ``fresh_adapter`` says that the model without its adapter is the model as it was before training.
     ``pieces`` are those of ``speed`` that the config allows; ``without`` is told of each that turns out to be
-    impossible.
+    impossible. ``group`` are the processes that share the run.
     """
 
     on_log: OnLog
@@ -35,6 +36,7 @@ class TrainerContext:
     lines: Callable[[], int] = lambda: 0
     pieces: Pieces = PLAIN
     without: Without = lambda piece, reason: None
+    group: Group = ALONE
 
 
 def run_context(
@@ -44,6 +46,7 @@ def run_context(
     resume_facts: dict[str, Any],
     fresh_adapter: bool,
     pieces: Pieces,
+    group: Group,
 ) -> TrainerContext:
     """The context of a run of its own: steps go to its folder and its progress bar."""
 
@@ -72,4 +75,5 @@ def run_context(
         folder.lines,
         pieces,
         without,
+        group,
     )

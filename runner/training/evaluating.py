@@ -3,21 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
-from transformers import Trainer
-
+from runner.parallel.trainer import SharedTrainer
 from runner.training.context import TrainerContext
-from runner.training.means import WeightedMeans
+from runner.training.means import WeightedMeans, joined
 from runner.training.out_of_memory import free_memory, is_out_of_memory
 
-if TYPE_CHECKING:
-    _Base = Trainer
-else:
-    _Base = object  # the library's trainer stands behind this class among the bases
 
-
-class EvaluatingTrainer(_Base):
+class EvaluatingTrainer(SharedTrainer):
     """Held-out loss and metrics as means over loss tokens or over rows, whatever the batches are.
 
     ``eval_weights`` says what each metric of a batch is a mean over. The library takes the plain mean over
@@ -46,14 +40,17 @@ class EvaluatingTrainer(_Base):
     def prediction_step(self, model: Any, inputs: Any, *args: Any, **kwargs: Any) -> Any:
         """One batch of an evaluation, added to the means."""
         self.eval_metrics().clear()
+        idle = self.eval_is_idle()
         found: Any = super().prediction_step(model, inputs, *args, **kwargs)
         metrics = {name: float(values[-1]) for name, values in self.eval_metrics().items() if values}
-        self._means.add(self.eval_parts(float(found[0]), metrics), self.eval_weights(inputs))
+        if not idle:
+            self._means.add(self.eval_parts(float(found[0]), metrics), self.eval_weights(inputs))
         return found
 
     def evaluation_loop(self, *args: Any, metric_key_prefix: str = "eval", **kwargs: Any) -> Any:
         """As the library's, which logs and compares what is returned, with our means in its place."""
         self._means = WeightedMeans()
+        self.begin_evaluation()
         balanced = getattr(self, "aux_loss_enabled", False)
         if balanced:  # how evenly a batch uses the experts is no property of its rows
             self.aux_loss_enabled = False
@@ -62,7 +59,7 @@ class EvaluatingTrainer(_Base):
         finally:
             if balanced:
                 self.aux_loss_enabled = True
-        means = self.eval_result(self._means.means())
+        means = self.eval_result(joined(self.group.gather(self._means)).means())
         output.metrics[f"{metric_key_prefix}_loss"] = means.pop("loss")
         self.eval_metrics().clear()
         self.eval_metrics().update({name: [value] for name, value in means.items()})

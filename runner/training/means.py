@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from typing import Any
 
 # What is no mean: the running count of tokens, and the ends of the range of rewards.
@@ -35,8 +35,19 @@ class WeightedMeans:
             weight = weights.get(plain, weights[""])
             if isinstance(weight, (int, float)) and not weight:
                 continue  # a mean over nothing, which may be not a number
-            self._sums[name] = self._sums.get(name, 0.0) + value * weight
-            self._weights[name] = self._weights.get(name, 0.0) + weight
+            self._add(name, value * weight, weight)
+
+    def join(self, others: WeightedMeans) -> None:
+        """Add what others were taken over."""
+        for name, total in others._sums.items():
+            if name in others._weights:
+                self._add(name, total, others._weights[name])
+            else:
+                self.add({name: total}, {})
+
+    def _add(self, name: str, total: Any, weight: Any) -> None:
+        self._sums[name] = self._sums.get(name, 0.0) + total
+        self._weights[name] = self._weights.get(name, 0.0) + weight
 
     def means(self) -> dict[str, Any]:
         """The means by name."""
@@ -44,6 +55,14 @@ class WeightedMeans:
             name: total / self._weights[name] if name in self._weights else total
             for name, total in self._sums.items()
         }
+
+
+def joined(parts: Iterable[WeightedMeans]) -> WeightedMeans:
+    """The means over all that these are taken over."""
+    found = WeightedMeans()
+    for part in parts:
+        found.join(part)
+    return found
 
 
 def labelled(labels: Any) -> int:

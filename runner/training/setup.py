@@ -117,8 +117,12 @@ class TrainingSetup:
         folder.write()
 
 
-def check_training(config: RunConfig, objective: Objective, folder: Path) -> TrainingSetup:
+def check_training(
+    config: RunConfig, objective: Objective, folder: Path, processes: int = 1
+) -> TrainingSetup:
     """Find every config error that needs neither examples nor weights; checkpoints will go into ``folder``.
+
+    The arguments are those of one process that computes what so many ``processes`` share.
 
     Raises ``ConfigError``.
     """
@@ -138,6 +142,8 @@ def check_training(config: RunConfig, objective: Objective, folder: Path) -> Tra
     max_length = row_limit(config, base.config)
     has_cuda = device().type == "cuda"
     arguments, warnings = training_arguments(config, precision, folder, has_cuda)
+    if not config.parallel.keep_batch:
+        arguments.gradient_accumulation_steps *= processes
     if issues := list(check_placed(arguments, base.config, has_cuda)):
         raise ConfigError(issues)
     classes = ["score"] if objective.task_type == "SEQ_CLS" else None  # new, of any size

@@ -3,7 +3,6 @@ finite, a checkpoint is complete or not there, and a signal ends them between tw
 
 from __future__ import annotations
 
-import os
 from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
@@ -54,8 +53,9 @@ class GuardedTrainer(EvaluatingTrainer, Trainer):
         context: TrainerContext,
         **more: Any,
     ) -> None:
-        if getattr(args, "_n_gpu", 1) > 1 and "WORLD_SIZE" not in os.environ:
+        if getattr(args, "_n_gpu", 1) > 1:
             args._n_gpu = 1  # TRL raises on DataParallel; one process drives one GPU
+        self.share_steps(context.group, args)
         super().__init__(
             model=model,
             args=args,
@@ -66,6 +66,7 @@ class GuardedTrainer(EvaluatingTrainer, Trainer):
             **more,
         )
         self._context = context
+        self.share_backward()
         self.late_log = LateLog(self) if context.pieces.async_logging else None
         self._flos_per_token: float | None = None
         self.resumed = Resumed(self)
@@ -98,11 +99,13 @@ class GuardedTrainer(EvaluatingTrainer, Trainer):
         """Tell the dropout which forward pass of the run comes next."""
         step = self.state.global_step
         self._passes = (step, self._passes[1] + 1 if self._passes[0] == step else 0)
+        part = self.take_part(*self._passes)
         if self._passes[1] == 0:
             metrics = {name: list(found) for name, found in self._train_metrics().items()}
             self._before_step = self._total_train_tokens, self._tr_loss.clone(), metrics
         if self._dropout is not None:
-            self._dropout.at(step * self.args.gradient_accumulation_steps + self._passes[1])
+            first = part.row if self.group.count > 1 else None
+            self._dropout.at(step * self.shares.passes + part.number, first)
 
     def create_model_card(self, *args: Any, **kwargs: Any) -> None:
         """Nothing: the run writes one card, with the adapter."""
@@ -110,8 +113,10 @@ class GuardedTrainer(EvaluatingTrainer, Trainer):
     def train(self, *args: Any, **kwargs: Any) -> Any:
         """Train; a signal is answered between two steps."""
         self.resumed.start = kwargs.get("resume_from_checkpoint")
-        with signals.defer_signals(), short_walks(self.model) if self.decoder else nullcontext():
+        agreed = self.group.count > 1
+        with signals.defer_signals(agreed), short_walks(self.model) if self.decoder else nullcontext():
             result = super().train(*args, **kwargs)
+        self.check_copies("after training")
         return result._replace(training_loss=self._mean_loss())
 
     def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
@@ -120,6 +125,7 @@ class GuardedTrainer(EvaluatingTrainer, Trainer):
             logs["train_loss"] = self._mean_loss()
         for found in self._train_metrics().values():  # tensors, where they are read late
             found[:] = [each.item() if isinstance(each, torch.Tensor) else each for each in found]
+        self.share_metrics(self._train_metrics())
         super().log(logs, start_time)
 
     def _mean_loss(self) -> float:
@@ -182,12 +188,20 @@ class GuardedTrainer(EvaluatingTrainer, Trainer):
         self._save_checkpoint(self.model, None)
 
     def _save_checkpoint(self, model: Any, trial: Any) -> None:
-        """Write a checkpoint through ``runner.runs.checkpoint``, and remove those over ``save_total_limit``.
+        """Write a checkpoint, and remove those over ``save_total_limit``.
 
         Raises ``Diverged`` rather than to save a weight that is not finite.
         """
         self.read_log()
         self._check_weights()
+        if not self.group.follows:
+            self._write_checkpoint(model, trial)
+        self._saved_step = self.state.global_step
+        best = self.group.share(self.state.best_model_checkpoint)
+        self.state.best_model_checkpoint = best
+
+    def _write_checkpoint(self, model: Any, trial: Any) -> None:
+        """As the library does it, through ``runner.runs.checkpoint``."""
         final, name = Path(str(self.args.output_dir)), f"checkpoint-{self.state.global_step}"
         limit, self.args.save_total_limit = self.args.save_total_limit, None
         try:
@@ -198,7 +212,6 @@ class GuardedTrainer(EvaluatingTrainer, Trainer):
                 if best and Path(best).parent == temporary:
                     self.state.best_model_checkpoint = str(final / name)
                     self.state.save_to_json(str(temporary / name / "trainer_state.json"))
-            self._saved_step = self.state.global_step
         finally:
             self.args.output_dir, self.args.save_total_limit = str(final), limit
         rotate_checkpoints(
@@ -221,7 +234,7 @@ class GuardedTrainer(EvaluatingTrainer, Trainer):
 
     def _manifest_facts(self) -> dict[str, Any]:
         """What the manifest of a checkpoint says: how it was trained, and where the run stood."""
-        batch = {name: getattr(self.args, name) for name in _BATCH}
+        batch = dict(zip(_BATCH, (self.shares.batch, self.shares.passes), strict=True))
         facts = {"batch": batch, "lines": self._context.lines(), "totals": self._totals()}
         return {**self._context.resume_facts, **facts, "due": self.resumed.due()}
 
@@ -243,6 +256,7 @@ class GuardedTrainer(EvaluatingTrainer, Trainer):
     def begin(self) -> None:
         """Called once before the first step: take up the sums of a checkpoint, which the library forgets, and
         what was still to be done at its step."""
+        self.check_copies("before training")
         facts = self.resumed.facts()
         if totals := facts.get("totals"):
             self._total_train_tokens, self._total_loss_scalar = totals["tokens"], totals["loss"]
@@ -257,6 +271,9 @@ class GuardedTrainer(EvaluatingTrainer, Trainer):
     def _load_rng_state(self, checkpoint: str | None) -> None:
         """The random state of a checkpoint, or of the one that was written when it had caught up."""
         super()._load_rng_state(self.resumed.caught_up or checkpoint)
+
+    def _tokens_of_step(self) -> int:
+        return self._total_train_tokens - self._before_step[0]
 
     def _train_metrics(self) -> dict[str, list[Any]]:
         """Metrics that TRL collects between two logged steps; a trainer without them has none."""

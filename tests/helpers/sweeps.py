@@ -28,7 +28,7 @@ from runner.sweep.ledger import Ledger
 WORKER = """
 import json, os, signal, sys, time
 from pathlib import Path
-from runner.sweep import orphan
+from runner.core.process import orphan
 orphan.die_with_parent()
 job = json.loads(Path(sys.argv[1]).read_text())
 plan = json.loads(os.environ.get("PLAN", "{}"))

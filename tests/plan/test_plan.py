@@ -215,3 +215,14 @@ def test_torch_is_not_imported_and_it_takes_seconds(tmp_path):
 def test_a_card_that_is_none_is_refused(cli, capsys, gpu):
     assert cli("recipe=plan", "model=tiny", f"plan.gpu={gpu}").code == 2
     assert f"unknown GPU '{gpu}'" in capsys.readouterr().err
+
+
+def test_several_gpus_share_the_rows_of_a_step(cli, capsys):
+    words = ("recipe=plan", "model=qwen3-4b", "plan.gpu=h200", "trainer.per_device_train_batch_size=8")
+    alone = plan(cli(*words, folder="one"))
+    found = plan(cli(*words, "parallel=ddp", "parallel.num_processes=4", folder="four"))
+    assert (found["gpus"], found["batch"], found["gradient_accumulation_steps"]) == (4, 2, 1)
+    one, four = (each["memory"]["parts_bytes"] for each in (alone, found))
+    assert four["base"] == one["base"]
+    assert four["activations"] < one["activations"] / 2
+    assert "8 rows, 2 x 1024 tokens a pass on each of 4 GPUs" in capsys.readouterr().out

@@ -25,8 +25,10 @@ TRAINER = "transformers:Trainer"
 MEMBERS = {
     TRAINER: (
         "_clip_grad_norm",
+        "_get_eval_sampler",
         "_get_grad_norm",
         "_get_num_items_in_batch",
+        "_get_train_sampler",
         "_globalstep_last_logged",
         "_load_best_model",
         "_load_from_checkpoint",

@@ -331,14 +331,6 @@ def test_a_reporter_that_is_not_installed_is_refused(cli, capsys, monkeypatch):
     assert "pip install wandb" in capsys.readouterr().err
 
 
-def test_ranks_of_a_launcher_are_refused(cli, capsys, monkeypatch):
-    monkeypatch.setenv("WORLD_SIZE", "2")
-    run = cli(*TINY)
-    assert run.code == 2
-    assert "WORLD_SIZE=2" in capsys.readouterr().err
-    assert not run.folder.exists()
-
-
 def test_a_refused_resume_leaves_the_earlier_run_as_it_was(cli, parent, capsys):
     parent(*TINY, folder="run")
     before = {path: path.read_bytes() for path in Path("run").rglob("*") if path.is_file()}

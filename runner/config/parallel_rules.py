@@ -1,0 +1,52 @@
+"""What cannot be with a run that several processes share."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Any
+
+from runner.config.origins import Origins
+from runner.core.errors import Issue
+
+Values = dict[str, Any]
+
+# Optimizers that take a step for each weight within the backward pass, before gradients are added up.
+_IN_BACKWARD = ("layerwise", "lomo")
+# Losses that are no mean over rows: a part of a batch does not say what the batch would.
+_OF_BATCHES = ("aot", "aot_unpaired", "sft", "kto", "apo_zero_unpaired")
+
+
+def check_parallel(values: Values, origins: Origins) -> Iterator[Issue]:
+    """An issue for each key that a run of several processes cannot have, or has no use for."""
+    section, trainer = values.get("parallel") or {}, values.get("trainer") or {}
+    engine = section.get("engine", "none")
+    if engine == "none":
+        if section.get("num_processes") not in (None, 1):
+            message = "parallel.num_processes has no effect with parallel.engine=none"
+            yield Issue(origins.where("parallel.num_processes"), message, "parallel=ddp")
+        return
+    model = values.get("model") or {}
+    if model.get("device_map"):
+        message = f"model.device_map={model['device_map']} with parallel={engine}: each process has one GPU"
+        yield Issue(origins.where("model.device_map"), message, "one of the two")
+    if values.get("on_oom"):
+        message = f"on_oom={values['on_oom']} with parallel={engine}: no process can shrink its batch alone"
+        yield Issue(origins.where("on_oom"), message, "leave it out")
+    optimizer = str(trainer.get("optim", ""))
+    if any(name in optimizer for name in _IN_BACKWARD):
+        message = f"trainer.optim={optimizer} takes its steps before the processes have added up gradients"
+        yield Issue(origins.where("trainer.optim"), message, "trainer.optim=adamw_torch_fused")
+    losses = trainer.get("loss_type") or []
+    coupled = [loss for loss in ([losses] if isinstance(losses, str) else losses) if loss in _OF_BATCHES]
+    if values.get("recipe") == "kto" or coupled:
+        what = f"trainer.loss_type={coupled[0]}" if coupled else "recipe=kto"
+        message = f"{what} with parallel={engine}: its loss compares the rows of a batch with each other"
+        yield Issue(origins.where("parallel.engine"), message, "parallel=none")
+
+
+def check_in_sweep(values: Values, origins: Origins) -> Iterator[Issue]:
+    """An issue where a cell of a sweep would be shared by several processes."""
+    engine = (values.get("parallel") or {}).get("engine", "none")
+    if engine != "none":
+        message = f"parallel={engine} in a sweep, which has a run for each GPU at the same time"
+        yield Issue(origins.where("parallel.engine"), message, "leave it out; sweep.devices says which GPUs")

@@ -1,0 +1,52 @@
+"""How many processes share a run, whether this machine has room for them, and what each has of a step."""
+
+from __future__ import annotations
+
+import os
+
+from runner.config.settings import RunConfig
+from runner.core.errors import ConfigError, Issue
+from runner.core.process.cuda_devices import cuda_devices
+from runner.core.process.ranks import Rank
+from runner.parallel.deal import Shares, share
+
+
+def processes(config: RunConfig) -> int:
+    """How many processes of this machine share a run, as far as its config says."""
+    settings = config.parallel
+    return 1 if settings.engine == "none" else settings.num_processes or max(1, len(cuda_devices()))
+
+
+def planned_shares(config: RunConfig) -> Shares:
+    """What each process will have of a step."""
+    trainer, count = config.trainer, processes(config)
+    passes = int(trainer.get("gradient_accumulation_steps") or 1)
+    passes *= 1 if config.parallel.keep_batch else count
+    return share(int(trainer.get("per_device_train_batch_size") or 8), passes, count)
+
+
+def check(config: RunConfig, rank: Rank) -> None:
+    """Raise ``ConfigError`` where this machine, or what has started this process, cannot run a config so."""
+    settings = config.parallel
+    wanted, devices = settings.num_processes, len(cuda_devices())
+    cores = os.cpu_count() or 1
+    where = f"parallel.num_processes={wanted}"
+    if config.recipe == "plan" and wanted:
+        return  # of any machine
+    if settings.engine == "none":
+        if rank.count > 1:
+            message = "several processes share a run only if its config says how"
+            raise ConfigError(Issue(f"WORLD_SIZE={rank.count}", message, "parallel=ddp"))
+    elif rank.count > 1:
+        if wanted not in (None, rank.count):
+            message = f"{rank.count} processes have been started"
+            raise ConfigError(Issue(where, message, f"leave it out, or start {wanted}"))
+    elif wanted is None and not devices:
+        message = "this machine has no CUDA device, for each of which there would be a process"
+        hint = f"how many shall share its {cores} cores: parallel.num_processes={min(2, cores)}"
+        raise ConfigError(Issue("parallel.num_processes", message, hint))
+    elif wanted is not None and wanted > (devices or cores):
+        there = (
+            f"{devices} CUDA device{'s' * (devices > 1)}" if devices else f"{cores} cores and no CUDA device"
+        )
+        raise ConfigError(Issue(where, f"this machine has {there}", f"allowed: 1 to {devices or cores}"))

@@ -1,0 +1,236 @@
+"""A run that two processes share: the losses, norms and weights of one process, whatever happens to it."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+from safetensors.torch import load_file
+
+from helpers.command import TINY, Run
+
+pytestmark = pytest.mark.skipif((os.cpu_count() or 1) < 2, reason="two processes need two cores")
+
+DDP = ("parallel=ddp", "parallel.num_processes=2")
+# 21 rows in steps of 8: the last step of an epoch has 5, of which one process has its whole batch
+WORDS = (
+    *TINY,
+    "data.max_rows=21",
+    "data.eval_max_rows=5",
+    "trainer.per_device_train_batch_size=4",
+    "trainer.per_device_eval_batch_size=2",
+    "trainer.gradient_accumulation_steps=2",
+    "trainer.max_steps=5",
+    "trainer.learning_rate=1e-2",
+    "trainer.save_strategy=no",
+    "generation.samples=0",
+    "data.metric=null",
+)
+SMALL = (*WORDS, "trainer.per_device_train_batch_size=8", "trainer.gradient_accumulation_steps=1")
+PAIRS = (*WORDS, "recipe=dpo", "trainer.learning_rate=1e-3")
+
+
+def distance(one: Run, other: Run) -> dict[str, float]:
+    """The largest relative differences of losses, norms and weights of two runs."""
+    logs = [run.lines("metrics.jsonl") for run in (one, other)]
+    assert [set(line) for line in logs[0]] == [set(line) for line in logs[1]]
+    found = {}
+    for key in ("loss", "grad_norm", "eval_loss", "num_tokens"):
+        pairs = [(a[key], b[key]) for a, b in zip(*logs, strict=True) if key in a]
+        found[key] = max(abs(a - b) / max(abs(a), 1e-12) for a, b in pairs) if pairs else 0.0
+    weights = [load_file(run.folder / "adapter" / "adapter_model.safetensors") for run in (one, other)]
+    assert set(weights[0]) == set(weights[1])
+    found["weights"] = max(
+        float((weights[0][name] - weights[1][name]).norm() / weights[0][name].norm()) for name in weights[0]
+    )
+    return found
+
+
+@pytest.fixture
+def both(cli) -> Callable[..., dict[str, float]]:
+    """How far a run of two processes is from one of a single one."""
+
+    def compare(*words: str) -> dict[str, float]:
+        alone, shared = cli(*words, folder="alone"), cli(*words, *DDP, folder="shared")
+        assert (alone.code, shared.code) == (0, 0)
+        assert alone.files() == shared.files()
+        assert shared.record["parallel"]["processes"] == 2
+        assert shared.record["parallel"]["rows_a_step"] == alone.record["parallel"]["rows_a_step"]
+        return distance(alone, shared)
+
+    return compare
+
+
+def test_a_step_is_that_of_one_process(both, capsys):
+    found = both(*WORDS, "trainer.max_steps=3", "lora.lora_dropout=0.1")
+    assert max(found.values()) < 1e-5, found
+    assert "2 processes, 4 rows each a step, which has 8 rows" in capsys.readouterr().out
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    "words",
+    [
+        (*WORDS, "trainer.eval_strategy=steps", "trainer.eval_steps=2", "lora.lora_dropout=0.2"),
+        (*SMALL, "lora.lora_dropout=0.2"),
+        (*SMALL, "speed=plain", "trainer.eval_strategy=epoch"),
+        (*WORDS, "trainer.dataloader_drop_last=true", "trainer.max_steps=4"),
+        (*WORDS, "trainer.train_sampling_strategy=group_by_length"),
+        (*WORDS, "trainer.gradient_checkpointing=true"),
+        (*PAIRS, "trainer.eval_strategy=steps", "trainer.eval_steps=2"),
+        (*PAIRS, "trainer.per_device_train_batch_size=8", "trainer.gradient_accumulation_steps=1"),
+        (*PAIRS, "recipe=orpo"),
+        (*PAIRS, "recipe=reward"),
+    ],
+    ids=lambda words: " ".join(words[len(WORDS) :]),
+)
+def test_runs_are_equal_in_float32(both, words):
+    found = both(*words)
+    assert max(found.values()) < 1e-5, found
+
+
+@pytest.mark.slow
+def test_runs_are_equal_in_float64(both):
+    found = both(*SMALL, "model.dtype=float64", "lora.lora_dropout=0.2")
+    assert max(found.values()) < 1e-12, found
+
+
+@pytest.mark.slow
+def test_each_process_may_take_rows_of_its_own(cli):
+    shared = cli(*WORDS, *DDP, "parallel.keep_batch=false", folder="shared")
+    wider = cli(*WORDS, "trainer.gradient_accumulation_steps=4", folder="alone")
+    assert shared.record["parallel"]["rows_a_step"] == 16
+    assert max(distance(wider, shared).values()) < 1e-5
+
+
+def _start(*words: str, folder: Path) -> subprocess.Popen[bytes]:
+    command = [sys.executable, "-m", "runner", *words, f"output_dir={folder}"]
+    return subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE)
+
+
+def _await_line(folder: Path, count: int, process: subprocess.Popen[bytes]) -> None:
+    """Until the log has so many lines."""
+    file, deadline = folder / "metrics.jsonl", time.monotonic() + 300
+    while not file.is_file() or len(file.read_text(encoding="utf-8").splitlines()) < count:
+        assert process.poll() is None, process.stderr and process.stderr.read().decode()
+        assert time.monotonic() < deadline
+        time.sleep(0.05)
+
+
+def _followers(process: subprocess.Popen[bytes]) -> list[int]:
+    children = Path(f"/proc/{process.pid}/task/{process.pid}/children").read_text(encoding="utf-8").split()
+    return [
+        int(child) for child in children if b"recipes.follow" in Path(f"/proc/{child}/cmdline").read_bytes()
+    ]
+
+
+LONG = (*WORDS, "trainer.max_steps=400", "trainer.save_strategy=steps", "trainer.save_steps=100")
+
+
+@pytest.mark.slow
+def test_a_process_that_is_killed_ends_the_run_with_its_error(tmp_path):
+    process = _start(*LONG, *DDP, folder=tmp_path / "run")
+    _await_line(tmp_path / "run", 3, process)
+    (follower,) = _followers(process)
+    os.kill(follower, signal.SIGKILL)
+    began = time.monotonic()
+    _, said = process.communicate(timeout=60)
+    assert time.monotonic() - began < 30
+    assert process.returncode == 1
+    assert "process 1 of 2: its process was ended by SIGKILL" in said.decode()
+    record = json.loads((tmp_path / "run" / "run.json").read_text(encoding="utf-8"))
+    assert record["status"] == "failed"
+    assert "process 1 of 2" in record["error"]["message"]
+
+
+@pytest.mark.slow
+def test_when_the_first_process_is_killed_none_is_left(tmp_path):
+    process = _start(*LONG, *DDP, folder=tmp_path / "run")
+    _await_line(tmp_path / "run", 3, process)
+    (follower,) = _followers(process)
+    process.kill()
+    process.wait()
+    deadline = time.monotonic() + 30
+    while _alive(follower):
+        assert time.monotonic() < deadline
+        time.sleep(0.2)
+
+
+def _alive(pid: int) -> bool:
+    try:
+        return "(zombie)" not in Path(f"/proc/{pid}/status").read_text(encoding="utf-8")
+    except OSError:
+        return False
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("again", [(), DDP], ids=["alone", "shared"])
+def test_a_signal_ends_all_with_one_checkpoint_that_any_number_resumes(cli, tmp_path, again):
+    words = (*WORDS, "trainer.max_steps=40", "lora.lora_dropout=0.1")
+    process = _start(*words, *DDP, folder=tmp_path / "run")
+    _await_line(tmp_path / "run", 2, process)
+    process.terminate()
+    process.communicate(timeout=60)
+    assert process.returncode == 75
+    (checkpoint,) = (tmp_path / "run" / "checkpoints").iterdir()
+    assert int(checkpoint.name.removeprefix("checkpoint-")) >= 2
+    assert not any(".writing" in path.name for path in (tmp_path / "run").rglob("*"))
+    resumed = cli(*words, *again, "resume=auto")
+    assert resumed.code == 0
+    assert len([line for line in resumed.lines("metrics.jsonl") if "loss" in line]) == 40
+    whole = cli(*words, folder="whole")
+    assert max(distance(whole, resumed).values()) < 1e-5
+
+
+@pytest.mark.slow
+def test_killed_and_resumed_it_is_what_it_would_have_been(cli, tmp_path):
+    words = (*WORDS, "trainer.max_steps=12", "trainer.save_strategy=steps", "trainer.save_steps=2")
+    process = _start(*words, *DDP, folder=tmp_path / "run")
+    _await_line(tmp_path / "run", 5, process)
+    process.kill()
+    process.wait()
+    resumed, whole = cli(*words, *DDP, "resume=auto"), cli(*words, *DDP, folder="whole")
+    assert (resumed.code, whole.code) == (0, 0)
+    assert max(distance(whole, resumed).values()) == 0.0
+
+
+@pytest.mark.slow
+def test_torchrun_starts_the_same_run(cli, tmp_path):
+    command = [shutil.which("torchrun", path=str(Path(sys.executable).parent)), "--nproc-per-node=2"]
+    words = [*WORDS, "parallel=ddp", f"output_dir={tmp_path / 'shared'}"]
+    environment = {name: value for name, value in os.environ.items() if name != "OMP_NUM_THREADS"}
+    port = ["--rdzv-backend=c10d", "--rdzv-endpoint=127.0.0.1:0"]
+    done = subprocess.run(
+        [*map(str, command), *port, "-m", "runner", *words], env=environment, capture_output=True, timeout=300
+    )
+    assert done.returncode == 0, done.stderr.decode()[-3000:]
+    shared, alone = Run(0, tmp_path / "shared"), cli(*WORDS, folder="alone")
+    assert shared.files() == alone.files()
+    assert max(distance(alone, shared).values()) < 1e-5
+
+
+def test_processes_of_a_launcher_need_a_config_that_says_so(cli, capsys, monkeypatch):
+    from runner.core.process import ranks
+
+    for name, value in {
+        "WORLD_SIZE": "2",
+        "RANK": "0",
+        "MASTER_ADDR": "127.0.0.1",
+        "MASTER_PORT": "1",
+    }.items():
+        monkeypatch.setenv(name, value)
+    monkeypatch.setattr(ranks._state, "claimed", ranks.Rank())
+    run = cli(*TINY)
+    assert run.code == 2
+    said = capsys.readouterr().err
+    assert "WORLD_SIZE=2" in said
+    assert "parallel=ddp" in said
+    assert not run.folder.exists()
