@@ -36,6 +36,9 @@ def check_parallel(values: Values, origins: Origins) -> Iterator[Issue]:
     if any(name in optimizer for name in _IN_BACKWARD):
         message = f"trainer.optim={optimizer} takes its steps before the processes have added up gradients"
         yield Issue(origins.where("trainer.optim"), message, "trainer.optim=adamw_torch_fused")
+    if (strategy := trainer.get("train_sampling_strategy")) == "batch_rebalance":
+        message = f"trainer.train_sampling_strategy={strategy} deals rows to processes in its own way"
+        yield Issue(origins.where("trainer.train_sampling_strategy"), message, "group_by_length, or random")
     losses = trainer.get("loss_type") or []
     coupled = [loss for loss in ([losses] if isinstance(losses, str) else losses) if loss in _OF_BATCHES]
     if values.get("recipe") == "kto" or coupled:

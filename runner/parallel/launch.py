@@ -29,6 +29,7 @@ from runner.parallel.processes import processes
 
 FOLDER = "ranks"  # in the run folder: what the processes that follow print and record; gone when all is well
 _WORKER = ["-m", "recipes.follow"]
+_INTERFACE = "GLOO_SOCKET_IFNAME"
 _THREADS = ("OMP_NUM_THREADS", "MKL_NUM_THREADS")
 # Seconds for the others to end, or for this process to notice itself that one has: gloo does at once, NCCL
 # waits for ever.
@@ -68,7 +69,9 @@ def together(
         yield group
         group.wait()
     except Exception as error:
-        raise others.cause(error) from error
+        if (cause := others.cause(error)) is error:
+            raise
+        raise cause from error
     finally:
         others.end()
         leave()
@@ -102,12 +105,12 @@ class _Others:
         self._folder.mkdir(parents=True)
         meeting, job = self._folder / "meeting", self._folder / "job.json"
         job.write_text(json_text({"config": dataclasses.asdict(config), **words}), encoding="utf-8")
-        environment = {**os.environ, **_shared_cores(count)}
+        environment = {**os.environ, **_of_one_machine(count)}
         for number in range(1, count):
             own = {**environment, **ranks.variables(number, count, str(meeting.absolute()))}
             self._children[number] = self._child(job, number, own)
-        self._before = {name: os.environ.get(name) for name in _shared_cores(count)}
-        os.environ.update(_shared_cores(count))
+        self._before = {name: os.environ.get(name) for name in _of_one_machine(count)}
+        os.environ.update(_of_one_machine(count))
         threading.Thread(target=self._watch, name="others", daemon=True).start()
         return ranks.lead(count, str(meeting.absolute()))
 
@@ -184,8 +187,10 @@ class _Others:
         return None
 
 
-def _shared_cores(count: int) -> dict[str, str]:
-    """What divides the cores of this machine among processes, where the user has not."""
+def _of_one_machine(count: int) -> dict[str, str]:
+    """What processes of one machine share: its cores, unless the user has divided them, and its network."""
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
     threads = {name: str(max(1, cores // count)) for name in _THREADS if name not in os.environ}
-    return {**threads, WORKERS: str(count)}
+    # they meet on this machine, whose name may lead nowhere
+    loopback = {} if _INTERFACE in os.environ else {_INTERFACE: "lo0" if sys.platform == "darwin" else "lo"}
+    return {**threads, **loopback, WORKERS: str(count)}

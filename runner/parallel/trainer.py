@@ -10,6 +10,7 @@ import xxhash
 from accelerate.data_loader import SeedableRandomSampler
 from torch.utils.data import RandomSampler
 from transformers import Trainer, TrainingArguments
+from transformers.trainer_pt_utils import LengthGroupedSampler
 
 from runner.core import signals
 from runner.core.errors import RunnerError
@@ -96,8 +97,11 @@ class SharedTrainer(_Base):
     def _forget(self, tokens: int, metrics: dict[str, int]) -> None:
         """Take back what rows that were computed for nothing left in the log."""
         self._total_train_tokens = tokens
-        for name, found in self._train_metrics().items():
-            del found[metrics.get(name, 0) :]
+        found = self._train_metrics()
+        for name in list(found):
+            del found[name][metrics.get(name, 0) :]
+            if not found[name]:  # of which nothing takes a mean
+                del found[name]
 
     def _added_up(self, model: Any) -> torch.Tensor:
         """The loss of the step; its gradients, tokens and signals are those of all processes from here on."""
@@ -154,6 +158,8 @@ class SharedTrainer(_Base):
         sampler: Any = super()._get_train_sampler(train_dataset)
         if self.group.count == 1 or sampler is None:
             return sampler
+        if isinstance(sampler, LengthGroupedSampler):
+            sampler.batch_size = self.shares.batch * self.shares.passes
         if isinstance(sampler, RandomSampler):  # as accelerate would make it, which does not see it in ours
             sampler = SeedableRandomSampler(sampler.data_source, data_seed=self.args.data_seed)
         self._deal = Deal(self.shares, len(sampler), self.group.rank, self.args.dataloader_drop_last)

@@ -27,14 +27,15 @@ def kept_scores(objective: Objective, scores: Mapping[str, float]) -> dict[str, 
 
 
 def training_metrics(trainer: Any, train_loss: float, seconds: float) -> dict[str, Any]:
-    """Loss, steps, tokens, tokens/s over ``seconds`` and peak memory (bytes) of a trainer that has ended."""
+    """Loss, steps, tokens, tokens/s over ``seconds`` and peak memory (bytes) of a trainer that has ended; of
+    several processes the one that took most."""
     trained = trainer.tokens_seen - trainer.resumed_tokens
     return {
         "train_loss": train_loss,
         "steps": trainer.state.global_step,
         "tokens": trainer.tokens_seen,
         "tokens_per_second": round(trained / max(seconds, 1e-9), 1),
-        "peak_memory_bytes": environment.peak_memory(),
+        "peak_memory_bytes": max(trainer.group.gather(environment.peak_memory())),
     }
 
 

@@ -35,6 +35,15 @@ WORDS = (
     "data.metric=null",
 )
 SMALL = (*WORDS, "trainer.per_device_train_batch_size=8", "trainer.gradient_accumulation_steps=1")
+BEST = (
+    "trainer.load_best_model_at_end=true",
+    "trainer.eval_strategy=steps",
+    "trainer.eval_steps=1",
+    "trainer.save_strategy=steps",
+    "trainer.save_steps=1",
+    "trainer.save_total_limit=1",
+    "trainer.learning_rate=0.5",
+)
 PAIRS = (*WORDS, "recipe=dpo", "trainer.learning_rate=1e-3")
 
 
@@ -87,6 +96,9 @@ def test_a_step_is_that_of_one_process(both, capsys):
         (*WORDS, "trainer.gradient_checkpointing=true"),
         (*PAIRS, "trainer.eval_strategy=steps", "trainer.eval_steps=2"),
         (*PAIRS, "trainer.per_device_train_batch_size=8", "trainer.gradient_accumulation_steps=1"),
+        (*WORDS, "lora=none", "trainer.learning_rate=1e-3"),
+        (*WORDS, "trainer.packing=true", "trainer.max_length=256", "trainer.per_device_train_batch_size=1"),
+        (*WORDS, *BEST),
         (*PAIRS, "recipe=orpo"),
         (*PAIRS, "recipe=reward"),
     ],
@@ -101,6 +113,18 @@ def test_runs_are_equal_in_float32(both, words):
 def test_runs_are_equal_in_float64(both):
     found = both(*SMALL, "model.dtype=float64", "lora.lora_dropout=0.2")
     assert max(found.values()) < 1e-12, found
+
+
+@pytest.mark.slow
+def test_a_classifier_is_that_of_one_process(both):
+    rows = [
+        {"text": f"{'good' if number % 3 else 'bad'} {number}", "label": number % 3 > 0}
+        for number in range(21)
+    ]
+    Path("rows.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
+    words = ("recipe=classify", "data=file", "data.path=rows.jsonl", "data.eval_split=0.2")
+    found = both(*WORDS, *words, "trainer.eval_strategy=epoch")
+    assert max(found.values()) < 1e-5, found
 
 
 @pytest.mark.slow
