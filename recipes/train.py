@@ -49,14 +49,17 @@ def train(config: RunConfig, folder: RunFolder, objective: Objective, group: Gro
     about = (setup.pieces.line(), expected, setup.adapted_line(), shares.line())
     terminal.opening(config, data, setup.precision, steps, folder.path, notes, *about)
 
+    # only now, as all import torch
+    from runner.evaluation.generate import HeldOutGenerator
+    from runner.speed.shards import shard
+    from runner.training.trainer import all_finite
+
     with folder.timed("load"):
         trained = load_trainable(config, objective, setup, steps, head)
         folder.metrics |= trained.parameter_counts()
-    # only now, as both import torch
-    from runner.evaluation.generate import HeldOutGenerator
-    from runner.training.trainer import all_finite
-
-    held_out = data.eval if objective.generates else None
+        in_parts = shard(trained.model, config.parallel, group)
+    answers = not group.follows or in_parts  # the first process answers, with all where they share layers
+    held_out = data.eval if objective.generates and answers else None
     generator = HeldOutGenerator(config, setup.renderer, held_out, setup.precision)
     with folder.timed("score_before"):
         before = generator.answer(trained.model, "before training", base_only=trained.fresh_adapter)
@@ -86,6 +89,7 @@ def train(config: RunConfig, folder: RunFolder, objective: Objective, group: Gro
             folder.metrics |= kept_scores(objective, trainer.evaluate())
 
     if group.follows:
+        generator.answer(trained.model, "after training")
         return
     with folder.timed("save"):
         target = save_trained(config, setup, trained, folder.path, head)

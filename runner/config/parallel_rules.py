@@ -29,6 +29,8 @@ def check_parallel(values: Values, origins: Origins) -> Iterator[Issue]:
     if model.get("device_map"):
         message = f"model.device_map={model['device_map']} with parallel={engine}: each process has one GPU"
         yield Issue(origins.where("model.device_map"), message, "one of the two")
+    if engine == "fsdp2":
+        yield from _check_parts(values, origins)
     if values.get("on_oom"):
         message = f"on_oom={values['on_oom']} with parallel={engine}: no process can shrink its batch alone"
         yield Issue(origins.where("on_oom"), message, "leave it out")
@@ -45,6 +47,18 @@ def check_parallel(values: Values, origins: Origins) -> Iterator[Issue]:
         what = f"trainer.loss_type={coupled[0]}" if coupled else "recipe=kto"
         message = f"{what} with parallel={engine}: its loss compares the rows of a batch with each other"
         yield Issue(origins.where("parallel.engine"), message, "parallel=none")
+
+
+def _check_parts(values: Values, origins: Origins) -> Iterator[Issue]:
+    """An issue where there is no frozen base that could be in parts."""
+    if not (values.get("lora") or values.get("adapter")):
+        message = "parallel=fsdp2 keeps a part of the frozen base on each GPU, and lora=none trains all of it"
+        yield Issue(origins.where("parallel.engine"), message, "parallel=ddp, or lora=r16")
+    if (values.get("quantization") or {}).get("load_in_8bit"):
+        message = (
+            "parallel=fsdp2 with int8: a part of a weight has not the scales that bitsandbytes keeps in it"
+        )
+        yield Issue(origins.where("quantization.load_in_8bit"), message, "quantization=nf4, fp8 or none")
 
 
 def check_in_sweep(values: Values, origins: Origins) -> Iterator[Issue]:

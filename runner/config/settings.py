@@ -164,15 +164,18 @@ class SpeedSettings:
 class ParallelSettings:
     """One run over several processes, each with a GPU of its own.
 
-    ``engine`` is ``ddp``: a copy of the model in each, gradients added up once a step. ``num_processes`` of
-    null is one for every visible CUDA device, or as many as a launcher such as torchrun has started. With
+    ``engine`` is ``ddp``: a copy of the model in each, gradients added up once a step; or ``fsdp2``: of the
+    frozen base each keeps a part, and gathers a layer while it computes it (torch's ``fully_shard``, whose
+    ``reshard_after_forward`` says whether it does so again in the backward pass). ``num_processes`` of null
+    is one for every visible CUDA device, or as many as a launcher such as torchrun has started. With
     ``keep_batch`` a step has the rows that it has in one process, dealt to all; without, each process takes
     ``trainer.per_device_train_batch_size`` times ``gradient_accumulation_steps`` of its own.
     """
 
-    engine: Literal["none", "ddp"] = "none"
+    engine: Literal["none", "ddp", "fsdp2"] = "none"
     num_processes: int | None = None
     keep_batch: bool = True
+    reshard_after_forward: bool = True
 
 
 @dataclass(frozen=True)

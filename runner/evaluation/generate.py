@@ -152,13 +152,18 @@ def generate(
     pad = tokenizer.pad_token_id
     order = sorted(range(len(prompts)), key=lambda index: len(prompts[index]))
     answers_by_index: dict[int, str] = {}
-    training = model.training
+    training, in_parts = model.training, getattr(model, "in_parts", False)
     model.eval()
     hook = model.get_output_embeddings().register_forward_pre_hook(_contiguous)
     try:
         for start in range(0, len(order), batch_size):
             chosen = order[start : start + batch_size]
-            with torch.inference_mode(), cast(model.device, autocast), _without_router_logits(model):
+            # tensors of inference mode, as gathered layers would be, take no part in training later
+            with (
+                torch.no_grad() if in_parts else torch.inference_mode(),
+                cast(model.device, autocast),
+                _without_router_logits(model),
+            ):
                 batch = [prompts[index] for index in chosen] * cells
                 made = _generate(model, batch, pad, max_new_tokens, stops, drawing or GREEDY)
             texts = [parser.decode(ids, stops) for ids in made]
@@ -201,6 +206,7 @@ def _generate(
         pad_token_id=pad,
         eos_token_id=stops,
         use_cache=True,
+        synced_gpus=getattr(model, "in_parts", False),  # all processes make as many passes
         **drawing,
     )
     return made[:, longest:].tolist()

@@ -11,7 +11,7 @@ from runner.plan.activations import kept
 from runner.plan.architecture import Architecture
 from runner.plan.step import Step
 from runner.plan.trained import Trained
-from runner.plan.weights import base_bytes, optimizer_bytes
+from runner.plan.weights import base_bytes, bytes_in_parts, optimizer_bytes
 
 MIB, GIB = 2**20, 2**30
 
@@ -149,6 +149,9 @@ def resident(
 ) -> dict[str, int]:
     """What stays from step to step, by kind: the base, a copy of it for a reference, adapters, states."""
     base = base_bytes(architecture, quantization, step.quantization, step.weight)
+    if step.parts > 1:
+        less, more = bytes_in_parts(architecture, step.quantization, step.weight, step.parts, step.kept_whole)
+        base += more - less
     added = sum(map(prod, trained.added)) * step.cells * step.trained
     copied = sum(map(prod, trained.copied)) * step.copied
     return {

@@ -46,7 +46,8 @@ def opening(case: Case, rows: Rows, notes: Sequence[str]) -> None:
     table.add_column()
     kind = _format(step)
     what = "weights" if case.trained.whole else "base"
-    gpus = f"{step.processes} GPUs, each with a copy" if step.processes > 1 else "one GPU"
+    each = "a part" if step.parts > 1 else "a copy"
+    gpus = f"{step.processes} GPUs, each with {each}" if step.processes > 1 else "one GPU"
     table.add_row("plan", escape(f"{case.recipe} of {model}, {kind} {what}, {gpus}"))
     share = case.trained.parameters / architecture.parameters
     trained = "all of them" if case.trained.whole else f"{case.trained.parameters:,} ({share:.2%})"

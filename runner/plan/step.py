@@ -48,6 +48,8 @@ class Step:
     batch: int = 8
     accumulation: int = 1
     processes: int = 1
+    parts: int = 1
+    kept_whole: bool = False
     token_loss: bool = True
 
     @property
@@ -129,6 +131,8 @@ def step_of(
         batch=shares.size,
         accumulation=shares.turns,
         processes=shares.count,
+        parts=shares.count if config.parallel.engine == "fsdp2" else 1,
+        kept_whole=not config.parallel.reshard_after_forward,
         token_loss=objective.token_loss,
     )
 

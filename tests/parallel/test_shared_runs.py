@@ -44,6 +44,7 @@ BEST = (
     "trainer.save_total_limit=1",
     "trainer.learning_rate=0.5",
 )
+ANSWERS = ("generation.samples=1", "generation.rows=2")
 PAIRS = (*WORDS, "recipe=dpo", "trainer.learning_rate=1e-3")
 
 
@@ -55,7 +56,7 @@ def distance(one: Run, other: Run) -> dict[str, float]:
     for key in ("loss", "grad_norm", "eval_loss", "num_tokens"):
         pairs = [(a[key], b[key]) for a, b in zip(*logs, strict=True) if key in a]
         found[key] = max(abs(a - b) / max(abs(a), 1e-12) for a, b in pairs) if pairs else 0.0
-    weights = [load_file(run.folder / "adapter" / "adapter_model.safetensors") for run in (one, other)]
+    weights = [load_file(next(run.folder.glob("*/*model.safetensors"))) for run in (one, other)]
     assert set(weights[0]) == set(weights[1])
     found["weights"] = max(
         float((weights[0][name] - weights[1][name]).norm() / weights[0][name].norm()) for name in weights[0]
@@ -113,6 +114,28 @@ def test_runs_are_equal_in_float32(both, words):
 def test_runs_are_equal_in_float64(both):
     found = both(*SMALL, "model.dtype=float64", "lora.lora_dropout=0.2")
     assert max(found.values()) < 1e-12, found
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("base", ["none", "nf4"])
+def test_a_base_in_parts_is_a_whole_one(cli, base):
+    words = (*SMALL, *ANSWERS, f"quantization={base}", "lora.lora_dropout=0.1", "trainer.eval_strategy=epoch")
+    whole, parts = cli(*words, *DDP, folder="whole"), cli(*words, *DDP, "parallel=fsdp2", folder="parts")
+    assert (whole.code, parts.code) == (0, 0)
+    assert max(distance(whole, parts).values()) == 0.0
+    assert whole.lines("samples.jsonl") == parts.lines("samples.jsonl")
+
+
+@pytest.mark.slow
+def test_a_base_in_parts_resumes(cli, tmp_path):
+    words = (*SMALL, "quantization=nf4", "trainer.max_steps=40")
+    process = _start(*words, *DDP, "parallel=fsdp2", folder=tmp_path / "run")
+    _await_line(tmp_path / "run", 2, process)
+    process.terminate()
+    process.communicate(timeout=60)
+    assert process.returncode == 75
+    resumed, whole = cli(*words, "resume=auto"), cli(*words, folder="whole")
+    assert max(distance(whole, resumed).values()) < 1e-4
 
 
 @pytest.mark.slow
