@@ -128,7 +128,7 @@ def test_a_base_in_parts_is_a_whole_one(cli, base):
 
 @pytest.mark.slow
 def test_a_base_in_parts_resumes(cli, tmp_path):
-    words = (*SMALL, "quantization=nf4", "trainer.max_steps=40")
+    words = (*SMALL, "quantization=nf4", "trainer.max_steps=40", "trainer.learning_rate=1e-4")
     process = _start(*words, *DDP, "parallel=fsdp2", folder=tmp_path / "run")
     _await_line(tmp_path / "run", 2, process)
     process.terminate()
