@@ -37,7 +37,7 @@ def test_the_devices_that_may_be_used(monkeypatch):
         assert devices.cuda_devices() == []
     monkeypatch.delenv("CUDA_VISIBLE_DEVICES")
     monkeypatch.setattr(
-        devices.subprocess,
+        subprocess,
         "run",
         lambda *_, **__: subprocess.CompletedProcess([], 0, "GPU 0: A\n  MIG 1g\nGPU 1: B\n", ""),
     )
