@@ -48,7 +48,6 @@ def run_recipe(
     """
     quiet_libraries()
     environment.keep_freed_memory()
-    console.out.stderr = bool(run.prompt)  # an answer that is piped stands alone
     objective = OBJECTIVES.get(run.recipe)
     try:
         rank = ranks.claim()

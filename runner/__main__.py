@@ -62,7 +62,8 @@ def _run(config: RunConfig, command: Command, typed: list[str], overrides: list[
 
     words = masked(shlex.join(["python", "-m", "runner", *typed]))
     repeats = command.saved.parent if command.saved else None
-    return run_recipe(config, words, [masked(text) for text in overrides], repeats=repeats)
+    with console.messages_to_stderr(bool(config.prompt)):
+        return run_recipe(config, words, [masked(text) for text in overrides], repeats=repeats)
 
 
 def _hand_over(handle: Handle) -> int:

@@ -11,6 +11,7 @@ os.environ.update(OMP_NUM_THREADS="1", MKL_NUM_THREADS="1")
 import gc
 import shutil
 import sys
+from collections import Counter
 from collections.abc import Callable
 from pathlib import Path
 
@@ -20,6 +21,18 @@ from helpers.command import Run
 from runner.__main__ import main
 
 _modules = 0
+
+
+@pytest.hookimpl(tryfirst=True)
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Of a test that is marked ``sampled(n)``, mark all cases but every n-th as slow."""
+    counts: Counter[str] = Counter()
+    for item in items:
+        if marker := item.get_closest_marker("sampled"):
+            name = item.nodeid.partition("[")[0]
+            if counts[name] % marker.args[0]:
+                item.add_marker("slow")
+            counts[name] += 1
 
 
 def pytest_runtest_teardown(item: pytest.Item, nextitem: pytest.Item | None) -> None:
@@ -37,10 +50,10 @@ def pytest_runtest_teardown(item: pytest.Item, nextitem: pytest.Item | None) -> 
 
 @pytest.fixture(autouse=True)
 def _blank_reports(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Leave the report of a run empty, but where a test is marked ``report``: it is a third of a tiny run."""
+    """Leave reports empty, but where a test is marked ``report``: drawing one is a third of a tiny run."""
     if "report" not in request.keywords:
-        page = "runner.reports.run_report.write_report"
-        monkeypatch.setattr(page, lambda folder: (folder / "report.html").touch())
+        for page in ("run_report.write_report", "sweep_report.write_sweep_report"):
+            monkeypatch.setattr(f"runner.reports.{page}", lambda folder: (folder / "report.html").touch())
 
 
 @pytest.fixture

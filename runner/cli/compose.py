@@ -74,25 +74,35 @@ def started(command: Command) -> Iterator[None]:
 
 
 def compose(command: Command, overrides: list[str]) -> Composed:
-    """Compose; overrides that Hydra rejects are left out, each with its issue."""
+    """Compose; overrides that Hydra rejects are left out, each with its issue.
+
+    Composing takes 80 ms, so that the first override that is wrong is found by halving.
+    """
+    kept, left, issues = [], list(overrides), []
     # Composing only reads what the user wrote, and Hydra raises many kinds of exception for errors in it.
     try:
-        return _composed(command, overrides), []
+        return _composed(command, overrides), issues
     except Exception as error:
-        whole = blame("config", error, command)
+        failure = error
     try:
         composed = _composed(command, [])
     except Exception:
-        return None, [whole]
-    kept: list[str] = []
-    issues: list[Issue] = []
-    for text in overrides:
+        return None, [blame("config", failure, command)]
+    while left:
+        right, wrong = 0, len(left)  # so many that compose with those that are kept, and that do not
+        while wrong - right > 1:
+            middle = (right + wrong) // 2
+            try:
+                composed, right = _composed(command, [*kept, *left[:middle]]), middle
+            except Exception as error:
+                failure, wrong = error, middle
+        issues.append(blame(left[right], failure, command))
+        kept, left = [*kept, *left[:right]], left[wrong:]
         try:
-            composed = _composed(command, [*kept, text])
-            kept.append(text)
+            return _composed(command, [*kept, *left]) if left else composed, issues
         except Exception as error:
-            issues.append(blame(text, error, command))
-    return composed, issues or [whole]
+            failure = error
+    return composed, issues or [blame("config", failure, command)]
 
 
 def _no_environment(name: str, *default: Any) -> None:

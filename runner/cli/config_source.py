@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import copy
 import io
+from functools import lru_cache
 from pathlib import Path
 
 from hydra._internal.core_plugins.file_config_source import FileConfigSource
@@ -40,7 +42,15 @@ CheckedFileSource.__name__ = FileConfigSource.__name__
 
 
 def load_text(text: str, file: Path) -> DictConfig:
-    """The config of a file's text. Raises ``yaml.YAMLError``."""
+    """The config of a file's text, which the caller may change. Raises ``yaml.YAMLError``.
+
+    A sweep composes the same files for every cell, and a copy takes a fifth of the time of reading.
+    """
+    return copy.deepcopy(_parsed(text, file))
+
+
+@lru_cache(maxsize=256)
+def _parsed(text: str, file: Path) -> DictConfig:
     check_yaml(text, str(file))
     stream = io.StringIO(text)
     stream.name = str(file)  # type: ignore[misc]  # for the marks of errors

@@ -107,12 +107,13 @@ def _parameters(init: ast.FunctionDef) -> Iterator[tuple[str, ast.expr | None, a
 
 def _field(file: Path, name: str, annotation: ast.expr | None, default: ast.expr | None) -> Field:
     types, choices, items, nested = _accepted(file, annotation)
-    usual = _default_type(default)
+    value = _default(default)
+    usual = type(value.value).__name__ if isinstance(value, ast.Constant) else None
     if annotation is None and usual in ("bool", "int", "float", "str"):
         types = frozenset({usual, "none"})  # no annotation: as the default is
-    elif usual == "none" and (types or choices):
+    elif usual == "NoneType" and (types or choices):
         types |= {"none"}  # "x: int = None" is written often
-    return Field(name, types, choices or _metadata_choices(default), items, nested, _constant(default))
+    return Field(name, types, choices or _metadata_choices(default), items, nested, _literal(value))
 
 
 def _default(default: ast.expr | None) -> ast.expr | None:
@@ -122,16 +123,9 @@ def _default(default: ast.expr | None) -> ast.expr | None:
     return default
 
 
-def _default_type(default: ast.expr | None) -> str | None:
-    """Type of a constant default."""
-    if not isinstance(value := _default(default), ast.Constant):
-        return None
-    return "none" if value.value is None else type(value.value).__name__
-
-
-def _constant(default: ast.expr | None) -> Any:
+def _literal(value: ast.expr | None) -> Any:
     try:
-        return ast.literal_eval(_default(default) or ast.Constant(None))
+        return ast.literal_eval(value or ast.Constant(None))
     except ValueError:  # a call, or a name
         return None
 

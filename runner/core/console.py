@@ -50,6 +50,16 @@ err = _Terminal(stderr=True, highlight=False, soft_wrap=True)
 
 
 @contextmanager
+def messages_to_stderr(apart: bool) -> Iterator[None]:
+    """Print all messages of this block to stderr, where ``apart``: an answer that is piped stands alone."""
+    before, out.stderr = out.stderr, apart
+    try:
+        yield
+    finally:
+        out.stderr = before
+
+
+@contextmanager
 def answering() -> Iterator[Callable[[str], None]]:
     """Give what writes a model's words to stdout, as they are and at once.
 

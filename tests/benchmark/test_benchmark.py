@@ -83,6 +83,7 @@ def test_both_sides_are_measured_on_the_same_rows(cli, in_this_process, capfd):
     assert not any(name.startswith((".sides", "adapter", "checkpoints")) for name in run.files())
 
 
+@pytest.mark.slow
 def test_pairs_are_as_long_as_wanted_on_both_sides(cli, in_this_process):
     run = cli(*SHORT, BATCH, "trainer=dpo", "benchmark.length=96", "against=trl")
     assert run.code == 0
@@ -129,6 +130,7 @@ def test_each_side_in_a_process_of_its_own(cli):
     assert (run.folder / "logs" / "trl.log").is_file()
 
 
+@pytest.mark.sampled(4)
 @pytest.mark.parametrize(
     ("words", "message"),
     [

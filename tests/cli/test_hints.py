@@ -105,6 +105,7 @@ def test_an_advised_override_can_be_typed(place: str, text: str) -> None:
 AWKWARD = ["a=b", "x y", "it's", 'say "hi"', "$HOME/rows", "`id`", "a\\b", "你好!", "{", "[a", "<|im_end|>"]
 
 
+@pytest.mark.sampled(3)
 @pytest.mark.parametrize("value", AWKWARD)
 def test_the_quoting_that_is_advised_gives_the_value_back(value: str) -> None:
     command = run_config.parse(
@@ -131,6 +132,7 @@ def test_the_stages_that_are_advised_are_stages(monkeypatch: pytest.MonkeyPatch)
     assert config.stages == {"sft": ["recipe=sft"], "merge": ["recipe=merge", "adapter={sft}"]}
 
 
+@pytest.mark.slow
 def test_a_recipe_that_cannot_resume_is_not_told_to(
     capsys: pytest.CaptureFixture[str], tmp_path: Path
 ) -> None:

@@ -47,6 +47,7 @@ MERGES = "_target_: peft.LoraConfig\nx0: &x0 {r: 4}\n" + "".join(
 )
 
 
+@pytest.mark.sampled(8)
 @pytest.mark.parametrize(
     ("name", "text", "line", "said"),
     [
@@ -83,6 +84,7 @@ def test_a_file_that_stands_for_too_much_is_refused(tmp_path, name, text, line, 
     assert len(found) < 40
 
 
+@pytest.mark.slow
 def test_a_saved_config_is_bounded_too(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     (config,) = run_config.check(run_config.parse(["model=tiny"], OBJECTIVES)).configs

@@ -19,6 +19,7 @@ CIRCLES = {
 }
 
 
+@pytest.mark.sampled(4)
 @pytest.mark.parametrize("flags", [(), ("-m",)], ids=["run", "sweep"])
 @pytest.mark.parametrize("text", CIRCLES)
 def test_a_circle_through_hydra_is_named(cli, capsys, text, flags):

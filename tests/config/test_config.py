@@ -4,8 +4,9 @@ from pathlib import Path
 
 import pytest
 
-from helpers.command import check, issues, one
+from helpers.command import TINY, check, issues, one
 from runner.__main__ import main
+from runner.cli import compose
 from runner.core.errors import ExitCode
 
 
@@ -121,6 +122,7 @@ MISTAKES = [
 ]
 
 
+@pytest.mark.sampled(7)
 @pytest.mark.parametrize(("words", "said"), MISTAKES, ids=lambda value: " ".join(value)[:60])
 def test_a_mistake_is_named_once_with_what_is_allowed(words, said):
     (message,) = issues(*words)
@@ -136,6 +138,14 @@ def test_all_mistakes_are_reported_together(capsys):
     assert "Traceback" not in said
 
 
+def test_wrong_options_among_many_words_are_found_by_halving(monkeypatch):
+    tried, composed = [], compose._composed
+    monkeypatch.setattr(compose, "_composed", lambda *given: (tried.append(given), composed(*given))[1])
+    found = issues(*TINY, "lora=r99", "seed=3", "data=none")
+    assert sorted(text.partition(":")[0] for text in found) == ["data=none", "lora=r99"]
+    assert len(tried) <= 2 + 4 + 4  # all, none, and of ten words each that is wrong
+
+
 def test_a_mistake_in_a_file_is_named_with_its_line(own, tmp_path):
     words = own("sed: 1\nlora:\n  rr: 4\n  lora_dropout: '0.1'\ntrainer:\n  eval_strategy: no\n")
     where = f"{tmp_path}/experiment/mine.yaml"
@@ -148,6 +158,7 @@ def test_a_mistake_in_a_file_is_named_with_its_line(own, tmp_path):
     )
 
 
+@pytest.mark.sampled(4)
 @pytest.mark.parametrize(
     ("text", "line", "said"),
     [
@@ -247,6 +258,7 @@ def test_cells_of_a_sweep_must_differ():
     assert "two cells of the sweep are the same run" in issues("-m", "lora.r=8,8")[0]
 
 
+@pytest.mark.slow
 def test_a_sweep_in_a_file_is_checked_too(own):
     words = own("hydra:\n  sweeper:\n    params:\n      lora.r: 8,0\n      seed: 1,2\n")
     assert issues("-m", *words)[0].startswith("lora.r=0: ")

@@ -211,6 +211,7 @@ def test_the_exports_of_the_alpaca_experiment():
     assert "export=int4" in words
 
 
+@pytest.mark.sampled(3)
 @pytest.mark.parametrize("name", DOCUMENTED)
 @pytest.mark.parametrize("over", ["model=smollm2-135m", "model=tiny data=orders"])
 def test_what_is_chosen_over_an_experiment_leaves_its_other_sections_alone(name, over):
@@ -236,6 +237,7 @@ MINE = {
 }
 
 
+@pytest.mark.sampled(4)
 @pytest.mark.parametrize(
     ("words", "rate"),
     [

@@ -29,6 +29,7 @@ TARGETS = [
 ]
 
 
+@pytest.mark.sampled(3)
 @pytest.mark.parametrize(("section", "target"), TARGETS)
 def test_fields_are_those_of_the_class(section, target):
     package, _, name = target.rpartition(".")

@@ -13,6 +13,7 @@ def run_python(*words: str) -> subprocess.CompletedProcess[str]:
     return subprocess.run([sys.executable, *words], cwd=ROOT, capture_output=True, text=True, check=False)
 
 
+@pytest.mark.sampled(2)
 @pytest.mark.parametrize(
     ("words", "code"),
     [(["--help", "lora=typo"], 0), (["--cfg", "job"], 0), (["lora.r=0"], 2), (["--lr=1"], 2)],

@@ -31,6 +31,7 @@ def inspected(cli):
     return inspect
 
 
+@pytest.mark.sampled(2)
 @pytest.mark.parametrize("name", TEMPLATES)
 def test_each_part_stands_in_its_section(inspected, name):
     preamble, *heads = TEMPLATES[name]

@@ -86,6 +86,7 @@ def split(words: str) -> list[str]:
     return re.split(r" (?=(?:trainer|lora|data)\.)", words)
 
 
+@pytest.mark.sampled(5)
 @pytest.mark.parametrize(("words", "said"), EARLY, ids=[words for words, _ in EARLY])
 def test_a_value_that_cannot_be_used_is_refused_at_once(words, said):
     command = run_config.parse(["model=tiny", *split(words), "seedd=1"], OBJECTIVES)
@@ -96,6 +97,7 @@ def test_a_value_that_cannot_be_used_is_refused_at_once(words, said):
     assert any(said in message for message in messages), messages
 
 
+@pytest.mark.sampled(4)
 @pytest.mark.parametrize(("words", "key", "said"), LATE, ids=[words for words, _, _ in LATE])
 def test_a_value_that_the_library_refuses_late_is_refused_before_loading(cli, capsys, words, key, said):
     run = cli(*TINY, *QUIET, *split(words))
@@ -106,6 +108,7 @@ def test_a_value_that_the_library_refuses_late_is_refused_before_loading(cli, ca
     assert "Traceback" not in err
 
 
+@pytest.mark.sampled(4)
 @pytest.mark.parametrize("words", FINE)
 def test_a_value_that_works_is_not_refused(cli, words):
     assert cli(*TINY, *QUIET, "trainer.max_steps=1", *split(words)).code == 0
@@ -114,6 +117,7 @@ def test_a_value_that_works_is_not_refused(cli, words):
 NAMES = [f"model.layers.{n}.self_attn.{name}_proj" for n in range(40) for name in "qkvo"]
 
 
+@pytest.mark.sampled(4)
 @pytest.mark.parametrize("key", ["target_modules", "rank_pattern", "modules_to_save", "lambda_pattern"])
 @pytest.mark.parametrize("pattern", ["(([a-z._0-9]+)+)+!", ".*.*.*.*.*.*.*.*.*.*.*!"])
 def test_a_pattern_without_end_is_bounded_wherever_it_stands(monkeypatch, pattern, key):

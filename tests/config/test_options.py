@@ -68,6 +68,7 @@ def test_the_command_in_the_header_works(file, tmp_path, monkeypatch):
     assert isinstance(compose(*words), RunConfig)
 
 
+@pytest.mark.sampled(4)
 @pytest.mark.parametrize("over", [[], ["model=smollm2-135m"], ["model.weights=random"]], ids=" ".join)
 @pytest.mark.parametrize("file", EXPERIMENTS, ids=name)
 def test_experiment(file, over, monkeypatch):

@@ -81,6 +81,7 @@ def named(cases: list[tuple]) -> list[str]:
     return [f"{case[0][0]} {case[1]}" for case in cases]
 
 
+@pytest.mark.sampled(5)
 @pytest.mark.parametrize(("recipe", "words", "said"), REFUSED, ids=named(REFUSED))
 def test_a_value_that_the_recipe_cannot_use_is_refused_at_once(recipe, words, said):
     messages = issues("model=tiny", *recipe, *words.split())
@@ -88,11 +89,13 @@ def test_a_value_that_the_recipe_cannot_use_is_refused_at_once(recipe, words, sa
     assert said in messages[0]
 
 
+@pytest.mark.sampled(3)
 @pytest.mark.parametrize(("recipe", "words"), FINE, ids=named(FINE))
 def test_a_value_that_the_recipe_reads_is_not_refused(recipe, words):
     assert check("model=tiny", *recipe, *words.split())
 
 
+@pytest.mark.sampled(3)
 @pytest.mark.parametrize(("recipe", "words", "said"), PLACED, ids=named(PLACED))
 def test_what_needs_another_model_or_machine_is_refused_before_loading(
     cli, capsys, monkeypatch, recipe, words, said
@@ -104,6 +107,7 @@ def test_what_needs_another_model_or_machine_is_refused_before_loading(
     assert not (run.folder / "metrics.jsonl").exists()
 
 
+@pytest.mark.sampled(2)
 @pytest.mark.parametrize("recipe", ["dpo", "kto"])
 def test_rows_are_padded_to_a_multiple(cli, monkeypatch, tmp_path, recipe):
     from runner.training import preference

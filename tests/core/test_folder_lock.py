@@ -14,8 +14,7 @@ import pytest
 
 from helpers.command import TINY
 from helpers.kills import Point, strike
-from helpers.locks import holding
-from helpers.starts import start
+from helpers.starts import holding, start
 from runner.__main__ import main
 from runner.core.errors import ConfigError
 from runner.core.process import folder_lock

@@ -16,6 +16,7 @@ TOOL = {"type": "function", "function": {"name": "get", "parameters": {"unit": {
 as_text = json.dumps
 
 
+@pytest.mark.sampled(4)
 @pytest.mark.parametrize(
     "calls",
     [

@@ -70,6 +70,7 @@ def test_a_path_in_an_option_file_is_read(cli: Callable[..., Run], tmp_path: Pat
     assert b"user: " in (run.folder / "inspect.jsonl").read_bytes()
 
 
+@pytest.mark.sampled(4)
 @pytest.mark.parametrize(
     ("given", "says"),
     [

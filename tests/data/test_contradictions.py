@@ -17,6 +17,7 @@ ONE = f"1 rows with {LABEL}"
 SWAPPED = "the two answers of an earlier pair, swapped"
 
 
+@pytest.mark.sampled(3)
 @pytest.mark.parametrize(
     ("kind", "rows", "said"),
     [

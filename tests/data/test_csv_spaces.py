@@ -9,6 +9,7 @@ from helpers.prepared import prepared, refusal, trained
 SKIPPED = "the spaces behind its separators belong to no cell, as in its header"
 
 
+@pytest.mark.sampled(4)
 @pytest.mark.parametrize("between", [",", ";", "\t", "|"], ids=repr)
 @pytest.mark.parametrize(
     ("header", "row", "said"),

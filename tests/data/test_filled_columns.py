@@ -15,6 +15,7 @@ ALPACA = {"instruction": "q", "output": "alpaca"}
 EMPTY = [None, [], "[]", " [] ", "", "null", "{}", {}]
 
 
+@pytest.mark.sampled(4)
 @pytest.mark.parametrize("empty", EMPTY, ids=repr)
 @pytest.mark.parametrize("key", ["messages", "conversations"])
 def test_an_empty_conversation_beside_a_pair_is_none(tmp_path: Path, key: str, empty: Any) -> None:

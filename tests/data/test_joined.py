@@ -54,6 +54,7 @@ JOINED: dict[str, tuple[dict[str, Any], str]] = {
 }
 
 
+@pytest.mark.sampled(4)
 @pytest.mark.parametrize("case", JOINED)
 @pytest.mark.parametrize("kind", ["completion", "preference", "unpaired_preference"])
 def test_a_prompt_stands_before_its_answers_once(tmp_path: Path, case: str, kind: Any) -> None:
@@ -74,6 +75,7 @@ WHOLE: dict[str, tuple[dict[str, Any], str]] = {
 }
 
 
+@pytest.mark.sampled(4)
 @pytest.mark.parametrize("case", WHOLE)
 @pytest.mark.parametrize("kind", ["completion", "preference", "unpaired_preference"])
 def test_whole_conversations_beside_one_with_an_answer_of_its_own(

@@ -140,6 +140,7 @@ def test_split_is_seeded_and_shares_no_row(tmp_path: Path) -> None:
         assert data.train.counts["held out"] == 10
 
 
+@pytest.mark.sampled(3)
 @pytest.mark.parametrize("seed", range(5))
 def test_equal_rows_stay_on_one_side(tmp_path: Path, seed: int) -> None:
     path = written(tmp_path, [*NUMBERED[:10], *NUMBERED[:10]])

@@ -41,6 +41,7 @@ SPLITS: dict[str, tuple[list[str], list[str]]] = {
 }
 
 
+@pytest.mark.sampled(4)
 @pytest.mark.parametrize("case", SPLITS)
 def test_splits_of_a_folder_are_told_apart_by_their_names(tmp_path: Path, case: str) -> None:
     names, read = SPLITS[case]
@@ -122,6 +123,7 @@ def separated(between: str, count: int = 30) -> str:
     return "\n".join([f"prompt{between}completion", *body]) + "\n"
 
 
+@pytest.mark.sampled(3)
 @pytest.mark.parametrize("between", [",", ";", "\t", "|"])
 @pytest.mark.parametrize("ending", ["csv", "tsv"])
 def test_a_table_is_recognised_by_its_separator(tmp_path: Path, between: str, ending: str) -> None:
@@ -147,6 +149,7 @@ def test_a_table_of_one_column_is_not_split(tmp_path: Path, content: str) -> Non
     assert len(trained(prepared(tmp_path / "a.csv", train_on="all").train)) == content.count("\n") - 1
 
 
+@pytest.mark.sampled(3)
 @pytest.mark.parametrize(
     ("typed", "meant"),
     [

@@ -57,6 +57,7 @@ def test_the_warnings_are_in_the_record_and_on_the_screen(cli: Any, capsys: Any)
     assert all(note in printed for note in said)
 
 
+@pytest.mark.sampled(4)
 @pytest.mark.parametrize(
     ("key", "value"),
     [
@@ -101,6 +102,7 @@ def test_a_flag_on_a_question_is_counted(tmp_path: Path) -> None:
     assert note == "1 rows with a message that is no answer and has 'train': it is not trained"
 
 
+@pytest.mark.sampled(4)
 @pytest.mark.parametrize(
     ("key", "value"),
     [("weight", 0), ("weight", "0"), ("weight", 0.0), ("train", False), ("loss", 0), ("masked", "True")],
@@ -169,6 +171,7 @@ def test_media_is_counted(tmp_path: Path) -> None:
     assert notes(tmp_path, chat({"role": "user", "content": "<video>src</video>"}, answer())) == []
 
 
+@pytest.mark.sampled(3)
 @pytest.mark.parametrize(
     ("row", "kind", "doubt"),
     [

@@ -129,6 +129,7 @@ def test_a_hub_that_answers_and_one_that_does_not(online):
     assert "HF_HUB_OFFLINE=1" in found.advice
 
 
+@pytest.mark.sampled(3)
 @pytest.mark.parametrize(
     "words",
     [

@@ -17,3 +17,15 @@ def rows(tmp_path, monkeypatch):
     ]
     Path("rows.jsonl").write_text("".join(json.dumps(row) + "\n" for row in held_out))
     Path("train.jsonl").write_text(json.dumps({"prompt": "Say ten.", "completion": "ten"}) + "\n")
+
+
+@pytest.fixture
+def answers(monkeypatch):
+    """Let each of the models of a run answer what is given here, in turn."""
+    from runner.evaluation import generate
+
+    def say(*texts: list[str]) -> None:
+        turns = iter(texts)
+        monkeypatch.setattr(generate, "generate", lambda *args: next(turns))
+
+    return say

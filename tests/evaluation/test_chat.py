@@ -10,6 +10,7 @@ import torch
 
 from helpers.command import TINY
 from runner.config.settings import DataSettings
+from runner.core import console
 from runner.data.reader import read_sources
 
 # enough steps for the adapter to answer otherwise than its base
@@ -41,6 +42,7 @@ def test_one_prompt_prints_the_answer_and_nothing_else(cli, parent, capsys):
     assert len(printed.out.splitlines()) <= 1
     assert "device" in printed.err
     assert "--" not in printed.out
+    assert not console.out.stderr, "what comes after is printed to stdout again"
 
 
 def test_a_file_of_prompts_is_answered_in_order(cli):

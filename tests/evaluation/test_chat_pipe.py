@@ -69,6 +69,7 @@ def test_nothing_more_is_answered_after_a_list_that_nobody_reads(cli, monkeypatc
     assert not (run.folder / "conversation.jsonl").exists()
 
 
+@pytest.mark.sampled(3)
 @pytest.mark.skipif(os.name == "nt", reason="there is no SIGPIPE")
 @pytest.mark.parametrize("flags", [("--help",), ("--cfg", "job"), ("--hydra-help",), ("--info", "all")])
 def test_a_printed_config_that_nobody_reads_ends_in_silence(flags):

@@ -28,18 +28,6 @@ def write(path: str, rows: list[dict]) -> None:
     Path(path).write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
 
 
-@pytest.fixture
-def answers(monkeypatch):
-    """Let each of the models of a run answer what is given here, in turn."""
-    from runner.evaluation import generate
-
-    def say(*texts: list[str]) -> None:
-        turns = iter(texts)
-        monkeypatch.setattr(generate, "generate", lambda *args: next(turns))
-
-    return say
-
-
 @pytest.mark.report
 def test_base_and_adapter_are_scored_side_by_side(cli, parent, capsys):
     start = parent(*TRAIN)
@@ -66,6 +54,7 @@ def test_base_and_adapter_are_scored_side_by_side(cli, parent, capsys):
     assert "Evaluation" in (run.folder / "report.html").read_text()
 
 
+@pytest.mark.slow
 def test_several_adapters_are_each_compared_with_the_base(cli, parent):
     parent(*TRAIN, folder="one")
     parent(*TRAIN, "lora.r=4", "trainer.max_steps=2", folder="two")
@@ -80,6 +69,7 @@ def test_several_adapters_are_each_compared_with_the_base(cli, parent):
     assert alone["models"]["two"] == evaluation["models"]["two"]
 
 
+@pytest.mark.sampled(3)
 @pytest.mark.parametrize("name", ["base", "train", "lora.r=8,lr=0.1"])
 def test_an_adapter_may_have_any_name(cli, parent, name):
     """One that stands for the base, one that is a method of PyTorch's modules, and a cell of a sweep."""
@@ -156,6 +146,7 @@ def test_answers_that_became_right_are_more_than_noise_and_those_of_few_rows_are
     assert (enough(5, 0.95), enough(6, 0.95), enough(4, 0.8)) == (False, True, True)
 
 
+@pytest.mark.slow
 def test_intervals_are_seeded_and_follow_their_settings(cli):
     words = (*ALONE, "evaluate.metrics=[]", "data.eval_max_rows=8")
     one, same = (cli(*words, folder=name) for name in ("one", "same"))
@@ -198,45 +189,6 @@ def test_fewer_rows_can_be_answered_than_are_in_the_loss(cli):
     assert len(run.lines("samples.jsonl")) == 1
 
 
-def test_a_function_of_the_users_own_is_a_score_like_the_others(cli, parent, answers):
-    parent(*TRAIN)
-    write("rows.jsonl", ROWS)
-    Path("own.py").write_text(
-        "print('loaded')\ndef same_length(answer, expected):\n    return len(answer) == len(expected)\n"
-    )
-    answers(["one", "two", "five", "", ""], [row["completion"][::-1] for row in ROWS])
-    words = ("data=file", "data.path=rows.jsonl", "evaluate.function=own.py:same_length")
-    evaluation = found(cli(*EVALUATE, "adapter=start", *words))
-    assert evaluation["models"]["base"]["same_length"]["value"] == pytest.approx(2 / 5)
-    assert evaluation["models"]["start"]["same_length"]["value"] == 1
-    assert evaluation["differences"]["start"]["same_length"]["value"] == pytest.approx(3 / 5)
-
-
-def test_a_function_that_fails_on_a_row_fails_the_run(cli):
-    Path("own.py").write_text("def bad(answer, expected):\n    raise ValueError('no such row')\n")
-    run = cli(*ALONE, "evaluate.function=own.py:bad")
-    assert run.code == 1
-    assert run.record["status"] == "failed"
-    assert "no such row" in run.record["error"]["message"]
-
-
-@pytest.mark.parametrize(
-    ("body", "said"),
-    [
-        ("return 'x'", "gives 'x', not a number"),
-        ("return float('nan')", "gives nan, not a number"),
-        ("return None", "gives None, not a number"),
-        ("return [1]", "gives [1], not a number"),
-        ("sys.exit(3)", "ends the process with 3"),
-    ],
-)
-def test_a_function_that_gives_no_number_fails_the_run_by_its_name(cli, body, said):
-    Path("own.py").write_text(f"import sys\ndef bad(answer, expected):\n    {body}\n")
-    run = cli(*ALONE, "evaluate.function=own.py:bad")
-    assert run.code == 1
-    assert f"evaluate.function=own.py:bad {said}" in run.record["error"]["message"]
-
-
 MISTAKES = [
     (["evaluate.metrics=[blue,exact_match]"], ["'blue' is not a metric", "'bleu'"]),
     (["evaluate.metrics=[3]"], ["3 is not a metric"]),
@@ -255,6 +207,7 @@ MISTAKES = [
 ]
 
 
+@pytest.mark.sampled(4)
 @pytest.mark.parametrize(("words", "said"), MISTAKES)
 def test_mistakes_are_refused_before_anything_is_loaded(cli, capsys, monkeypatch, words, said):
     Path("own.py").write_text(

@@ -43,6 +43,7 @@ def logits(source: Path, texts: list[list[int]]) -> list[torch.Tensor]:
     return read_texts(AutoModelForCausalLM.from_pretrained(source, dtype=torch.float32), texts, EXACT)
 
 
+@pytest.mark.sampled(3)
 @pytest.mark.parametrize("kind", WRITTEN)
 def test_every_kind_holds_the_weights_within_its_error(tmp_path, kind):
     source = random_model(tmp_path, "qwen2")  # whose weights keep their order
@@ -63,6 +64,7 @@ def test_every_kind_holds_the_weights_within_its_error(tmp_path, kind):
     assert tensors["blk.0.attn_q.bias"].tensor_type.name == "F32"
 
 
+@pytest.mark.sampled(3)
 @pytest.mark.parametrize(
     ("model_type", "shape", "unread"),
     [

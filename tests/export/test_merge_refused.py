@@ -21,6 +21,7 @@ def trained(trained):
     return lambda *words: trained(*LEARNS, *words)
 
 
+@pytest.mark.sampled(3)
 @pytest.mark.parametrize("option", ["prefix", "prompt", "ptuning"])
 def test_an_adapter_of_the_prompt_is_refused(cli, trained, option, capsys):
     run = merge(cli, trained(f"lora={option}"))

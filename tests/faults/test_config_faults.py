@@ -68,6 +68,7 @@ FAULTS = [
 ]
 
 
+@pytest.mark.sampled(5)
 @pytest.mark.parametrize(("words", "said"), FAULTS)
 def test_a_config_fault_is_refused_by_name(cli, capsys, words, said):
     tiny = [word for word in TINY if not word.startswith("trainer.max_steps")]
@@ -112,6 +113,7 @@ IN_HYDRA = [
 ]
 
 
+@pytest.mark.sampled(4)
 @pytest.mark.parametrize(
     ("text", "said", "words"),
     [*((*each, ()) for each in IN_HYDRA), *((*each, ("-m", "seed=1,2")) for each in IN_HYDRA[-2:])],

@@ -144,6 +144,7 @@ BROKEN: dict[str, tuple[str, bytes, str]] = {
 FIRST = {fault.split()[0]: fault for fault in reversed(BROKEN)}.values()
 
 
+@pytest.mark.sampled(7)
 @pytest.mark.parametrize(
     ("fault", "key"),
     [(fault, "data.path") for fault in BROKEN] + [(fault, "data.eval_path") for fault in FIRST],
@@ -184,6 +185,7 @@ BROKEN_PAIRS: dict[str, tuple[bytes, str]] = {
 }
 
 
+@pytest.mark.sampled(4)
 @pytest.mark.parametrize("fault", BROKEN_PAIRS)
 def test_broken_pairs_are_refused_by_file_and_row(cli, capsys, made, fault):
     content, said = BROKEN_PAIRS[fault]
@@ -244,6 +246,7 @@ DOUBTFUL: dict[str, tuple[bytes, dict[str, int], str]] = {
 }
 
 
+@pytest.mark.sampled(3)
 @pytest.mark.parametrize("fault", DOUBTFUL)
 def test_a_doubtful_row_is_counted_and_said(cli, made, fault):
     content, counts, note = DOUBTFUL[fault]
@@ -252,6 +255,7 @@ def test_a_doubtful_row_is_counted_and_said(cli, made, fault):
     assert counts.items() <= record["data"]["train"]["counts"].items()
 
 
+@pytest.mark.sampled(2)
 @pytest.mark.parametrize("recipe", ["sft", "dpo"])
 def test_20_held_out_rows_that_are_trained_on_are_named(cli, capsys, made, recipe):
     rows = GOOD if recipe == "sft" else PAIRS

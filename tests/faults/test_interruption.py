@@ -139,6 +139,7 @@ DAMAGE = {
 }
 
 
+@pytest.mark.sampled(5)
 @pytest.mark.parametrize("kind", DAMAGE)
 def test_28_a_damaged_checkpoint_is_passed_over(cli, saved, capsys, kind):
     shutil.copytree(saved / "cut", "run")
@@ -194,6 +195,7 @@ def handled_pack(folder: Path, words: tuple[str, ...]) -> None:
         run_pack(folder, words, GRID, checkpoint_seconds=0.0)
 
 
+@pytest.mark.sampled(2)
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
 def test_29_a_signal_leaves_an_exact_checkpoint(cli, monkeypatch, capsys, number):
     """Also where no checkpoint would be due for long."""
@@ -234,6 +236,7 @@ def test_29_a_signal_outside_of_training_is_preempted_too(cli, monkeypatch):
     assert (run.code, run.record["status"]) == (75, "preempted")
 
 
+@pytest.mark.slow
 def test_29_a_signal_ends_a_pack_with_an_exact_checkpoint(tmp_path, monkeypatch):
     words = (*WORDS, "trainer.num_train_epochs=2")
     whole = run_pack(tmp_path / "whole", words, GRID)
@@ -245,6 +248,7 @@ def test_29_a_signal_ends_a_pack_with_an_exact_checkpoint(tmp_path, monkeypatch)
         assert of(one) == of(other)
 
 
+@pytest.mark.sampled(4)
 @pytest.mark.parametrize(
     "change", ["trainer.learning_rate=1e-3", "lora.lora_alpha=64", "data.max_rows=9", "data"]
 )

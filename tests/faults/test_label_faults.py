@@ -23,6 +23,7 @@ def test_14_no_answer_at_all_is_refused(cli, capsys, made):
     assert "data.columns" in err
 
 
+@pytest.mark.sampled(3)
 @pytest.mark.parametrize("key", ["data.path", "data.eval_path"])
 @pytest.mark.parametrize("packing", ["true", "false"])
 def test_15_prompts_that_are_all_too_long_are_refused(cli, capsys, made, key, packing):
@@ -35,6 +36,7 @@ def test_15_prompts_that_are_all_too_long_are_refused(cli, capsys, made, key, pa
     assert "raise trainer.max_length" in err
 
 
+@pytest.mark.sampled(3)
 @pytest.mark.parametrize("packing", ["", "bfd", "wrapped"])
 def test_16_long_rows_are_counted_and_no_batch_is_without_labels(cli, made, packing):
     """A third of the rows is too long, some in the prompt, some in the last answer, some in a later turn."""
@@ -75,6 +77,7 @@ def tiny_folder(change: Callable[[Any], Any], **config: Any) -> tuple[str, ...]:
     return "model.path=base", "model.weights=pretrained", "model.architecture=null"
 
 
+@pytest.mark.slow
 def test_17_marks_that_are_no_tokens_are_said_and_the_answer_still_ends(cli, made):
     def respell(tokenizer: Any) -> None:
         gemma = tokenizer.chat_template.replace("<|im_start|>", "<start_of_turn>")
@@ -123,6 +126,7 @@ def test_18_a_length_beyond_the_positions_is_refused(cli, capsys, made):
     assert max(row["tokens"] for row in rows) == 2048
 
 
+@pytest.mark.slow
 def test_18_scaled_positions_are_accepted(cli, capsys, made):
     made("a.jsonl", jsonl(*GOOD))
     rope = {"rope_type": "yarn", "factor": 4.0, "original_max_position_embeddings": 64, "rope_theta": 1e4}

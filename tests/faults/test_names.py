@@ -34,6 +34,7 @@ def test_name_of_a_run_is_one_plain_folder(tmp_path: Path, monkeypatch, name: st
     assert len([path for path in (tmp_path / "outputs").rglob("*") if path.is_dir()]) == 2  # day, run
 
 
+@pytest.mark.sampled(2)
 @pytest.mark.parametrize("launcher", ["packed", "basic"])
 def test_values_of_a_sweep_stay_in_its_folder(
     cli: Callable[..., Run], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, launcher: str
@@ -60,6 +61,7 @@ def test_values_of_a_sweep_stay_in_its_folder(
     assert {cell.parent for cell in cells} == {run.folder}
 
 
+@pytest.mark.sampled(3)
 @pytest.mark.parametrize(
     "words",
     [

@@ -28,9 +28,6 @@ def cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     return tmp_path / "cache" / "rows"
 
 
-# --- a second start ---------------------------------------------------------------------------------------
-
-
 def test_a_second_run_finds_the_rows_and_is_the_same_run(cli: Callable, tmp_path: Path) -> None:
     rows = jsonl(tmp_path / "rows.jsonl", [row(number) for number in range(40)])
     words = (*TINY, "data=file", f"data.path={rows}", "data.eval_split=0.2")
@@ -143,9 +140,6 @@ def test_other_code_is_other_rows(tmp_path: Path, monkeypatch: pytest.MonkeyPatc
         assert made(file).cached is cached
 
 
-# --- what is found is whole -------------------------------------------------------------------------------
-
-
 def _flip(file: Path) -> None:
     content = bytearray(file.read_bytes())
     content[len(content) // 2] ^= 1
@@ -225,9 +219,6 @@ def test_a_faster_process_does_no_harm(tmp_path: Path, cache: Path) -> None:
     assert found.cached
     assert said(slow) == said(found)
     assert len(list(cache.iterdir())) == 1
-
-
-# --- the folder -------------------------------------------------------------------------------------------
 
 
 def test_without_cache_nothing_is_kept_or_found(tmp_path: Path, cache: Path) -> None:

@@ -62,6 +62,7 @@ def test_sweep_holds_no_secret(cli: Callable[..., Run], silent) -> None:
     silent()
 
 
+@pytest.mark.sampled(5)
 @pytest.mark.parametrize(
     ("word", "named"),
     [
@@ -106,6 +107,7 @@ def test_failed_run_tells_its_error_without_the_secret(cli, silent, tmp_path: Pa
     assert f"401 for {HIDDEN}" in silent()
 
 
+@pytest.mark.slow
 def test_error_that_nobody_catches_is_printed_without_the_secret(tmp_path: Path, silent) -> None:
     """The log of a sweep's job is what its process prints."""
     command = [sys.executable, "-m", "runner.sweep.worker", str(tmp_path / SECRETS["HF_TOKEN"]), ""]

@@ -51,6 +51,7 @@ def spoil(patch: pytest.MonkeyPatch, what: str) -> None:
     patch.setattr(GuardedSFTTrainer, "_save_checkpoint", save_checkpoint)
 
 
+@pytest.mark.sampled(3)
 @pytest.mark.parametrize("what", ["loss", "gradient", "weight"])
 def test_23_what_is_not_finite_stops_the_run_at_that_step(cli, monkeypatch, capsys, what):
     spoil(monkeypatch, what)

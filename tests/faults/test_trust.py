@@ -46,8 +46,8 @@ def _no_marker(tmp_path: Path) -> Iterator[None]:
 def config(folder: Path, **attack: object) -> list[str]:
     """Write a whole config with an attack into a folder; the words that use it."""
     folder.mkdir()
-    values = {**BASE, **attack}
-    (folder / "theirs.yaml").write_text(yaml.safe_dump(values, sort_keys=False), encoding="utf-8")
+    text = yaml.safe_dump({**BASE, **attack}, sort_keys=False)
+    (folder / "theirs.yaml").write_text(text, encoding="utf-8")
     return ["--config-path", str(folder), "--config-name", "theirs"]
 
 
@@ -67,6 +67,7 @@ def refusal(run: Run, capsys: pytest.CaptureFixture[str]) -> str:
     return said
 
 
+@pytest.mark.sampled(4)
 @pytest.mark.parametrize(
     ("word", "named"),
     [
@@ -97,6 +98,7 @@ def test_override_names_no_class(cli, capsys, word: str, named: str) -> None:
     assert named in said
 
 
+@pytest.mark.sampled(5)
 @pytest.mark.parametrize("place", [config, experiment])
 @pytest.mark.parametrize(
     ("attack", "named"),
@@ -129,6 +131,7 @@ def test_file_runs_no_code(cli, capsys, tmp_path: Path, place, attack: dict, nam
     assert "theirs" in said or "hydra." in said  # the file with its line, or Hydra's own key
 
 
+@pytest.mark.sampled(4)
 @pytest.mark.parametrize("flag", ["--help", "--hydra-help", "--info=all", "--cfg=job", "-m"])
 @pytest.mark.parametrize("key", ["job_logging", "hydra_logging"])
 def test_no_flag_sets_up_a_logging_of_theirs(cli, capsys, tmp_path: Path, flag: str, key: str) -> None:
@@ -138,10 +141,7 @@ def test_no_flag_sets_up_a_logging_of_theirs(cli, capsys, tmp_path: Path, flag: 
 
 def test_saved_config_is_checked_like_any_other(cli, capsys, tmp_path: Path) -> None:
     run = cli(*TINY, "trainer.max_steps=1")
-    assert run.code == 0
-    file = run.folder / "config.yaml"
-    again = ["--config-path", str(run.folder), "--config-name", "config"]
-    kept = file.read_text(encoding="utf-8")
+    kept = (file := run.folder / "config.yaml").read_text(encoding="utf-8")
     for old, new, named in (
         ("_target_: peft.LoraConfig", "_target_: os.system", "config.yaml:"),
         ("trust_remote_code: false", "trust_remote_code: true", "model.trust_remote_code=true"),
@@ -149,7 +149,8 @@ def test_saved_config_is_checked_like_any_other(cli, capsys, tmp_path: Path) -> 
     ):
         assert old in kept
         file.write_text(kept.replace(old, new), encoding="utf-8")
-        assert named in refusal(cli(*again, folder="again"), capsys)
+        again = cli("--config-path", str(run.folder), "--config-name", "config", folder="again")
+        assert named in refusal(again, capsys)
 
 
 def test_code_that_the_user_asks_for_is_allowed(cli, capsys, tmp_path: Path) -> None:
@@ -214,6 +215,7 @@ SAMPLER = {"_target_": "optuna.samplers.TPESampler"}
 OPTUNA = {"defaults": [{"override /hydra/sweeper": "optuna"}]}
 
 
+@pytest.mark.sampled(9)
 @pytest.mark.parametrize(
     ("sweeper", "named"),
     [
@@ -285,11 +287,8 @@ def test_no_interpolation_stands_for_a_class(cli, capsys, tmp_path: Path, hydra:
 def test_launcher_of_theirs_is_a_plugin_that_is_installed(cli, capsys, tmp_path: Path) -> None:
     folder = tmp_path / "theirs" / "hydra" / "launcher"
     folder.mkdir(parents=True)
-    for target in (
-        "os.system",
-        "hydra_plugins.packed_launcher.os.system",
-        "hydra_plugins.packed_launcher.Path",
-    ):
+    ours = "hydra_plugins.packed_launcher"
+    for target in ("os.system", f"{ours}.os.system", f"{ours}.Path"):
         (folder / "evil.yaml").write_text(f"_target_: {target}\ncommand: touch {MARKER}\n", encoding="utf-8")
         words = ["--config-dir", str(tmp_path / "theirs"), "hydra/launcher=evil", "-m", "lora.r=2,4"]
         assert "hydra.launcher._target_" in refusal(cli(*TINY, *words), capsys)
@@ -297,6 +296,5 @@ def test_launcher_of_theirs_is_a_plugin_that_is_installed(cli, capsys, tmp_path:
 
 @pytest.mark.parametrize("key", ["megatron_core", "auto_mapping", "megatron_config"])
 def test_adapter_config_names_no_module_to_import(cli, capsys, tmp_path: Path, key: str) -> None:
-    value = {"parent_library": "antigravity"} if key != "megatron_core" else "antigravity"
-    words = experiment(tmp_path / "theirs", lora={key: value})
+    words = experiment(tmp_path / "theirs", lora={key: {"parent_library": "antigravity"}})
     assert f"lora.{key} is decided elsewhere" in refusal(cli(*TINY, *words), capsys)

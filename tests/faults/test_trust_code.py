@@ -38,6 +38,7 @@ def test_function_of_a_file_runs_where_the_user_says_so(cli, function) -> None:
     assert Path(MARKER).exists()
 
 
+@pytest.mark.sampled(3)
 @pytest.mark.parametrize(
     "words",
     [
@@ -75,6 +76,7 @@ def lm_eval(monkeypatch: pytest.MonkeyPatch) -> list[list[str]]:
     return calls
 
 
+@pytest.mark.sampled(4)
 @pytest.mark.parametrize("place", ["typed", "file"])
 @pytest.mark.parametrize("task", ["theirs.yaml", "theirs.py", "./theirs", "arc/../theirs", "theirs:task"])
 def test_tasks_are_those_of_the_installed_package(cli, capsys, lm_eval, task: str, place: str) -> None:

@@ -13,6 +13,7 @@ from typing import Any
 import datasets
 import pytest
 import torch
+from safetensors.torch import load_file
 from transformers import LlamaConfig
 
 from helpers.command import TINY, Run
@@ -99,15 +100,15 @@ def test_pickled_weights_run_nothing(said, model: Path, tmp_path: Path, write: A
     assert "weights_only" not in text + run.record["error"]["traceback"]  # torch says how to run it
 
 
+@pytest.mark.slow
 def test_pickled_tensors_are_loaded(said, model: Path, tmp_path: Path) -> None:
-    from safetensors.torch import load_file
-
     theirs = copy(model, tmp_path / "theirs")
     torch.save(load_file(theirs / "model.safetensors"), theirs / "pytorch_model.bin")
     (theirs / "model.safetensors").unlink()
     assert said(*SHORT, *using(theirs))[0].code == 0
 
 
+@pytest.mark.sampled(4)
 @pytest.mark.parametrize(
     "words", [("recipe=sft",), ("recipe=chat", "prompt=hi"), ("recipe=evaluate",), ("recipe=merge",)]
 )
@@ -116,14 +117,14 @@ def test_pickled_adapter_runs_nothing(said, trained: Path, tmp_path: Path, words
         adapter = copy(trained / "adapter", tmp_path / write.__name__)
         (adapter / "adapter_model.safetensors").unlink()
         write(adapter / "adapter_model.bin")
-        more = SHORT if words == ("recipe=sft",) else SHORT[2:3]
-        rows = ("data=orders",) if words != ("recipe=sft",) else ()
-        run, text = said(*more, *rows, *words, f"adapter={adapter}", folder=write.__name__ + "-run")
+        more = SHORT if words == ("recipe=sft",) else (*SHORT[2:3], "data=orders")
+        run, text = said(*more, *words, f"adapter={adapter}", folder=write.__name__ + "-run")
         assert run.code in (ExitCode.FAILED, ExitCode.CONFIG_ERROR)
         assert str(adapter) in text
         assert not list(run.folder.rglob("*.safetensors"))
 
 
+@pytest.mark.sampled(4)
 @pytest.mark.parametrize("sealed", [True, False])
 @pytest.mark.parametrize("name", ["optimizer.pt", "scheduler.pt", "rng_state.pth", "training_args.bin"])
 def test_pickles_of_a_checkpoint_run_nothing(
@@ -135,8 +136,8 @@ def test_pickles_of_a_checkpoint_run_nothing(
     zipped(saved / name)
     if sealed:
         manifest = json.loads((saved / checkpoint.MANIFEST).read_text())
-        facts = {"bytes": (saved / name).stat().st_size, "xxh3_128": xxh3_of_file(saved / name)}
-        manifest["files"][name] = facts
+        size = (saved / name).stat().st_size
+        manifest["files"][name] = {"bytes": size, "xxh3_128": xxh3_of_file(saved / name)}
         (saved / checkpoint.MANIFEST).write_text(json.dumps(manifest))
     ended, _ = said("--config-path", str(run), "--config-name", "config", f"resume={saved}")
     unread = sealed and name == "training_args.bin"
@@ -187,6 +188,7 @@ TEMPLATES = {
 }
 
 
+@pytest.mark.sampled(4)
 @pytest.mark.parametrize(
     "kind", [pytest.param(kind, marks=pytest.mark.slow) if kind == "loops" else kind for kind in TEMPLATES]
 )
@@ -227,14 +229,13 @@ def test_template_of_an_adapter_stays_in_its_box(said, trained: Path, tmp_path: 
     assert "template.chat_template: it takes more than 1 GiB of memory" in text
 
 
+@pytest.mark.sampled(3)
 @pytest.mark.parametrize("name", ["theirs.py", "rows.pkl", "rows.pickle"])
 def test_data_set_of_the_hub_runs_nothing(said, tmp_path: Path, monkeypatch, name: str) -> None:
     """``datasets`` itself reads the folder, in place of a repository of the hub."""
     (tmp_path / "theirs").mkdir()
     if name == "theirs.py":
-        (tmp_path / "theirs" / name).write_text(
-            "import os; os.system('touch \"$MARKER\"')\n", encoding="utf-8"
-        )
+        (tmp_path / "theirs" / name).write_text(CODE, encoding="utf-8")
     else:
         plain(tmp_path / "theirs" / name)
     load = datasets.load_dataset
@@ -259,9 +260,9 @@ def with_code(model: Path, folder: Path, **changes: str) -> Path:
     return theirs
 
 
+@pytest.mark.slow
 def test_code_of_a_model_is_left_alone_and_that_is_said(said, model: Path, tmp_path: Path) -> None:
     run, text = said(*SHORT, *using(with_code(model, tmp_path / "known")))
-    assert run.code == 0
     assert "brings code of its own, which is not run: the classes of transformers are used" in text
     assert any("brings code of its own" in note for note in run.record["notes"])
     assert run.record["model"]["trust_remote_code"] is False
@@ -284,8 +285,7 @@ def test_code_of_a_model_is_run_where_the_user_says_so(said, model, tmp_path, mo
     command = (run.folder / "config.yaml").read_text(encoding="utf-8").splitlines()[1]
     words = [word for word in command.split() if word.startswith("model.")]  # as the file itself says
     run, _ = said(*again, *words, folder="again")
-    assert run.code == 0
-    assert run.record["model"]["trust_remote_code"] is True
+    assert (run.code, run.record["model"]["trust_remote_code"]) == (0, True)
     (tmp_path / MARKER).unlink(missing_ok=True)  # the module may be there from the first time
 
 

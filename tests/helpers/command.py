@@ -78,3 +78,8 @@ def issues(*words: str) -> list[str]:
     with pytest.raises(ConfigError) as caught:
         check(*words)
     return [str(issue) for issue in caught.value.issues]
+
+
+def said(capsys: pytest.CaptureFixture[str]) -> str:
+    """All that was printed since the last look, as one line."""
+    return " ".join("".join(capsys.readouterr()).split())

@@ -11,6 +11,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import pytest
+
 from helpers.command import TINY, Run
 from helpers.rows import ANSWERS
 from helpers.starts import start
@@ -175,3 +177,19 @@ def results(run: Path) -> dict[str, Any]:
         "metrics": metrics,
         "temporary": [str(path.relative_to(run)) for path in run.rglob(".*")],
     }
+
+
+class Killed(BaseException):
+    """What no handler of errors sees, as it would not see SIGKILL."""
+
+
+def killed_at(place: str, *words: str, folder: str = "run", call: int = 1) -> None:
+    """Run a command until a place is reached."""
+
+    def end() -> None:
+        raise Killed
+
+    with pytest.MonkeyPatch.context() as patch:
+        strike(Point(place, call), end, patch.setattr)
+        with pytest.raises(Killed):
+            main([*words, f"output_dir={folder}"])

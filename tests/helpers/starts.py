@@ -1,4 +1,5 @@
-"""Starts of the runner as processes of their own that can be killed, quickly: the imports are done once."""
+"""Processes of their own: starts of the runner that can be killed, quickly (the imports are done once), and a
+process that holds a folder."""
 
 from __future__ import annotations
 
@@ -6,11 +7,15 @@ import multiprocessing
 import os
 import random
 import signal
+import subprocess
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
+
+from helpers.paths import ROOT
 
 _server = multiprocessing.get_context("forkserver")
 _server.set_forkserver_preload(["recipes.train", "runner.packed.train_pack", "runner.packed.trainer"])
@@ -42,3 +47,27 @@ def kill_while_saving(process: Any, aside: Path, seconds: float) -> bool:
         time.sleep(0.0002)
     process.join()
     return False
+
+
+_HOLDER = """
+import sys, time
+from pathlib import Path
+from runner.core.process.folder_lock import hold
+hold(Path(sys.argv[1]), "runs here")
+print("held", flush=True)
+time.sleep(60)
+"""
+
+
+@contextmanager
+def holding(folder: Path) -> Iterator[int]:
+    """In this block another process, whose number is given, holds ``folder``; at its end it is killed."""
+    environment = os.environ | {"PYTHONPATH": str(ROOT)}
+    command = [sys.executable, "-c", _HOLDER, str(folder)]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, env=environment) as process:
+        try:
+            assert process.stdout is not None
+            assert process.stdout.readline() == b"held\n"
+            yield process.pid
+        finally:
+            process.kill()

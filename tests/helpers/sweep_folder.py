@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import random
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
@@ -100,3 +101,77 @@ def _write_cell(folder: Path, item: Mapping[str, Any]) -> None:
 def write_lines(file: Path, lines: Iterable[Mapping[str, Any]]) -> None:
     """Write JSON lines."""
     file.write_text("".join(json.dumps(line) + "\n" for line in lines), encoding="utf-8")
+
+
+SAMPLE = {
+    "index": 0,
+    "prompt": "Two lattes",
+    "expected": "{}",
+    "before": "Sure!",
+    "after": "{}",
+    "before_match": False,
+    "after_match": True,
+}
+
+
+def grid(folder: Path, count: int = 2, **changes: Any) -> Path:
+    """A sweep of 3 x 4 with repeats, a failure, a diverged and a dropped cell, and samples of the best."""
+    draw = random.Random(5)
+    cells = []
+    for rank in (8, 16, 32):
+        for step, rate in enumerate(("1e-4", "3e-4", "1e-3", "3e-3")):
+            group = f"lora.r={rank},trainer.learning_rate={rate}"
+            losses = [0.5 - 0.03 * step + abs(rank - 16) / 1000 + draw.gauss(0, 0.001) for _ in range(count)]
+            facts = {
+                "exact_match_before": 0.0,
+                "exact_match_after": 0.9,
+                "trainable_parameters": rank * 10**6,
+            }
+            cells += repeats(group, *losses, steps=60, metrics=facts, lora={"r": rank, "lora_alpha": 32})
+    error = {"type": "OutOfMemoryError", "message": "no memory", "traceback": "Traceback: line 41"}
+    dropped = {"step": 30, "fraction": 0.5, "eval_loss": 1.5, "rank": 2, "of": 2}
+    cells += [
+        cell("lora.r=64,trainer.learning_rate=1e-4", status="failed", error=error, steps=9),
+        cell("lora.r=64,trainer.learning_rate=3e-4", status="failed", error=error, steps=9),
+        cell(
+            "lora.r=64,trainer.learning_rate=3e-3",
+            status="diverged",
+            error=error | {"type": "Diverged"},
+            steps=5,
+        ),
+        cell("lora.r=64,trainer.learning_rate=1e-3", status="dropped", dropped=dropped, steps=30),
+    ]
+    facts = {
+        "device": {"name": "test machine"},
+        "packages": {"torch": "2.13.0"},
+        "model": {"path": "org/tiny"},
+    }
+    for item in cells:
+        item["run"] |= facts
+    make_sweep(folder, cells, **changes)
+    best = "lora.r=16,trainer.learning_rate=3e-3"
+    for path in folder.glob(f"{best}*"):
+        write_lines(path / "samples.jsonl", [SAMPLE | {"index": n} for n in range(3)])
+        (path / "report.html").write_text("<p>cell</p>")
+    return folder
+
+
+def many(folder: Path) -> Path:
+    """64 cells of four axes."""
+    draw = random.Random(1)
+    cells = [
+        cell(f"lora.r={r},x.lr={lr},b={b},c={c}", draw.random(), steps=200)
+        for r in (4, 8, 16, 32)
+        for lr in (1, 2, 3, 4)
+        for b in ("true", "false")
+        for c in ("u", "v")
+    ]
+    return make_sweep(folder, cells)
+
+
+def scattered(folder: Path) -> Path:
+    """Values that a search drew at random, each once."""
+    draw = random.Random(1)
+    return make_sweep(
+        folder, [cell(f"lr={draw.random():.6f},wd={draw.random():.6f}", draw.random()) for _ in range(40)]
+    )

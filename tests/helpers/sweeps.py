@@ -127,10 +127,11 @@ def cells_of(count: int, folder: Path, *words: str) -> list[Cell]:
 SCRIPT = """
 import signal, sys
 signal.signal(signal.SIGINT, signal.default_int_handler)
-from runner.sweep import devices, processes
+from runner.__main__ import main
+from runner.sweep import devices, processes, verdicts
 processes.WORKER = [sys.argv.pop(1)]
 devices.cuda_devices = list
-from runner.__main__ import main
+verdicts.read_data = lambda *_: None  # for which transformers would be imported
 sys.exit(main())
 """
 

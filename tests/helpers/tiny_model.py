@@ -139,3 +139,9 @@ def build(kind: str, device: str = "cpu") -> Any:
     torch.manual_seed(0)
     with torch.device(device):
         return AutoModelForCausalLM.from_config(config_of(kind))
+
+
+def prompt_logits(model: torch.nn.Module) -> torch.Tensor:
+    model.eval()
+    with torch.inference_mode():
+        return model(input_ids=torch.arange(3, 67, device=model.device)[None]).logits.cpu()

@@ -121,6 +121,7 @@ def departures(config: Any, facts: dict[str, Any]) -> dict[str, Any]:
     return found
 
 
+@pytest.mark.sampled(3)
 @pytest.mark.parametrize("file", ARCHITECTURES, ids=lambda file: file.stem)
 def test_parameter_count(file: Path) -> None:
     facts = {key: value for key, value in json.loads(file.read_text()).items() if not key.startswith("_")}
@@ -152,6 +153,7 @@ def test_model_option(file: Path) -> None:
     assert option["path"] is not None or option["weights"] == "random"
 
 
+@pytest.mark.sampled(3)
 @pytest.mark.parametrize("file", OPTIONS, ids=lambda file: file.stem)
 def test_its_plan_needs_no_network(file: Path, monkeypatch) -> None:
     monkeypatch.setattr(find, "config_file", lambda *_: pytest.fail("the shape is fetched"))

@@ -189,6 +189,7 @@ def test_an_adapter_that_could_not_be_trained_is_refused(cli, capsys, targets, s
     assert said in capsys.readouterr().err
 
 
+@pytest.mark.slow
 def test_the_embedding_can_be_a_target(cli):
     """Of a model whose head is tied to it."""
     run = cli(*TINY, *QUIET, "lora.target_modules=[embed_tokens]")

@@ -150,6 +150,7 @@ def test_layers_of_other_sizes_stay_as_they_are_and_are_counted(cli, anywhere, o
     assert {kind for name, kind in kinds.items() if "attn" in name} == {Fp8Linear}
 
 
+@pytest.mark.sampled(3)
 @pytest.mark.parametrize(
     ("words", "said"),
     [
@@ -170,6 +171,7 @@ def test_what_does_not_go_together_is_refused(cli, anywhere, capsys, words, said
     assert not run.folder.exists()
 
 
+@pytest.mark.sampled(4)
 @pytest.mark.parametrize("recipe", ["sft", "evaluate", "merge", "chat"])
 def test_other_machines_are_refused_before_anything_is_looked_for(cli, monkeypatch, capsys, trained, recipe):
     monkeypatch.setattr(support, "unsupported", lambda: "T4 has compute capability 7.5, and e4m3 needs 8.9")

@@ -86,6 +86,7 @@ def test_an_adapter_of_a_pack_loads_in_plain_peft_and_gives_the_same_logits(tmp_
         assert not torch.allclose(together[index], together[index - 1], atol=1e-2)
 
 
+@pytest.mark.sampled(2)
 @pytest.mark.parametrize("chosen", [[0, 1, 2], [0, 2]])
 def test_an_interrupted_pack_goes_on_to_the_same_weights(calm, tmp_path, monkeypatch, chosen):
     """All its cells, or some of them: dropout, optimizer, schedule and order of rows resume."""
@@ -182,6 +183,7 @@ def test_a_pack_of_which_nothing_is_left_ends(tmp_path):
     assert [run.record["status"] for run in runs] == ["diverged"] * 2
 
 
+@pytest.mark.slow
 def test_steps_between_two_lines_of_the_log_count(cli, tmp_path):
     base = (*BASE, "trainer.logging_steps=4", "trainer.eval_strategy=steps", "trainer.eval_steps=2")
     solo = cli(*base, *CELLS[0], folder="solo")
@@ -248,6 +250,7 @@ def cell(name: str, *overrides: str) -> Cell:
     return Cell(name, name, name, list(overrides), run)
 
 
+@pytest.mark.sampled(4)
 @pytest.mark.parametrize(
     ("overrides", "reason"),
     [

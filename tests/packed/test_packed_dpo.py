@@ -216,6 +216,7 @@ def test_an_interrupted_pack_goes_on_to_the_same_weights(tmp_path, monkeypatch):
         assert all(torch.equal(value, weights[1][key]) for key, value in weights[0].items())
 
 
+@pytest.mark.slow
 def test_held_out_pairs_are_told_where_each_has_a_loss_of_its_own(tmp_path):
     grid = [("trainer.beta=0.3",), ("trainer.loss_type=[sigmoid,sft]",)]
     for run in run_pack(tmp_path, (*BASE, "trainer.num_train_epochs=1"), grid):
@@ -245,6 +246,7 @@ def test_what_may_differ_and_what_runs_alone():
         assert alone.partition("=")[0] in str(reason)
 
 
+@pytest.mark.slow
 def test_cells_of_one_adapter_keep_its_shape(parent):
     parent(*TINY)
     start = ("adapter=start", "seed=0")

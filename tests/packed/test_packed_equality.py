@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import itertools
 import json
 from pathlib import Path
 from typing import Any
@@ -73,16 +74,8 @@ def of_graphs(model: Any, pieces: Any, *others: Any, **more: Any) -> FastDecoder
     return FastDecoder(model, dataclasses.replace(pieces, cuda_graphs=True), *others, **more)
 
 
-@pytest.mark.parametrize(
-    ("recipe", "recorded"),
-    [
-        ("sft", False),
-        *(
-            pytest.param(*each, marks=pytest.mark.slow)
-            for each in (("sft", True), ("dpo", False), ("dpo", True))
-        ),
-    ],
-)
+@pytest.mark.slow
+@pytest.mark.parametrize(("recipe", "recorded"), itertools.product(("sft", "dpo"), (False, True)))
 def test_uneven_rows_side_by_side_in_float64(cli, tmp_path, tiny_model, monkeypatch, recipe, recorded):
     """Of each cell in a line of its own; the line of another seed has other rows, and another length. Where
     graphs are recorded, the lines of a pack are filled up, and those of solo runs are not."""

@@ -62,6 +62,7 @@ def any_machine(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(support, "unsupported", lambda: None)
 
 
+@pytest.mark.sampled(3)
 @pytest.mark.parametrize("quantization", ["", "nf4"])
 @pytest.mark.parametrize(
     "kind", ["llama", "qwen2", "qwen3", "mistral", "gemma", "phi3", "olmo", "olmo2", "glm"]
@@ -70,6 +71,7 @@ def test_eager_layers(kind: str, quantization: str) -> None:
     assert ratio(kind, quantization, LORA) == pytest.approx(1, abs=0.05)
 
 
+@pytest.mark.sampled(3)
 @pytest.mark.parametrize(
     ("quantization", "more"),
     [
@@ -87,6 +89,7 @@ def test_eager_adapters(quantization: str, more: dict[str, Any]) -> None:
     assert ratio("llama", quantization, LORA | more) == pytest.approx(1, abs=0.05)
 
 
+@pytest.mark.sampled(3)
 @pytest.mark.parametrize(("length", "precision"), [(128, "bf16"), (128, "fp32"), (512, "bf16")])
 @pytest.mark.parametrize("kind", ["llama", "qwen3"])
 def test_kernels_for_a_cpu(kind: str, precision: str, length: int) -> None:

@@ -44,6 +44,7 @@ def _compare(facts: dict[str, Any]) -> None:
     assert (found.causal, found.after_head) == (exact.causal, exact.after_head)
 
 
+@pytest.mark.sampled(4)
 @pytest.mark.parametrize("file", FILES, ids=lambda file: file.stem)
 def test_files_of_the_repository(file: Any) -> None:
     facts = json.loads(file.read_text())
@@ -54,6 +55,7 @@ def test_files_of_the_repository(file: Any) -> None:
     assert from_model(facts).parameters == sum(each.numel() for each in model.parameters())
 
 
+@pytest.mark.sampled(3)
 @pytest.mark.parametrize("kind", sorted(FAMILIES))
 @pytest.mark.parametrize("variant", range(len(VARIANTS)))
 def test_families(kind: str, variant: int) -> None:

@@ -99,6 +99,7 @@ def test_the_largest_batch_fits_and_the_next_does_not() -> None:
     assert not found.changed(per_device_train_batch_size=most + 1).fits(card)
 
 
+@pytest.mark.sampled(3)
 @pytest.mark.parametrize("gib", [12, 16, 24, 40, 80])
 @pytest.mark.parametrize("quantization", [{}, NF4])
 def test_advice_fits_and_keeps_the_rows_of_a_step(gib: int, quantization: dict[str, Any]) -> None:

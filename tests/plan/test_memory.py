@@ -40,6 +40,7 @@ def any_machine(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(support, "unsupported", lambda: None)
 
 
+@pytest.mark.sampled(4)
 @pytest.mark.parametrize("tied", [True, False])
 @pytest.mark.parametrize(
     ("quantization", "more"),

@@ -108,6 +108,7 @@ def test_what_is_usual_is_not_spoken_of(cli, capsys):
     assert "unlike" not in capsys.readouterr().out
 
 
+@pytest.mark.slow
 def test_every_kind_of_settings_is_counted(cli):
     words = ("recipe=plan", "model=qwen3-1.7b", "trainer.per_device_train_batch_size=4")
     plain = plan(cli(*words))["memory"]["total_bytes"]
@@ -125,6 +126,7 @@ def test_a_card_without_the_number_format(cli, capsys):
     assert "a100 has no e4m3" in capsys.readouterr().out
 
 
+@pytest.mark.slow
 def test_rows_of_the_data_give_the_lengths(cli, capsys):
     found = plan(cli("recipe=plan", "model=tiny", "plan.gpu=8GiB"))
     assert found["rows"]["count"] == 480
@@ -153,6 +155,7 @@ def test_a_local_folder_is_read_without_its_weights(cli, tmp_path):
     assert found["parameters"] < 596_049_920
 
 
+@pytest.mark.sampled(3)
 @pytest.mark.parametrize(
     ("words", "said"),
     [

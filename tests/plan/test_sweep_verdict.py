@@ -54,6 +54,7 @@ def test_a_sweep_of_cells_that_cannot_fit_is_refused_with_what_does(cli, capsys,
     assert not run.folder.exists(), "nothing was begun"
 
 
+@pytest.mark.slow
 def test_the_refusal_names_the_cells_and_its_settings_fit(cli, capsys, card, idle):
     card(1.7)
     words = ("model=qwen3-0.6b", "model.weights=random", "lora.r=2,4", "trainer.max_length=512", *QUIET)
@@ -68,6 +69,7 @@ def test_the_refusal_names_the_cells_and_its_settings_fit(cli, capsys, card, idl
     assert cli("-m", *words, f"{batch}=64", *kept).code != 2
 
 
+@pytest.mark.slow
 def test_plan_check_false_begins_the_cells(cli, capsys, card, idle):
     card(0.01)
     run = cli("-m", *BASE, "lora.r=2,4", "plan.check=false")
@@ -75,6 +77,7 @@ def test_plan_check_false_begins_the_cells(cli, capsys, card, idle):
     assert json.loads((run.folder / "sweep.json").read_text())["jobs"]
 
 
+@pytest.mark.slow
 def test_a_machine_without_a_gpu_refuses_nothing(cli, capsys, idle, monkeypatch):
     monkeypatch.setattr(devices, "cuda_devices", list)
     small = dataclasses.replace(gpus.this_machine(), free=2**20)
@@ -83,6 +86,7 @@ def test_a_machine_without_a_gpu_refuses_nothing(cli, capsys, idle, monkeypatch)
     assert "may not fit the memory here" in " ".join(capsys.readouterr().out.split())
 
 
+@pytest.mark.slow
 def test_rows_that_cannot_be_read_are_left_to_the_run(cli, capsys, card, idle, tmp_path):
     card(140)
     (tmp_path / "rows.jsonl").write_text('{"odd": 1}\n')
@@ -126,6 +130,7 @@ def test_the_plan_of_a_sweep_is_one_screen_and_trains_nothing(cli, capsys, idle)
     assert "recipe=plan" not in said
 
 
+@pytest.mark.slow
 def test_each_gpu_of_the_plan_has_a_verdict(cli, capsys, idle):
     """Brackets in the command that is ready to be run are no markup."""
     words = ("recipe=plan", "lora.r=2,4", "lora.target_modules=[q_proj]", "plan.gpu=rtx4090,h100")
@@ -139,6 +144,7 @@ def test_each_gpu_of_the_plan_has_a_verdict(cli, capsys, idle):
     assert "'lora.target_modules=[q_proj]'" in said
 
 
+@pytest.mark.slow
 def test_the_plan_of_a_sweep_says_what_cannot_fit(cli, capsys, idle):
     words = ("recipe=plan", "model=qwen3-8b", "lora.r=2,4", "plan.gpu=8GiB", "trainer.max_steps=2")
     assert cli("-m", *words, *QUIET).code == 0

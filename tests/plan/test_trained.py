@@ -40,6 +40,7 @@ def small(kind: str, **more: Any) -> Architecture:
     return found
 
 
+@pytest.mark.sampled(3)
 @pytest.mark.parametrize("kind", ["qwen2", "phi3", "qwen3"])
 @pytest.mark.parametrize("option", OPTIONS)
 def test_as_peft(kind: str, option: str) -> None:

@@ -62,6 +62,7 @@ def test_training_goes_on_with_the_rows_of_the_run(cli, start):
     assert places(run) == {"train": ["train.jsonl"], "eval": ["eval.jsonl"]}
 
 
+@pytest.mark.slow
 def test_rows_that_are_given_replace_held_out_ones_too(cli, start):
     run = cli("adapter=start", *SHORT, "data.path=eval.jsonl")
     assert run.code == 0
@@ -72,6 +73,7 @@ def test_rows_that_are_given_replace_held_out_ones_too(cli, start):
     assert places(scored) == {"train": ["train.jsonl"]}
 
 
+@pytest.mark.sampled(2)
 @pytest.mark.parametrize(
     "words",
     [
@@ -90,6 +92,7 @@ def test_the_embedded_rows_do_not_stand_in_for_others(cli, start, capsys, words)
     assert "data=file data.path=" in said
 
 
+@pytest.mark.slow
 def test_the_hint_works(cli, start):
     words = ("recipe=dpo", "adapter=start", *SHORT, "data=file", "data.path=pairs.jsonl")
     assert places(cli(*words)) == {"train": ["pairs.jsonl"]}
@@ -114,6 +117,7 @@ def test_the_batch_size_and_the_seed_of_the_split_come_with_the_rows(start):
     assert (run.seed, run.trainer["per_device_train_batch_size"]) == (1, 5)
 
 
+@pytest.mark.slow
 def test_a_chat_needs_no_rows_and_an_evaluation_only_those_it_scores(cli, start):
     Path("train.jsonl").rename("moved.jsonl")
     assert cli("recipe=chat", "adapter=start", "prompt=hi", "chat.max_new_tokens=2", folder="a").code == 0
@@ -145,6 +149,7 @@ def test_a_merge_compares_on_the_rows_that_are_at_hand(cli, start, capsys):
     assert "nothing is at 'typo.jsonl'" in capsys.readouterr().err
 
 
+@pytest.mark.slow
 def test_every_run_says_which_rows_it_uses(cli, start, capsys):
     run = cli("model=tiny", *SHORT, "data.path=train.jsonl", "data.metric=null", "data.eval_max_rows=2")
     assert "of train.jsonl" in capsys.readouterr().out

@@ -77,6 +77,7 @@ MISTAKES = [
 ]
 
 
+@pytest.mark.sampled(3)
 @pytest.mark.parametrize(("text", "said"), MISTAKES)
 def test_every_stage_is_checked_before_the_first_runs(cli, capsys, text, said):
     run = cli(*own(text))

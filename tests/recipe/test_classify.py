@@ -34,6 +34,7 @@ def test_classes_are_learnt_and_saved(cli):
     assert any("score" in name for name in load_file(run.folder / "adapter/adapter_model.safetensors"))
 
 
+@pytest.mark.sampled(2)
 @pytest.mark.parametrize(
     ("train", "test", "said"),
     [

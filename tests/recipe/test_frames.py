@@ -38,6 +38,7 @@ def test_at_most_five_of_our_frames_lead_from_the_command_to_the_trainer(cli, fr
     assert len(frames) <= 5, frames
 
 
+@pytest.mark.slow
 def test_at_most_five_of_our_frames_lead_from_a_job_to_the_trainer(cli, frames, monkeypatch):
     _, codes = sweep_here(cli, monkeypatch, *WORDS, "lora.r=2,4")
     assert codes == [0]

@@ -27,6 +27,7 @@ def pair(prompt: str = "2+2?", chosen: str = "4", rejected: str = "5", **more: o
     return {"prompt": prompt, "chosen": chosen, "rejected": rejected, **more}
 
 
+@pytest.mark.sampled(4)
 @pytest.mark.report
 @pytest.mark.parametrize("recipe", ["dpo", "kto", "orpo", "reward"])
 def test_a_recipe_leaves_exactly_these_files(cli, recipe):
@@ -94,6 +95,7 @@ def test_reference_log_probabilities_computed_before_give_the_same_result(cli):
     assert losses[0] == pytest.approx(losses[1], abs=1e-5)
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(torch.cuda.is_available(), reason="sums on CUDA have no fixed order")
 def test_a_cut_run_goes_on_to_the_same_bytes(cli, parent):
     words = ("recipe=dpo", *PAIRS, "trainer.max_steps=4", *SAVES)
@@ -113,6 +115,7 @@ def test_every_loss_of_the_list_trains(cli, loss):
     assert math.isfinite(run.record["metrics"]["train_loss"])
 
 
+@pytest.mark.slow
 def test_whole_weights_are_compared_with_a_copy_of_themselves(cli):
     run = cli("recipe=dpo", "lora=none", *PAIRS, *FAST)
     steps = [line for line in run.lines("metrics.jsonl") if "rewards/chosen" in line]
@@ -120,6 +123,7 @@ def test_whole_weights_are_compared_with_a_copy_of_themselves(cli):
     assert abs(steps[-1]["rewards/margins"]) > 0.01
 
 
+@pytest.mark.slow
 def test_accuracy_counts_rows_not_batches(cli):
     """Three held-out rows in batches of two: shares are thirds."""
     run = cli("recipe=dpo", *PAIRS, "trainer.per_device_eval_batch_size=2", "trainer.learning_rate=0.05")
@@ -173,6 +177,7 @@ CONFIG_ERROR = [
 ]
 
 
+@pytest.mark.sampled(3)
 @pytest.mark.parametrize(("rows", "said"), CONFIG_ERROR)
 def test_rows_that_are_no_pairs_are_refused_by_number(cli, capsys, rows, said):
     write("pairs.jsonl", rows)
@@ -199,6 +204,7 @@ WRONG = [
 ]
 
 
+@pytest.mark.sampled(4)
 @pytest.mark.parametrize(("words", "said"), WRONG)
 def test_contradictions_are_refused(cli, capsys, words, said):
     run = cli(*words)

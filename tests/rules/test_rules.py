@@ -151,6 +151,7 @@ def followed(config, overrides):
     return config
 
 
+@pytest.mark.sampled(5)
 @pytest.mark.parametrize(("about", "words", "known", "value", "usual", "override"), cases())
 def test_a_departure_is_said_and_its_override_ends_it(about, words, known, value, usual, override):
     config = one(*words)
@@ -168,6 +169,7 @@ def test_every_band_of_every_rule_is_tried():
     assert wanted == usual
 
 
+@pytest.mark.sampled(4)
 @pytest.mark.parametrize("words", USUAL, ids=" ".join)
 def test_what_is_usual_or_unknown_is_passed_over(words):
     assert not found(words)
@@ -194,6 +196,7 @@ _DEPART = {
 }
 
 
+@pytest.mark.slow
 def test_the_experiments_are_usual(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     Path("rows.jsonl").write_text('{"instruction": "a", "output": "b"}\n')

@@ -71,6 +71,7 @@ for cell in job["cells"]:
 """
 
 
+@pytest.mark.slow
 @pytest.mark.report
 def test_a_sweep_says_it_once_for_all_cells_and_its_report_too(tmp_path, monkeypatch, capsys):
     monkeypatch.chdir(tmp_path)

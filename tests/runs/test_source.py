@@ -68,6 +68,7 @@ def test_patch_restores_what_ran(checkout: Path, tmp_path: Path) -> None:
     assert files(clone) == files(checkout)
 
 
+@pytest.mark.slow
 def test_patch_is_bounded_and_holds_no_secret(checkout: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("SOME_API_KEY", "value-of-the-key")
     left_out = {

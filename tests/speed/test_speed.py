@@ -42,7 +42,7 @@ def without_times(run: Run) -> list[dict]:
     ]
 
 
-@pytest.mark.slow  # on rows of more uneven length, test_flat.py has it
+@pytest.mark.slow  # on rows of more uneven length, test_flat_runs.py has it
 @pytest.mark.parametrize("dropout", [0.0, 0.1])
 def test_a_run_has_the_losses_of_the_librarys_own_step(cli, dropout):
     shared = (*UNEVEN, f"lora.lora_dropout={dropout}")
@@ -70,7 +70,8 @@ def late(monkeypatch: pytest.MonkeyPatch) -> None:
     )
 
 
-@pytest.mark.parametrize("every", [pytest.param(1, marks=pytest.mark.slow), 3])
+@pytest.mark.slow
+@pytest.mark.parametrize("every", [1, 3])
 def test_a_log_that_is_read_late_is_the_same(cli, monkeypatch, every):
     shared = (*UNEVEN, "trainer.max_steps=7", f"trainer.logging_steps={every}", "trainer.eval_strategy=epoch")
     soon = cli(*shared, folder="soon")
@@ -114,6 +115,7 @@ def test_plain_is_the_librarys_loss(cli, monkeypatch):
     assert cli(*UNEVEN, "trainer.max_steps=1", folder="auto").code == 1
 
 
+@pytest.mark.sampled(4)
 @pytest.mark.parametrize(
     ("words", "reason"),
     [
@@ -133,6 +135,7 @@ def test_why_the_loss_is_the_librarys_is_said_once_and_recorded(cli, capsys, wor
     assert not [note for note in run.record["notes"] if "speed" in note]
 
 
+@pytest.mark.slow
 def test_logits_that_are_changed_behind_the_head_are_left_to_the_library(cli, tmp_path):
     random_model(tmp_path / "gemma", "gemma2")
     byte_tokenizer().save_pretrained(tmp_path / "gemma")

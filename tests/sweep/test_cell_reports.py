@@ -44,6 +44,7 @@ def reports() -> list[str]:
     return [(Path("s") / name / "report.html").read_text() for name in ("lora.r=4", "lora.r=8")]
 
 
+@pytest.mark.sampled(3)
 @pytest.mark.report
 @pytest.mark.parametrize("status", ["completed", "dropped", "diverged"])
 def test_a_killed_child_leaves_its_cells_with_reports(worker, status):
@@ -54,6 +55,7 @@ def test_a_killed_child_leaves_its_cells_with_reports(worker, status):
     assert second == "its own"
 
 
+@pytest.mark.slow
 @pytest.mark.report
 def test_a_finished_cell_without_report_gets_it_when_the_sweep_is_started_again(worker, capsys):
     worker(killed=False)
@@ -70,6 +72,7 @@ def test_a_finished_cell_without_report_gets_it_when_the_sweep_is_started_again(
     assert Path("s/lora.r=8/run.json").read_bytes() == record
 
 
+@pytest.mark.slow
 @pytest.mark.report
 def test_a_cell_that_has_recorded_no_end_has_no_report(worker):
     worker("running")

@@ -31,6 +31,7 @@ class TestLauncher(LauncherTestSuite):
     pass
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("launcher_name", "overrides"), [("packed", ["hydra/sweeper=basic", "hydra.sweeper.max_batch_size=2"])]
 )
@@ -38,6 +39,7 @@ class TestBatches(BatchedSweeperTestSuite):
     pass
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("task_launcher_cfg", "extra_flags"),
     [({}, ["-m", "hydra/job_logging=hydra_debug", "hydra/job_logging=disabled", "hydra/launcher=packed"])],
