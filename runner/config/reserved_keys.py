@@ -49,7 +49,10 @@ RESERVED = {
     "trainer.dataloader_pin_memory": "leave it out: memory is pinned where there is CUDA",
     "trainer.include_for_metrics": "set data.metric",
     "trainer.batch_eval_metrics": "set data.metric",
-    **{f"trainer.{name}": "choose parallel=ddp: a run over several GPUs" for name in _SEVERAL_PROCESSES},
+    **{
+        f"trainer.{name}": "choose parallel=ddp or fsdp2, a run on several GPUs"
+        for name in _SEVERAL_PROCESSES
+    },
     "trainer.do_train": "set recipe",
     "trainer.do_eval": "set recipe",
     "trainer.do_predict": "set recipe",

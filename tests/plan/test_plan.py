@@ -229,3 +229,16 @@ def test_several_gpus_share_the_rows_of_a_step(cli, capsys):
     assert four["base"] == one["base"]
     assert four["activations"] < one["activations"] / 2
     assert "8 rows, 2 x 1024 tokens a pass on each of 4 GPUs" in capsys.readouterr().out
+
+
+KEEPS = "parallel.reshard_after_forward=false"
+
+
+def test_a_base_in_parts_takes_less_of_each_gpu(cli, capsys):
+    words = ("recipe=plan", "model=deepseek-r1-distill-llama-70b", "quantization=nf4", "plan.gpu=rtx4090")
+    whole = plan(cli(*words, "parallel=ddp", "parallel.num_processes=2", folder="ddp"))
+    parts = plan(cli(*words, "parallel=fsdp2", "parallel.num_processes=2", folder="fsdp2"))
+    kept = plan(cli(*words, "parallel=fsdp2", "parallel.num_processes=2", KEEPS, folder="kept"))
+    base = [each["memory"]["parts_bytes"]["base"] / 2**30 for each in (whole, parts, kept)]
+    assert base[1] < 0.6 * base[0] < base[0] < base[2]
+    assert "2 GPUs, each with a part" in " ".join(capsys.readouterr().out.split())
