@@ -115,6 +115,13 @@ def shards(folder: Path) -> set[str]:
         return set()
 
 
+def weight_files(folder: Path) -> list[Path]:
+    """The files of weights that transformers would load of a model's folder: of several kinds one."""
+    named = shards(folder)
+    single = (folder / name for name in _WEIGHTS if (folder / name).is_file())
+    return sorted(folder / name for name in named) if named else [next(single)]
+
+
 def _cached(name: str, revision: str | None) -> Path | None:
     from huggingface_hub import try_to_load_from_cache
 
