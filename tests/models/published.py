@@ -160,9 +160,9 @@ def qwen_logits(state: State, ids: list[int], config: dict[str, Any] = QWEN) -> 
     count, trained = len(ids), config["seq_length"]
     alpha = max(2 ** math.ceil(math.log2(count / trained) + 1) - 1, 1)
     base = config["rotary_emb_base"] * alpha ** (WIDTH / (WIDTH - 2))
-    angle = torch.outer(
-        torch.arange(count).double(), base ** -(torch.arange(0, WIDTH, 2).double() / WIDTH)
-    )[:, None]
+    angle = torch.outer(torch.arange(count).double(), base ** -(torch.arange(0, WIDTH, 2).double() / WIDTH))[
+        :, None
+    ]
     logn = torch.tensor([max(1.0, math.log(n, trained)) for n in range(1, count + 1)]).double()
 
     def turn(x: torch.Tensor) -> torch.Tensor:
@@ -193,9 +193,9 @@ def chatglm_logits(state: State, ids: list[int], config: dict[str, Any] = CHATGL
     w = {name: value.double() for name, value in state.items()}
     count, half, eps = len(ids), WIDTH // 2, config["layernorm_epsilon"]
     base = 10000 * config.get("rope_ratio", 1)
-    angle = torch.outer(
-        torch.arange(count).double(), base ** -(torch.arange(0, half, 2).double() / half)
-    )[:, None]
+    angle = torch.outer(torch.arange(count).double(), base ** -(torch.arange(0, half, 2).double() / half))[
+        :, None
+    ]
 
     def turn(x: torch.Tensor) -> torch.Tensor:
         rest, turned = x[..., half:], torch.empty_like(x[..., :half])
@@ -308,9 +308,7 @@ def save_single(state: State, folder: Path) -> None:
 
 def _sharded(state: State, folder: Path, stem: str, ending: str, save: Callable[..., None]) -> None:
     names = list(state)
-    halves = {
-        f"{stem}-0000{n}-of-00002.{ending}": names[n - 1 :: 2] for n in (1, 2)
-    }
+    halves = {f"{stem}-0000{n}-of-00002.{ending}": names[n - 1 :: 2] for n in (1, 2)}
     for file, part in halves.items():
         save({name: state[name] for name in part}, folder / file)
     index = {name: file for file, part in halves.items() for name in part}

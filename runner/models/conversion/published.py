@@ -40,6 +40,18 @@ def is_published(folder: Path) -> bool:
         return False
 
 
+def native_modules(published: str) -> list[str]:
+    """What the modules whose published names end so are called in transformers' class; mostly none are."""
+    found = {
+        name.rpartition(".")[0].rpartition(".")[2]: None
+        for family in FAMILIES.values()
+        for source, names in family.tensors.items()
+        if f".{source.rpartition('.')[0]}".endswith(f".{published}")
+        for name in names
+    }
+    return list(found)
+
+
 def published_digest(folder: Path) -> str:
     """Hexadecimal digits that are others for another checkpoint, or another way to convert it."""
     others = sha256_of_files(file for name in _OTHERS if (file := folder / name).is_file())
