@@ -1,24 +1,20 @@
-"""Tiny Qwen-1 and ChatGLM3 checkpoints as they are published, and what those architectures compute of them.
-
-Names, shapes and files are those of the published checkpoints; the references are written from the published
-descriptions (arXiv:2309.16609, arXiv:2406.12793), in float64 and without transformers.
-"""
+"""Tiny Qwen-1 and ChatGLM3 checkpoints with the names, shapes and files of the published ones."""
 
 from __future__ import annotations
 
 import base64
 import json
-import math
 import re
+import shutil
 from collections import Counter
 from collections.abc import Callable
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
 import sentencepiece
 import torch
 from safetensors.torch import save_file
-from torch.nn.functional import silu, softmax
 
 from helpers.paths import ROOT
 
@@ -140,87 +136,6 @@ def chatglm_state() -> State:
     return drawn | {"transformer.rotary_pos_emb.inv_freq": table}
 
 
-def _norm(x: torch.Tensor, weight: torch.Tensor, eps: float) -> torch.Tensor:
-    return x / (x.pow(2).mean(-1, keepdim=True) + eps).sqrt() * weight
-
-
-def _attend(query: torch.Tensor, key: torch.Tensor, value: torch.Tensor) -> torch.Tensor:
-    """Causal attention of (tokens, heads, width), the keys and values repeated to all heads."""
-    repeat = query.shape[1] // key.shape[1]
-    key, value = key.repeat_interleave(repeat, 1), value.repeat_interleave(repeat, 1)
-    scores = torch.einsum("qhw,khw->hqk", query, key) / math.sqrt(query.shape[-1])
-    later = torch.ones(scores.shape[-2:], dtype=torch.bool).triu(1)
-    weights = softmax(scores.masked_fill(later, -math.inf), -1)
-    return torch.einsum("hqk,khw->qhw", weights, value).flatten(1)
-
-
-def qwen_logits(state: State, ids: list[int], config: dict[str, Any] = QWEN) -> torch.Tensor:
-    """Logits of Qwen-1 at inference, (tokens, vocabulary), with dynamic NTK and log-n attention."""
-    w = {name: value.double() for name, value in state.items()}
-    count, trained = len(ids), config["seq_length"]
-    alpha = max(2 ** math.ceil(math.log2(count / trained) + 1) - 1, 1)
-    base = config["rotary_emb_base"] * alpha ** (WIDTH / (WIDTH - 2))
-    angle = torch.outer(torch.arange(count).double(), base ** -(torch.arange(0, WIDTH, 2).double() / WIDTH))[
-        :, None
-    ]
-    logn = torch.tensor([max(1.0, math.log(n, trained)) for n in range(1, count + 1)]).double()
-
-    def turn(x: torch.Tensor) -> torch.Tensor:
-        first, second = x.chunk(2, -1)  # pairs are the two halves of a head
-        return torch.cat(
-            (
-                first * angle.cos() - second * angle.sin(),
-                second * angle.cos() + first * angle.sin(),
-            ),
-            -1,
-        )
-
-    x = w["transformer.wte.weight"][ids]
-    for layer in (f"transformer.h.{n}." for n in range(LAYERS)):
-        normed = _norm(x, w[f"{layer}ln_1.weight"], config["layer_norm_epsilon"])
-        joined = normed @ w[f"{layer}attn.c_attn.weight"].T + w[f"{layer}attn.c_attn.bias"]
-        query, key, value = (part.view(count, HEADS, WIDTH) for part in joined.split(HIDDEN, -1))
-        query = turn(query) * (logn[:, None, None] if count > trained else 1)
-        x = x + _attend(query, turn(key), value) @ w[f"{layer}attn.c_proj.weight"].T
-        normed = _norm(x, w[f"{layer}ln_2.weight"], config["layer_norm_epsilon"])
-        inner = (normed @ w[f"{layer}mlp.w1.weight"].T) * silu(normed @ w[f"{layer}mlp.w2.weight"].T)
-        x = x + inner @ w[f"{layer}mlp.c_proj.weight"].T
-    return _norm(x, w["transformer.ln_f.weight"], config["layer_norm_epsilon"]) @ w["lm_head.weight"].T
-
-
-def chatglm_logits(state: State, ids: list[int], config: dict[str, Any] = CHATGLM) -> torch.Tensor:
-    """Logits of ChatGLM3, (tokens, vocabulary)."""
-    w = {name: value.double() for name, value in state.items()}
-    count, half, eps = len(ids), WIDTH // 2, config["layernorm_epsilon"]
-    base = 10000 * config.get("rope_ratio", 1)
-    angle = torch.outer(torch.arange(count).double(), base ** -(torch.arange(0, half, 2).double() / half))[
-        :, None
-    ]
-
-    def turn(x: torch.Tensor) -> torch.Tensor:
-        rest, turned = x[..., half:], torch.empty_like(x[..., :half])
-        even, odd = x[..., 0:half:2], x[..., 1:half:2]  # pairs are neighbours, in the first half of a head
-        turned[..., 0::2] = even * angle.cos() - odd * angle.sin()
-        turned[..., 1::2] = odd * angle.cos() + even * angle.sin()
-        return torch.cat((turned, rest), -1)
-
-    x = w["transformer.embedding.word_embeddings.weight"][ids]
-    for layer in (f"transformer.encoder.layers.{n}." for n in range(LAYERS)):
-        normed = _norm(x, w[f"{layer}input_layernorm.weight"], eps)
-        joined = normed @ w[f"{layer}self_attention.query_key_value.weight"].T
-        joined = joined + w[f"{layer}self_attention.query_key_value.bias"]
-        query, key, value = (
-            part.view(count, -1, WIDTH)
-            for part in joined.split([HEADS * WIDTH, GROUPS * WIDTH, GROUPS * WIDTH], -1)
-        )
-        x = x + _attend(turn(query), turn(key), value) @ w[f"{layer}self_attention.dense.weight"].T
-        normed = _norm(x, w[f"{layer}post_attention_layernorm.weight"], eps)
-        gate, up = (normed @ w[f"{layer}mlp.dense_h_to_4h.weight"].T).chunk(2, -1)
-        x = x + (silu(gate) * up) @ w[f"{layer}mlp.dense_4h_to_h.weight"].T
-    x = _norm(x, w["transformer.encoder.final_layernorm.weight"], eps)
-    return x @ w["transformer.output_layer.weight"].T
-
-
 def train_ranks(text: str, merges: int) -> dict[bytes, int]:
     """Byte pairs as tiktoken has them: every byte, then what is most often side by side in words."""
     words = Counter(tuple(bytes([byte]) for byte in word.encode()) for word in re.findall(r"\s?\S+", text))
@@ -228,7 +143,7 @@ def train_ranks(text: str, merges: int) -> dict[bytes, int]:
     for _ in range(merges):
         pairs = Counter[tuple[bytes, bytes]]()
         for word, times in words.items():
-            for pair in zip(word, word[1:], strict=False):
+            for pair in pairwise(word):
                 pairs[pair] += times
         best = max(pairs, key=lambda pair: (pairs[pair], pair))
         ranks[b"".join(best)] = len(ranks)
@@ -264,23 +179,36 @@ def write_pieces(file: Path, **options: Any) -> None:
         )
 
 
-def write_qwen(folder: Path, save: Callable[[State, Path], None] | None = None, **changes: Any) -> Path:
-    """A Qwen-1 checkpoint; ``changes`` to its config, None to leave a key out."""
+Save = Callable[[State, Path], None]
+
+
+def write_qwen(
+    folder: Path, save: Save | None = None, vocabulary: Path | None = None, **changes: Any
+) -> Path:
+    """A Qwen-1 checkpoint; ``changes`` to its config, None to leave a key out; its vocabulary of a folder."""
     _write(folder, QWEN | changes, qwen_state(), save or save_sharded)
-    lines = [f"{base64.b64encode(token).decode()} {rank}\n" for token, rank in train_ranks(TEXT, 150).items()]
-    (folder / "qwen.tiktoken").write_text("".join(lines))
     (folder / "generation_config.json").write_text(json.dumps({"chat_format": "chatml"}))
     (folder / "tokenizer_config.json").write_text(json.dumps({"tokenizer_class": "QWenTokenizer"}))
+    if vocabulary is not None:
+        shutil.copy(vocabulary / "qwen.tiktoken", folder)
+        return folder
+    lines = [f"{base64.b64encode(token).decode()} {rank}\n" for token, rank in train_ranks(TEXT, 150).items()]
+    (folder / "qwen.tiktoken").write_text("".join(lines))
     return folder
 
 
-def write_chatglm(folder: Path, save: Callable[[State, Path], None] | None = None, **changes: Any) -> Path:
-    """A ChatGLM3 checkpoint; ``changes`` to its config, None to leave a key out."""
+def write_chatglm(
+    folder: Path, save: Save | None = None, vocabulary: Path | None = None, **changes: Any
+) -> Path:
+    """A ChatGLM3 checkpoint; ``changes`` to its config, None to leave a key out; its pieces of a folder."""
     _write(folder, CHATGLM | changes, chatglm_state(), save or save_pickled)
-    write_pieces(folder / "tokenizer.model")
     (folder / "tokenizer_config.json").write_text(json.dumps({"tokenizer_class": "ChatGLMTokenizer"}))
     roles = '["<|system|>", "<|user|>", "<|assistant|>", "<|observation|>"]'
     (folder / "tokenization_chatglm.py").write_text(f"raise SystemExit('run')\nROLES = {roles}\n")
+    if vocabulary is not None:
+        shutil.copy(vocabulary / "tokenizer.model", folder)
+    else:
+        write_pieces(folder / "tokenizer.model")
     return folder
 
 

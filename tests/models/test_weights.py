@@ -21,7 +21,9 @@ from helpers.paths import ROOT
 from helpers.tiny_gguf import write_gguf
 from runner.config.settings import ModelSettings
 from runner.core.errors import ConfigError
-from runner.models import gguf_import, locate
+from runner.core.paths import cache_dir
+from runner.models import locate
+from runner.models.conversion.once import convert_once
 from runner.models.locate import find_model
 
 pytestmark = pytest.mark.slow
@@ -30,7 +32,7 @@ DEAD = "http://127.0.0.1:9"  # nothing listens on the discard port
 TOKEN = "hf_a_secret_that_must_not_be_seen"
 PROXIES = ("http_proxy", "https_proxy", "all_proxy")
 # what the tests of small models take away, and the one of the default model needs
-REAL_CACHE = locate.cache_dir()
+REAL_CACHE = cache_dir()
 REAL_ENVIRONMENT = {name: value for name, value in os.environ.items() if name.startswith(("PIP_", "HF_"))}
 
 
@@ -172,9 +174,9 @@ def test_a_text_file_called_gguf_is_refused(tmp_path):
 SLOW_CONVERSION = """
     import sys, time
     from pathlib import Path
-    from runner.models import gguf_import
+    from runner.models.conversion.once import convert_once
 
-    def convert(file, folder):
+    def convert(folder, scratch):
         folder.mkdir()
         (folder / "config.json").write_text("{}")
         with open(sys.argv[2], "a") as log:
@@ -182,8 +184,7 @@ SLOW_CONVERSION = """
         time.sleep(float(sys.argv[3]))
         (folder / "model.safetensors").write_text("weights")
 
-    gguf_import._convert = convert
-    print(gguf_import.convert_once(Path(sys.argv[1]), lambda scratch: scratch / "model.gguf"))
+    print(convert_once(Path(sys.argv[1]), convert))
 """
 
 
@@ -223,12 +224,12 @@ def test_two_processes_at_once_convert_once_and_both_succeed(tmp_path):
 
 
 def test_a_failed_conversion_leaves_nothing(tmp_path):
-    def fail(scratch):
+    def fail(folder, scratch):
         (scratch / "m.gguf").touch()
         raise KeyboardInterrupt
 
     with pytest.raises(KeyboardInterrupt):
-        gguf_import.convert_once(tmp_path / "models" / "m", fail)
+        convert_once(tmp_path / "models" / "m", fail)
     assert [entry.name for entry in (tmp_path / "models").iterdir()] == [".m.lock"]
 
 

@@ -13,7 +13,7 @@ from runner.models.conversion.protobuf import Fields, read_fields
 
 _SPACE = "▁"  # how SentencePiece writes a space
 # Numbers of sentencepiece_model.proto: kinds of pieces, and of models.
-_NORMAL, _UNKNOWN, _BYTE = 1, 2, 6
+_NORMAL, _UNKNOWN, _CONTROL, _BYTE = 1, 2, 3, 6
 _BPE = 2
 _PROBES = (
     *("", " ", "  ", "\n", "\n \n", "a", " a", "a ", "  a  b  ", "a\tb\r\nc", "\n Hello, world! 12345"),
@@ -108,7 +108,8 @@ def _check(file: Path, model: _Model, tokenizer: Any) -> None:
 
     # as bytes: its own errors about a file are lines on the terminal
     reference = SentencePieceProcessor(model_proto=file.read_bytes())
-    pieces = [piece.text.replace(_SPACE, " ") for piece in model.pieces if piece.kind == _NORMAL]
+    nowhere = (_UNKNOWN, _CONTROL, _BYTE)  # in a text
+    pieces = [piece.text.replace(_SPACE, " ") for piece in model.pieces if piece.kind not in nowhere]
     texts = [*_PROBES, *pieces]
     for text, expected, found in zip(
         texts, reference.encode(texts), tokenizer.encode_batch(texts, add_special_tokens=False), strict=True
