@@ -1,12 +1,13 @@
 """Vocabularies that were published for tokenizers of their own give the same tokens when converted."""
 
 import json
+from itertools import pairwise
 from pathlib import Path
 
 import pytest
 import regex
 import sentencepiece
-from hypothesis import given, settings
+from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 from published import TEXT, train_ranks, write_chatglm, write_pieces, write_qwen
 
@@ -55,7 +56,7 @@ def byte_pairs(ranks: dict[bytes, int], text: str) -> list[int]:
     for word in WORDS.findall(text):
         parts = [bytes([byte]) for byte in word.encode()]
         while len(parts) > 1:
-            made = [ranks.get(a + b, len(ranks)) for a, b in zip(parts, parts[1:], strict=False)]
+            made = [ranks.get(a + b, len(ranks)) for a, b in pairwise(parts)]
             if min(made) == len(ranks):
                 break
             at = made.index(min(made))
@@ -71,8 +72,7 @@ ODD = st.text(alphabet=st.sampled_from("aeinoprst  \n\t'S.,0你好🙂é<|im_end
 @given(text=ODD)
 def test_qwen_gives_the_tokens_of_its_ranks(qwen, text):
     tokenizer, ranks = qwen
-    if "<|im_end|>" in text:
-        return
+    assume(not any(token in text for token in tokenizer.get_added_vocab()))
     ids = tokenizer(text)["input_ids"]
     assert ids == byte_pairs(ranks, text)
     assert tokenizer.decode(ids) == text
@@ -112,6 +112,7 @@ def test_the_chat_of_qwen_has_a_system_prompt(qwen):
 @given(text=ODD)
 def test_chatglm_gives_the_tokens_of_its_pieces(chatglm, text):
     tokenizer, pieces = chatglm
+    assume(not any(token in text for token in tokenizer.get_added_vocab()))
     ids = tokenizer(text, add_special_tokens=False)["input_ids"]
     assert ids == pieces.encode(text)
     assert tokenizer.decode(ids) == pieces.decode(ids) == text
@@ -120,10 +121,8 @@ def test_chatglm_gives_the_tokens_of_its_pieces(chatglm, text):
 def test_the_chat_of_chatglm_has_the_tokens_that_its_own_code_gave(chatglm):
     tokenizer, pieces = chatglm
     turns = [
-        ("system", "Be brief."),
-        ("user", "a sop, philosophy\n 你好"),
-        ("assistant", " eop"),
-        ("user", "x"),
+        *(("system", "Be brief."), ("user", "a sop, philosophy\n 你好")),
+        *(("assistant", " eop"), ("user", "x")),
     ]
     prefix = [ROLES["[gMASK]"], ROLES["<sop>"]]
     expected = list(prefix)
