@@ -229,6 +229,10 @@ def first_lines(file: Path, kept: int) -> None:
     file.write_text("".join(file.read_text().splitlines(keepends=True)[:kept]))
 
 
+def glm4(folder: Path) -> None:
+    (folder / "tokenizer_config.json").write_text('{"tokenizer_class": "ChatGLM4Tokenizer"}')
+
+
 POINTER = b"version https://git-lfs.github.com/spec/v1\noid sha256:57d9\nsize 1018370\n"
 
 
@@ -255,6 +259,7 @@ POINTER = b"version https://git-lfs.github.com/spec/v1\noid sha256:57d9\nsize 10
         ("chatglm", lambda f: (f / "tokenizer.model").write_bytes(POINTER), "is no SentencePiece model"),
         ("chatglm", cut("tokenizer.model", 3000), "tokenizer.model: is no SentencePiece model: ends within"),
         ("chatglm", lambda f: (f / "tokenization_chatglm.py").unlink(), "this is a ChatGLM2"),
+        ("chatglm", glm4, "is a GLM-4 with code of its own"),
     ],
 )
 def test_a_file_that_is_damaged_or_missing_is_refused(checkpoint, cache, family, damage, said):

@@ -4,6 +4,7 @@ import hashlib
 import io
 import json
 import os
+import shutil
 import signal
 import socket
 import subprocess
@@ -16,6 +17,7 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from urllib.parse import unquote, urlsplit
 
 import pytest
+from published import write_qwen
 
 from helpers.paths import ROOT
 from helpers.tiny_gguf import write_gguf
@@ -611,6 +613,21 @@ def point_at(url, monkeypatch):
     monkeypatch.setattr(
         constants, "HUGGINGFACE_CO_URL_TEMPLATE", url + "/{repo_id}/resolve/{revision}/{filename}"
     )
+
+
+def test_a_hub_model_of_its_own_code_is_converted_and_keeps_its_commit(hub, tmp_path, cache, monkeypatch):
+    published = {file.name: file.read_bytes() for file in write_qwen(tmp_path / "published").iterdir()}
+    hub.commits = dict.fromkeys(hub.commits, published)
+    assert not locate.is_at_hand("owner/tiny")
+    found = find_model("owner/tiny")
+    assert (found.revision, found.converted, found.notes) == (commit_of(1), True, ())
+    assert found.folder.parent == cache / "models"
+    assert found.folder.name.startswith("tiny-")
+    monkeypatch.setenv("HF_HUB_OFFLINE", "1")
+    assert locate.is_at_hand("owner/tiny")
+    assert find_model("owner/tiny") == found
+    shutil.rmtree(found.folder)
+    assert not locate.is_at_hand("owner/tiny")
 
 
 def test_a_hub_model_is_fetched_and_then_found_offline(hub, model_files, monkeypatch, no_network_after):

@@ -70,7 +70,7 @@ def _facts(config: PublishedConfig) -> dict[str, Any]:
 
 
 def _tokenizer(folder: Path) -> Any:
-    _check_roles(folder)
+    _check_generation(folder)
     return sentencepiece_tokenizer(
         folder / "tokenizer.model",
         _SPECIAL,
@@ -84,11 +84,17 @@ def _tokenizer(folder: Path) -> Any:
     )
 
 
-def _check_roles(folder: Path) -> None:
-    """ChatGLM2 and CodeGeeX2 have the same config and pieces, but were trained without tokens for roles."""
+def _check_generation(folder: Path) -> None:
+    """Refuse the generations before and after, whose ``config.json`` has the same keys.
+
+    ChatGLM2 and CodeGeeX2 have the same pieces, too, but were trained without tokens for roles.
+    """
     said = [folder / name for name in ("tokenizer_config.json", "tokenization_chatglm.py")]
-    texts = [file.read_text(encoding="utf-8", errors="replace") for file in said if file.is_file()]
-    if not any(_SPECIAL[-1] in text for text in texts):
+    text = "".join(file.read_text(encoding="utf-8", errors="replace") for file in said if file.is_file())
+    if "ChatGLM4Tokenizer" in text:
+        message = "is a GLM-4 with code of its own, which is published for transformers, too"
+        raise ConfigError(Issue(str(folder), message, "model.path=zai-org/glm-4-9b-chat-hf"))
+    if _SPECIAL[-1] not in text:
         message = (
             f"neither {' nor '.join(file.name for file in said)} names {_SPECIAL[-1]}: this is a ChatGLM2 or "
             "CodeGeeX2, which was trained without tokens for roles"
