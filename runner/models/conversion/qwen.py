@@ -14,7 +14,7 @@ from typing import Any
 from runner.models.check_files import read_object
 from runner.models.conversion.chat_templates import qwen_template
 from runner.models.conversion.family import Family, PublishedConfig, rope
-from runner.models.conversion.tiktoken_file import byte_level_tokenizer
+from runner.models.conversion.tiktoken_file import qwen2_tokenizer
 
 _END_OF_TEXT, _END_OF_TURN = "<|endoftext|>", "<|im_end|>"
 _SPECIAL = (_END_OF_TEXT, "<|im_start|>", _END_OF_TURN, *(f"<|extra_{number}|>" for number in range(205)))
@@ -55,7 +55,7 @@ def _facts(config: PublishedConfig) -> dict[str, Any]:
 def _tokenizer(folder: Path) -> Any:
     generation = folder / "generation_config.json"
     raw = generation.is_file() and read_object(generation).get("chat_format") == "raw"
-    return byte_level_tokenizer(
+    return qwen2_tokenizer(
         folder / "qwen.tiktoken",
         _SPECIAL,
         eos_token=_END_OF_TEXT if raw else _END_OF_TURN,  # of a base model, and of a chat model

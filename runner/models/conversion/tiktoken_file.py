@@ -11,37 +11,26 @@ from typing import Any
 from runner.core.errors import ConfigError, Issue
 from runner.models.conversion.byte_pairs import merges_of
 
-# How Qwen cuts text before it merges: its tokenization_qwen.py, and transformers' Qwen2Tokenizer.
-_WORDS = (
-    r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}| ?[^\s\p{L}\p{N}]+[\r\n]*"
-    r"|\s*[\r\n]+|\s+(?!\S)|\s+"
-)
 
+def qwen2_tokenizer(file: Path, special: Sequence[str], **options: Any) -> Any:
+    """transformers' ``Qwen2Tokenizer``, which cuts text as Qwen-1 does, with the ranks of a tiktoken file.
 
-def byte_level_tokenizer(file: Path, special: Sequence[str], **options: Any) -> Any:
-    """The tokenizer of a tiktoken file, with ``special`` tokens behind its ranks.
-
-    ``options`` are those of ``PreTrainedTokenizerFast``. Raises ``ConfigError`` for a file that is damaged.
+    ``special`` tokens stand behind the ranks; ``options`` are those of the class. Raises ``ConfigError`` for
+    a file that is damaged.
     """
-    from tokenizers import AddedToken, Regex, Tokenizer, decoders, models, normalizers, pre_tokenizers
-    from transformers import PreTrainedTokenizerFast
+    from tokenizers import AddedToken
+    from transformers import Qwen2Tokenizer
     from transformers.convert_slow_tokenizer import bytes_to_unicode
 
     letters = bytes_to_unicode()
     ranks = {"".join(letters[byte] for byte in token): rank for token, rank in read_ranks(file).items()}
-    # tiktoken takes a word that is a token as it is, without merging
-    model = models.BPE(vocab=ranks, merges=merges_of(ranks), ignore_merges=True)
-    tokenizer = Tokenizer(model)
-    tokenizer.normalizer = normalizers.NFC()
-    tokenizer.pre_tokenizer = pre_tokenizers.Sequence(
-        [
-            pre_tokenizers.Split(Regex(_WORDS), behavior="isolated"),
-            pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False),
-        ]
+    vocabulary = ranks | {token: len(ranks) + number for number, token in enumerate(special)}
+    given: dict[str, Any] = {"vocab": vocabulary, "merges": merges_of(ranks), **options}
+    tokenizer: Any = Qwen2Tokenizer(**given)
+    tokenizer.backend_tokenizer.add_special_tokens(
+        [AddedToken(token, normalized=False, special=True) for token in special]
     )
-    tokenizer.decoder = decoders.ByteLevel()
-    tokenizer.add_special_tokens([AddedToken(token, normalized=False, special=True) for token in special])
-    return PreTrainedTokenizerFast(tokenizer_object=tokenizer, clean_up_tokenization_spaces=False, **options)
+    return tokenizer
 
 
 def read_ranks(file: Path) -> dict[bytes, int]:
