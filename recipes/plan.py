@@ -96,7 +96,7 @@ def _check_targets(config: RunConfig, architecture: Architecture, heads: list[st
     names = [*(each.name for each in architecture.linears), *architecture.embeddings]
     if missing := missing_names(config.lora.get("target_modules"), [*names, *heads]):
         message = f"{config.model.path or 'the model'} has no modules {', '.join(map(repr, missing))}"
-        hint = module_hint(missing[0], names, ["all-linear"])
+        hint = module_hint(missing, names, ["all-linear"])
         raise ConfigError(Issue("lora.target_modules", message, hint))
 
 

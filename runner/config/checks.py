@@ -140,11 +140,17 @@ def _check_section(section: str, values: Values, origins: Origins) -> Iterator[I
     library = section in settings.LIBRARY_SECTIONS
     target = values.get("_target_")
     if library and target is None and values:
-        first = str(next(iter(values)))
-        message = f"{section} has keys but names no class" + (
-            f"; {section}=none takes none" if section != "trainer" else ""
+        typed = [name for name in values if origins.typed(f"{section}.{name}")]
+        if origins.chosen(section) and not typed:
+            values.clear()  # keys of a file, for the class that the command line takes away
+            return
+        first = str((typed or list(values))[0])
+        message = f"{section} has the key {first} but names no class" + (
+            f"; {section}=none takes no keys" if section != "trainer" else ""
         )
-        yield Issue(origins.where(f"{section}.{first}"), message, f"choose one: {section}=...")
+        without = "leave the key out" if typed else f"leave it out: '~{section}.{first}'"
+        hint = f"choose a class: {section}=...; or {without}"
+        yield Issue(origins.where(f"{section}.{first}"), message, hint)
         return
     try:
         fields = known_fields(section, str(target) if library and target is not None else None)

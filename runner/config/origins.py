@@ -84,6 +84,10 @@ class Origins:
         rank = self.rank(key)
         return 0 < rank <= len(self._files) and self._files[rank - 1].file.is_relative_to(CONFIG_DIR)
 
+    def chosen(self, group: str) -> bool:
+        """Whether the command line chooses an option of a group."""
+        return any(text.partition("=")[0].partition("@")[0] == group for text in self._overrides)
+
     def typed(self, key: str) -> str | None:
         """The override of the command line that sets ``key`` or a part of it."""
         for text in reversed(self._overrides):

@@ -1,5 +1,6 @@
-"""Where the project's own files stand, in a checkout and in an installed package alike."""
+"""Where the project's own files stand, in a checkout and in an installed package alike, and its cache."""
 
+import os
 from pathlib import Path
 
 PACKAGE = Path(__file__).parents[1]
@@ -19,3 +20,9 @@ ROW_FILES = {
     ".arrow": "arrow",
 }
 SWEEP_FILE = "sweep.json"  # in a sweep folder: its record
+
+
+def cache_dir() -> Path:
+    """``$RUNNER_CACHE``, or ``recipe-runner`` in the user's cache folder."""
+    base = os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache"
+    return Path(os.environ.get("RUNNER_CACHE") or Path(base) / "recipe-runner").expanduser()

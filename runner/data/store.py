@@ -30,7 +30,7 @@ from runner.config.settings import DataSettings
 from runner.core.atomic import xxh3_of_file
 from runner.core.code_digest import code_digest
 from runner.core.errors import ConfigError, Issue
-from runner.core.paths import PACKAGE
+from runner.core.paths import PACKAGE, cache_dir
 from runner.data.example_store import Examples, open_dataset
 from runner.data.files import content_digest, local_files
 from runner.data.formats import Kind
@@ -38,7 +38,6 @@ from runner.data.reader import Source
 from runner.data.sequences import Sequences, Totals
 from runner.data.splits import Data, Split
 from runner.data.template import Renderer
-from runner.models.locate import cache_dir
 
 _KEPT, _KEPT_BYTES = 20, 20 * 10**9  # entries, those used last; the last one may be larger
 _ABANDONED = 24 * 3600.0  # seconds after which a folder that was never finished belongs to no running process

@@ -92,7 +92,7 @@ def disks(output: Path) -> Iterator[Finding]:
 
 
 def _runner_cache() -> Path:
-    from runner.models.locate import cache_dir
+    from runner.core.paths import cache_dir
 
     return cache_dir()
 

@@ -14,8 +14,8 @@ from typing import TYPE_CHECKING, Any
 from runner.config.adapters import Adapter, adapters
 from runner.config.settings import RunConfig
 from runner.core.errors import ConfigError, Issue, RunnerError
+from runner.models.check_files import tensors_only
 from runner.models.empty_model import empty_model, module_names
-from runner.models.locate import tensors_only
 from runner.models.module_patterns import unbounded_patterns
 
 if TYPE_CHECKING:

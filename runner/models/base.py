@@ -7,13 +7,12 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-import yaml
-
 from runner.config.settings import ModelSettings
 from runner.core.atomic import sha256_of, sha256_of_files
 from runner.core.errors import ConfigError, Issue
-from runner.core.paths import ARCHITECTURES, CONFIG_DIR
+from runner.core.paths import ARCHITECTURES
 from runner.models.check_files import check_files, read_object
+from runner.models.conversion.chat_templates import chatml_template
 from runner.models.locate import find_model
 
 if TYPE_CHECKING:
@@ -27,7 +26,10 @@ _BYTE_SPECIALS = ("<|im_start|>", "<|im_end|>", "<|endoftext|>")
 
 @dataclass
 class Base:
-    """What ``model`` names, before weights are loaded: config, tokenizer and folder (None: random)."""
+    """What ``model`` names, before weights are loaded: config, tokenizer and folder (None: random).
+
+    ``converted`` says that the folder was made of what ``model.path`` names, as ``Found`` has it.
+    """
 
     settings: ModelSettings
     config: PreTrainedConfig
@@ -35,6 +37,7 @@ class Base:
     folder: Path | None
     revision: str | None = None
     notes: tuple[str, ...] = ()
+    converted: bool = False
 
     def record(self) -> dict[str, Any]:
         """What ``run.json`` keeps of it."""
@@ -43,6 +46,7 @@ class Base:
             "path": self.settings.path,
             "weights": self.settings.weights,
             "revision": self.revision,
+            "converted": self.converted,
             "architecture": type(self.config).__name__,
             "trust_remote_code": self.settings.trust_remote_code,
             "digests": self._digests(),
@@ -92,7 +96,7 @@ def find_base(settings: ModelSettings) -> Base:
         hint = "if you trust its code: model.trust_remote_code=true" if "custom code" in str(error) else ""
         issue = Issue("model.path", f"{settings.path}: its {part} cannot be loaded: {reason}", hint)
         raise ConfigError(issue) from error
-    return Base(settings, config, tokenizer, folder, found.revision, tuple(notes))
+    return Base(settings, config, tokenizer, folder, found.revision, tuple(notes), found.converted)
 
 
 def _check_stops(file: Path) -> None:
@@ -155,11 +159,10 @@ def byte_tokenizer() -> Any:
     tokenizer.decoder = decoders.ByteLevel()
     tokenizer.add_special_tokens(list(_BYTE_SPECIALS))
     start, end, pad = _BYTE_SPECIALS
-    chatml = yaml.safe_load((CONFIG_DIR / "template" / "chatml.yaml").read_text(encoding="utf-8"))
     return PreTrainedTokenizerFast(
         tokenizer_object=tokenizer,
         bos_token=start,
         eos_token=end,
         pad_token=pad,
-        chat_template=chatml["chat_template"],
+        chat_template=chatml_template(),
     )

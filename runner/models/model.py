@@ -11,9 +11,9 @@ from runner.config.settings import ModelSettings, RunConfig
 from runner.core import environment
 from runner.core.errors import ConfigError, Issue
 from runner.models.base import Base, byte_tokenizer, find_base
+from runner.models.check_files import tensors_only
 from runner.models.check_weights import check_finite, check_report
 from runner.models.empty_model import set_classes
-from runner.models.locate import tensors_only
 
 if TYPE_CHECKING:
     import torch

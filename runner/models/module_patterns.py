@@ -15,6 +15,7 @@ from typing import Any
 
 from runner.config.patterns import NO_PATTERN, Pattern, not_regular, patterns
 from runner.core.errors import Issue, nearest
+from runner.models.conversion.published import native_modules
 
 SECONDS = 2.0  # the patterns of an ordinary config take less than a millisecond, the process 30
 # Prints a line for each pattern when it is done, so that the one that takes too long is known.
@@ -43,7 +44,7 @@ def check_patterns(section: str, values: Mapping[str, Any], names: Collection[st
         if not found:
             message = f"{pattern.given[:80]!r} matches no module of the model"
             more = ["all-linear"] if (section, pattern.key) == ("lora", "target_modules") else []
-            yield Issue(f"{section}.{pattern.key}", message, module_hint(pattern.given, names, more))
+            yield Issue(f"{section}.{pattern.key}", message, module_hint([pattern.given], names, more))
 
 
 def missing_names(given: Any, names: Collection[str]) -> list[str]:
@@ -52,11 +53,15 @@ def missing_names(given: Any, names: Collection[str]) -> list[str]:
     return [name for name in listed if not any(f".{known}".endswith(f".{name}") for known in names)]
 
 
-def module_hint(given: str, names: Collection[str], more: Sequence[str] = ()) -> str:
-    """The nearest to a name of those that modules have, or of ``more``, and all of them."""
+def module_hint(given: Sequence[str], names: Collection[str], more: Sequence[str] = ()) -> str:
+    """What modules are called where none has the ``given`` names: what published ones became, the nearest to
+    the first of them, also of ``more``, and all."""
     short = sorted({name.rpartition(".")[2] for name in names} - set("0123456789"))
-    close = nearest(given, [*short, *more])
+    native = {name: [each for each in native_modules(name) if each in short] for name in given}
+    close = nearest(given[0], [*short, *more])
     found = f"{close} " if close.startswith("did you mean") else ""
+    if any(native.values()):
+        found = "".join(f"{name} is {', '.join(became)} here; " for name, became in native.items() if became)
     return f"{found}it has: {', '.join(short[:40])}{''.join(f'; or {each}' for each in more)}"
 
 

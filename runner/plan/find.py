@@ -11,6 +11,7 @@ from runner.config.settings import ModelSettings
 from runner.core.errors import ConfigError, Issue
 from runner.core.paths import ARCHITECTURES, CONFIG_DIR
 from runner.core.yaml_reader import read_yaml
+from runner.models.conversion.published import native_facts
 from runner.models.hub import config_file
 from runner.models.locate import find_model, is_hub_name
 from runner.plan.architecture import Architecture
@@ -58,11 +59,11 @@ def _path_of_option(architecture: str) -> str | None:
     return read_yaml(file).get("path") if file.is_file() else None
 
 
-def _read(file: Path) -> dict[str, Any]:
+def _read(file: Path) -> Mapping[str, Any]:
     try:
         facts = json.loads(file.read_text(encoding="utf-8"))
     except (OSError, ValueError) as error:
         raise ConfigError(Issue(str(file), f"cannot be read as JSON: {error}")) from error
     if not isinstance(facts, dict) or "model_type" not in facts:
         raise ConfigError(Issue(str(file), "names no model_type", "a config.json of transformers has one"))
-    return facts
+    return native_facts(facts, file)

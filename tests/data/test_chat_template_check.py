@@ -17,10 +17,10 @@ import yaml
 from helpers.command import TINY, Run
 from runner.config.settings import TemplateSettings
 from runner.core.errors import ConfigError, ExitCode
+from runner.core.paths import cache_dir
 from runner.core.process.child_process import Died, in_child
 from runner.core.process.limits import TooMuch, limited
 from runner.data.chat_template_check import apply_template
-from runner.models.locate import cache_dir
 from runner.models.model import byte_tokenizer
 
 TURNS = "{% for m in messages %}{{ m.role }}: {{ m.content }}{{ eos_token }}\n{% endfor %}"

@@ -13,6 +13,7 @@ import pytest
 import yaml
 
 from helpers.command import TINY, Run
+from runner.config import trust
 from runner.core.errors import ExitCode
 
 MARKER = "marker"
@@ -154,14 +155,24 @@ def test_saved_config_is_checked_like_any_other(cli, capsys, tmp_path: Path) -> 
 
 
 def test_code_that_the_user_asks_for_is_allowed(cli, capsys, tmp_path: Path) -> None:
-    """Said on the command line, or in a packaged option together with the path: no complaint about trust."""
+    """Said on the command line together with the path: no complaint about trust."""
     (tmp_path / "mine").mkdir()
     said = refusal(cli(*TINY, "model.path=mine", "model.trust_remote_code=true", "seed=-1"), capsys)
     assert "1 config error" in said
-    said = refusal(cli("model=chatglm3-6b", "seed=-1"), capsys)
-    assert "1 config error" in said
-    words = experiment(tmp_path / "theirs", model={"path": "them/elsewhere"})
-    assert "model.path=them/elsewhere runs code" in refusal(cli("model=chatglm3-6b", *words), capsys)
+    words = [
+        *TINY,
+        "model.trust_remote_code=true",
+        *experiment(tmp_path / "theirs", model={"path": "them/it"}),
+    ]
+    assert "model.path=them/it runs code" in refusal(cli(*words), capsys)
+
+
+def test_packaged_model_that_brings_code_counts_as_code(tmp_path: Path, monkeypatch) -> None:
+    monkeypatch.setattr(trust, "CONFIG_DIR", tmp_path)
+    (tmp_path / "model").mkdir()
+    for name, runs in (("plain", False), ("coded", True)):
+        (tmp_path / "model" / f"{name}.yaml").write_text(f"path: a/b\ntrust_remote_code: {runs}\n")
+        assert trust.runs_code(f"model={name}") is runs
 
 
 @pytest.mark.parametrize(
@@ -170,7 +181,6 @@ def test_code_that_the_user_asks_for_is_allowed(cli, capsys, tmp_path: Path) -> 
         "evaluate.function=theirs.py:f",
         "evaluate={function: theirs.py:f}",
         "model.trust_remote_code=true",
-        "model=chatglm3-6b",
         "--config-path=theirs",
         "stages={a: [evaluate.function=theirs.py:f]}",
     ],
@@ -243,7 +253,6 @@ OPTUNA = {"defaults": [{"override /hydra/sweeper": "optuna"}]}
         ({"params": {"evaluate.function": "theirs.py:f,theirs.py:g"}}, "runs code from elsewhere"),
         ({"params": {"model.trust_remote_code": "true", "lora.r": "4,8"}}, "runs code from elsewhere"),
         ({"params": {"hydra.job.env_set.LD_PRELOAD": "x.so,y.so"}}, "runs code from elsewhere"),
-        ({"params": {"model": "choice(tiny, chatglm3-6b)"}}, "runs code from elsewhere"),
     ],
 )
 @pytest.mark.parametrize("place", ["option", "experiment"])

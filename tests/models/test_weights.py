@@ -4,6 +4,7 @@ import hashlib
 import io
 import json
 import os
+import shutil
 import signal
 import socket
 import subprocess
@@ -16,12 +17,15 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from urllib.parse import unquote, urlsplit
 
 import pytest
+from published import write_qwen
 
 from helpers.paths import ROOT
 from helpers.tiny_gguf import write_gguf
 from runner.config.settings import ModelSettings
 from runner.core.errors import ConfigError
-from runner.models import gguf_import, locate
+from runner.core.paths import cache_dir
+from runner.models import locate
+from runner.models.conversion.once import convert_once
 from runner.models.locate import find_model
 
 pytestmark = pytest.mark.slow
@@ -30,7 +34,7 @@ DEAD = "http://127.0.0.1:9"  # nothing listens on the discard port
 TOKEN = "hf_a_secret_that_must_not_be_seen"
 PROXIES = ("http_proxy", "https_proxy", "all_proxy")
 # what the tests of small models take away, and the one of the default model needs
-REAL_CACHE = locate.cache_dir()
+REAL_CACHE = cache_dir()
 REAL_ENVIRONMENT = {name: value for name, value in os.environ.items() if name.startswith(("PIP_", "HF_"))}
 
 
@@ -172,9 +176,9 @@ def test_a_text_file_called_gguf_is_refused(tmp_path):
 SLOW_CONVERSION = """
     import sys, time
     from pathlib import Path
-    from runner.models import gguf_import
+    from runner.models.conversion.once import convert_once
 
-    def convert(file, folder):
+    def convert(folder, scratch):
         folder.mkdir()
         (folder / "config.json").write_text("{}")
         with open(sys.argv[2], "a") as log:
@@ -182,8 +186,7 @@ SLOW_CONVERSION = """
         time.sleep(float(sys.argv[3]))
         (folder / "model.safetensors").write_text("weights")
 
-    gguf_import._convert = convert
-    print(gguf_import.convert_once(Path(sys.argv[1]), lambda scratch: scratch / "model.gguf"))
+    print(convert_once(Path(sys.argv[1]), convert))
 """
 
 
@@ -223,12 +226,12 @@ def test_two_processes_at_once_convert_once_and_both_succeed(tmp_path):
 
 
 def test_a_failed_conversion_leaves_nothing(tmp_path):
-    def fail(scratch):
+    def fail(folder, scratch):
         (scratch / "m.gguf").touch()
         raise KeyboardInterrupt
 
     with pytest.raises(KeyboardInterrupt):
-        gguf_import.convert_once(tmp_path / "models" / "m", fail)
+        convert_once(tmp_path / "models" / "m", fail)
     assert [entry.name for entry in (tmp_path / "models").iterdir()] == [".m.lock"]
 
 
@@ -610,6 +613,21 @@ def point_at(url, monkeypatch):
     monkeypatch.setattr(
         constants, "HUGGINGFACE_CO_URL_TEMPLATE", url + "/{repo_id}/resolve/{revision}/{filename}"
     )
+
+
+def test_a_hub_model_of_its_own_code_is_converted_and_keeps_its_commit(hub, tmp_path, cache, monkeypatch):
+    published = {file.name: file.read_bytes() for file in write_qwen(tmp_path / "published").iterdir()}
+    hub.commits = dict.fromkeys(hub.commits, published)
+    assert not locate.is_at_hand("owner/tiny")
+    found = find_model("owner/tiny")
+    assert (found.revision, found.converted, found.notes) == (commit_of(1), True, ())
+    assert found.folder.parent == cache / "models"
+    assert found.folder.name.startswith("tiny-")
+    monkeypatch.setenv("HF_HUB_OFFLINE", "1")
+    assert locate.is_at_hand("owner/tiny")
+    assert find_model("owner/tiny") == found
+    shutil.rmtree(found.folder)
+    assert not locate.is_at_hand("owner/tiny")
 
 
 def test_a_hub_model_is_fetched_and_then_found_offline(hub, model_files, monkeypatch, no_network_after):

@@ -12,7 +12,7 @@ from typing import Any
 import pytest
 
 from helpers.paths import ROOT
-from runner.models.locate import cache_dir
+from runner.core.paths import cache_dir
 
 # Those that train on rows of the user's own; a chain is tested with its stages.
 FILES = sorted((ROOT / "conf/experiment").glob("*.yaml"))

