@@ -183,6 +183,9 @@ def blame(where: str, error: Exception, command: Command) -> Issue:
         hint = nearest(mentioned, error.options)
     elif message.startswith("Could not override"):
         hint = nearest(mentioned, command.groups(), prefix="/")
+    elif message.endswith("is not in struct") and isinstance(node := cause.parent_node, DictConfig):
+        message = f"unknown key {mentioned!r}"
+        hint = nearest(mentioned, [str(key) for key in node if not str(key).startswith("_")])
     elif message.startswith("Multiple values"):
         message, _, advice = message.partition(". To override a value use ")
         hint = "write " + (where[1:] if where.startswith("+") else advice.replace("override ", "override /"))

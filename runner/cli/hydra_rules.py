@@ -12,11 +12,13 @@ import hydra.conf as hydra_conf
 from hydra.core.config_store import ConfigStore
 from omegaconf import DictConfig, OmegaConf
 
+from runner.cli.slurm_rules import RUN_CODE, TARGET
 from runner.config.path_rules import check_sweep_folder
 from runner.config.settings import SweepSettings
 from runner.config.trust import runs_code
 from runner.core.errors import Issue, nearest
 from runner.core.metric_names import find_metric
+from runner.core.paths import CONFIG_DIR
 from runner.core.process.posix import POSIX
 from runner.core.yaml_reader import read_yaml
 
@@ -30,10 +32,11 @@ _CLOSED = {
 }
 # The folder of a cell in the sweep's: with Hydra's own launcher named by all overrides.
 SUBDIR = "${folder_name:${hydra.job.override_dirname}}"
-# What a file may say of the sweeper beside its class; everything else of it, and all of the launcher, stays
-# as the plugin has it, or is said on the command line.
+# What a file may say of the sweeper beside its class; everything else of it, and of the launcher what runs
+# something, stays as the plugin has it, or is said on the command line.
 _OF_FILES = ("params", "direction", "study_name", "n_trials", "n_jobs", "max_failure_rate", "max_batch_size")
 _SAMPLER = "hydra.sweeper.sampler"
+_OWN_LAUNCHERS = (".PackedLauncher", ".SlurmLauncher")
 # A study in a file of this machine; a server is sent the sweep, and Redis answers with pickles.
 _STUDY_FILE = re.compile(r"sqlite:///[^?]+")
 
@@ -80,16 +83,20 @@ def _check_plugin(part: str, given: Any, typed: list[str]) -> Iterator[Issue]:
         elif name == "custom_search_space":
             yield Issue(key, "no function may be named here", "write the axes: lora.r=8,16")
         elif name not in options[target]:
-            yield Issue(
-                key, f"{target.rpartition('.')[2]} has no such setting", nearest(name, options[target])
-            )
+            known = [each for each in options[target] if not each.startswith("_")]
+            yield Issue(key, f"{target.rpartition('.')[2]} has no such setting", nearest(name, known))
         elif _names_class(value):
             yield Issue(key, "no class may be named here", "leave it out")
-        elif not (key in typed or (part == "sweeper" and name in _OF_FILES)) and not (
+        elif not (key in typed or _of_files(part, target, name)) and not (
             name == "storage" and _STUDY_FILE.fullmatch(str(value))
         ):
             message = f"{name}={value!r} counts on the command line only"
             yield Issue(key, message, f"if you want it, add it there: {key}={value}")
+
+
+def _of_files(part: str, target: str, name: str) -> bool:
+    """Whether a file may say a setting."""
+    return name in _OF_FILES if part == "sweeper" else target == TARGET and name not in RUN_CODE
 
 
 def _check_sampler(value: Any) -> Iterator[Issue]:
@@ -138,8 +145,10 @@ def _inside(values: Any, key: str) -> Any:
 
 
 def _registered(*group: str) -> dict[str, dict[str, Any]]:
-    """The options that installed plugins register in a group of Hydra's: their settings by their class."""
-    found = {}
+    """The options that installed plugins register in a group of Hydra's, or the project's own ``conf`` has:
+    their settings by their class."""
+    own = [read_yaml(file) for file in CONFIG_DIR.joinpath("hydra", *group).glob("*.yaml")]
+    found = {settings["_target_"]: settings for settings in own}
     for name in ConfigStore.instance().list("/".join(("hydra", *group))):
         if name.endswith(".yaml"):
             node = ConfigStore.instance().load("/".join(("hydra", *group, name))).node
@@ -150,8 +159,8 @@ def _registered(*group: str) -> dict[str, dict[str, Any]]:
 
 
 def is_packed(composed: DictConfig) -> bool:
-    """Whether the cells of a sweep are run by the launcher that trains several at once."""
-    return str(OmegaConf.select(composed, "hydra.launcher._target_")).endswith(".PackedLauncher")
+    """Whether the cells of a sweep are run by a launcher that trains several at once, here or on a cluster."""
+    return str(OmegaConf.select(composed, "hydra.launcher._target_")).endswith(_OWN_LAUNCHERS)
 
 
 def check_system(composed: DictConfig) -> Iterator[Issue]:

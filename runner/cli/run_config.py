@@ -43,6 +43,7 @@ from runner.cli.hydra_rules import (
     is_packed,
 )
 from runner.cli.plain import plain_values
+from runner.cli.slurm_rules import check_slurm
 from runner.config.checks import check_config
 from runner.config.objective import Objectives
 from runner.config.origins import Origins
@@ -208,7 +209,9 @@ def freeze(composed: DictConfig, objectives: Objectives, multirun: bool = False)
     # a value that could not be resolved is missing below: reported once
     named = {issue.where for issue in issues}
     issues += [issue for issue in check_config(values, origins, objectives) if issue.where not in named]
-    if not multirun and hydra.mode != RunMode.MULTIRUN:
+    several = multirun or hydra.mode == RunMode.MULTIRUN
+    issues += check_slurm(composed, several)
+    if not several:
         issues += unused(values, origins, "without -m", "add -m")
     else:
         issues += check_in_sweep(values, origins)

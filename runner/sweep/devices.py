@@ -22,13 +22,15 @@ class Device:
 
     ``name`` is what people read: ``GPU 1``, ``cores 0-3``, or ``host`` for all that there is without CUDA.
     ``variables`` are added to the environment of the process, which is bound to ``cores`` (none: to what its
-    parent is bound to). ``gpus`` counts CUDA devices.
+    parent is bound to). ``gpus`` counts CUDA devices. One that is ``queued`` is a place in the queue of a
+    scheduler, which chooses the machine.
     """
 
     name: str
     variables: dict[str, str] = field(default_factory=dict, hash=False)
     cores: tuple[int, ...] = ()
     gpus: int = 0
+    queued: bool = False
 
 
 def choose(chosen: Chosen, together: bool = False) -> list[Device]:

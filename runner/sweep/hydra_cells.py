@@ -17,6 +17,7 @@ from omegaconf import DictConfig, OmegaConf
 from runner.cli import run_config
 from runner.cli.axes import Grid, axes_of, zip_lists
 from runner.cli.compose import blame
+from runner.cli.slurm_rules import slurm_options
 from runner.config.settings import RunConfig
 from runner.core.errors import ConfigError, Issue, RunnerError
 from runner.core.folder_names import name_of
@@ -141,7 +142,8 @@ class ComposedCells:
                 Issue(f"resume={configs[0].resume}", "resumes a single run, and this is a sweep", hint)
             )
         if self._handle.sweep is None:
-            self._handle.sweep = Sweep(folder, self._handle.typed, configs[0].sweep)
+            cluster = slurm_options(self._master)
+            self._handle.sweep = Sweep(folder, self._handle.typed, configs[0].sweep, cluster)
         return self._handle.sweep
 
     def _expand(self, jobs: list[list[str]], configs: list[RunConfig], folder: Path) -> list[list[Cell]]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import json
 import shutil
 from collections.abc import Collection, Iterable, Iterator, Sequence
 from dataclasses import dataclass
@@ -12,7 +13,7 @@ from typing import Any
 from runner.config.settings import SweepSettings
 from runner.core.atomic import json_text, write_atomically
 from runner.sweep.cells import Cell
-from runner.sweep.ledger import Ledger
+from runner.sweep.ledger import DONE, Ledger
 from runner.sweep.split import evenly, pieces
 
 # Cells that a halving must have beside each other to choose among, when a group is split over devices.
@@ -79,6 +80,16 @@ def make_jobs(cells: Sequence[Cell], settings: SweepSettings, devices: int, ledg
     return sorted(jobs, key=lambda job: -len(job.cells)) if devices > 1 else jobs
 
 
+def followed_jobs(cells: Sequence[Cell], names: Collection[str], ledger: Ledger) -> list[Job]:
+    """The jobs of these names, which run already, with their cells among those given that are not done."""
+    jobs = []
+    for entry in ledger.jobs:
+        mine = [cell for cell in cells if cell.name in entry["cells"] and ledger.status(cell.name) not in DONE]
+        if entry["name"] in names and mine:
+            jobs.append(Job(entry["name"], mine, entry["alone"], entry["name"]))
+    return jobs
+
+
 def write_job(job: Job, folder: Path, command: str, settings: SweepSettings) -> Path:
     """Write JOB.json, give it a copy of the checkpoint of another job that it resumes, and clear away what an
     earlier start has left without one."""
@@ -110,6 +121,11 @@ def write_job(job: Job, folder: Path, command: str, settings: SweepSettings) -> 
     file = folder / "jobs" / f"{job.name}.json"
     write_atomically(file, json_text(content))
     return file
+
+
+def keys_of(file: Path) -> dict[str, str]:
+    """The keys of the cells in a job's file, by name."""
+    return {cell["name"]: cell["key"] for cell in json.loads(file.read_text(encoding="utf-8"))["cells"]}
 
 
 def record_jobs(jobs: list[dict[str, Any]], new: Sequence[Job]) -> None:

@@ -202,8 +202,7 @@ class Ledger:
     def without_report(self) -> list[Path]:
         """The run folders that record an end and have no report: their process was killed in between."""
         folders = [self.folder / name for name in self.cells]
-        ended = [folder for folder in folders if _status_of(_read(folder / "run.json")) in ENDED]
-        return [folder for folder in ended if not (folder / REPORT).is_file()]
+        return [folder for folder in folders if has_ended(folder) and not (folder / REPORT).is_file()]
 
     def _take(self, entry: dict[str, Any]) -> None:
         """The status of a run folder is the truth about its cell, as far as it has ended."""
@@ -214,6 +213,7 @@ class Ledger:
             reason = f"{error.get('type')}: {error.get('message')}" if error else None
             reason = INTERRUPTED if error.get("type") == "KeyboardInterrupt" else reason
             entry |= {"status": status, "reason": reason if status not in DONE else None}
+            entry["device"] = (record.get("cell") or {}).get("device") or entry.get("device")
         elif entry["status"] in DONE:
             entry |= {"status": "waiting", "reason": None}  # its folder was removed
 
@@ -230,6 +230,11 @@ class Ledger:
     def _key(self, name: str) -> str | None:
         record = _read(self.folder / name / "run.json")
         return (record.get("cell") or {}).get("key") or self.cells.get(name, {}).get("key")
+
+
+def has_ended(folder: Path) -> bool:
+    """Whether the run in a folder has recorded how it ended."""
+    return _status_of(_read(folder / "run.json")) in ENDED
 
 
 def _status_of(record: Mapping[str, Any]) -> str | None:

@@ -26,9 +26,10 @@ def say_plan(
     done: int,
     over: Mapping[str, str],
     devices: Sequence[str] = (),
+    held: Mapping[str, str] | None = None,
 ) -> None:
     """Print which jobs are to be run on which devices, which cells run alone and why, and how many are done;
-    without a ``folder`` nothing will be."""
+    without a ``folder`` nothing will be. ``held`` are the ids of jobs that a scheduler has already."""
     axes = dict.fromkeys(key for cell in cells for key in cell.values)
     named = f" over {', '.join(axes)}" if axes else ""
     console.out.print(f"[bold]sweep[/]  {count(len(cells))}{escape(named)}")
@@ -38,6 +39,8 @@ def say_plan(
         console.out.print(f"[bold]on[/]     {escape(', '.join(devices))}; what each prints is in jobs/*.log")
     if done:
         console.out.print(f"[bold]done[/]   {count(done)} already")
+    for name, number in (held or {}).items():
+        console.out.print(f"[bold]{name}[/] SLURM has it as {number}: it is followed")
     for job in jobs:
         if job.alone is None:
             again = ", from its checkpoint" if job.resumed else ""
@@ -52,7 +55,7 @@ def say_plan(
         )
     for name, why in list(over.items())[:_SHOWN]:
         console.warn(f"{name} is not run again: {why}")
-    if not jobs:
+    if not jobs and not held:
         console.out.print("nothing is left to run")
 
 

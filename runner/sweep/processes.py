@@ -34,6 +34,8 @@ class Child:
     and is in a process group of its own, so that Ctrl-C reaches it once, from here.
     """
 
+    waiting = False
+
     def __init__(
         self, file: Path, device: Device, echo: bool, ended: Ended, lock: FolderLock | None, again: bool
     ) -> None:
@@ -45,7 +47,7 @@ class Child:
             stdin=subprocess.DEVNULL,
             stdout=subprocess.PIPE,
             stderr=subprocess.STDOUT,
-            env=_environment(device, reading),
+            env={**environment(device), orphan.VARIABLE: str(reading)},
             pass_fds=[reading, *([lock.descriptor] if lock else [])],
             start_new_session=True,
         )
@@ -97,21 +99,20 @@ class Child:
 
 
 class Children:
-    """The children that run, and a queue of those that have ended."""
+    """The children that run, and a queue of those that have ended; they hold the ``lock`` of the sweep."""
 
-    def __init__(self) -> None:
+    outlive = ""
+
+    def __init__(self, lock: FolderLock | None) -> None:
         self.running: list[Child] = []
+        self._lock = lock
         self._ended: queue.Queue[Child] = queue.Queue()
 
-    def start(
-        self, file: Path, device: Device, echo: bool, lock: FolderLock | None, again: bool = False
-    ) -> Child:
+    def start(self, file: Path, device: Device, echo: bool, again: bool) -> None:
         """Start a job."""
-        child = Child(file, device, echo, self._ended.put, lock, again)
-        self.running.append(child)
-        return child
+        self.running.append(Child(file, device, echo, self._ended.put, self._lock, again))
 
-    def wait(self, seconds: float | None = None) -> Child | None:
+    def wait(self, seconds: float) -> Child | None:
         """The next child that ends; None when none does in that time."""
         try:
             child = self._ended.get(timeout=seconds)
@@ -136,11 +137,10 @@ def _say(text: str) -> bool:
     return True
 
 
-def _environment(device: Device, pipe: int) -> dict[str, str]:
-    """What a child finds: this project, wherever it was started from, and its device."""
+def environment(device: Device) -> dict[str, str]:
+    """What a worker finds: this project, wherever it was started from, and its device."""
     path = [os.environ.get("PYTHONPATH", ""), str(PACKAGE.parent)]
     own = {
-        orphan.VARIABLE: str(pipe),
         "PYTHONUNBUFFERED": "1",
         "PYTHONPATH": os.pathsep.join(filter(None, path)),
     }

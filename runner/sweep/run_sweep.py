@@ -2,42 +2,57 @@
 
 from __future__ import annotations
 
-import contextlib
 import shlex
+import shutil
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 from rich.markup import escape
 
 from runner.config.path_rules import check_sweep_folder
 from runner.config.settings import SweepSettings
 from runner.core import console
-from runner.core.errors import ConfigError, ExitCode
+from runner.core.errors import ConfigError, ExitCode, Issue
 from runner.core.hydra_quoting import hydra_value
+from runner.core.paths import SWEEP_FILE
 from runner.core.process.folder_lock import FolderLock, hold
 from runner.core.secrets import masked
 from runner.core.signals import terminate_as_interrupt
 from runner.rules.scale import scale_summary
 from runner.sweep.cells import Cell, check_cells
 from runner.sweep.devices import Device, choose
-from runner.sweep.jobs import Job, make_jobs, record_jobs, write_job
+from runner.sweep.jobs import Job, followed_jobs, keys_of, make_jobs, record_jobs, write_job
 from runner.sweep.leases import Leases
 from runner.sweep.ledger import DONE, Ledger
 from runner.sweep.opening import say_plan, say_verdicts, warn_of_other_code
+from runner.sweep.processes import Children
+from runner.sweep.slurm.queue import Held
+from runner.sweep.slurm.queue import held as held_by_slurm
+from runner.sweep.slurm.submit import check_installed
+from runner.sweep.slurm.tasks import Tasks, places
 
 
 class Sweep:
     """A sweep in one folder, run in one batch or several; ``typed`` are the words of its command.
 
-    Resuming a sweep is the same as starting it: cells that are done are left alone.
+    Resuming a sweep is the same as starting it: cells that are done are left alone. With ``cluster``, the
+    options of ``conf/hydra/launcher/slurm.yaml``, its workers are tasks of SLURM.
     """
 
-    def __init__(self, folder: Path, typed: Sequence[str], settings: SweepSettings) -> None:
-        self.folder, self.settings = folder, settings
+    def __init__(
+        self,
+        folder: Path,
+        typed: Sequence[str],
+        settings: SweepSettings,
+        cluster: Mapping[str, Any] | None = None,
+    ) -> None:
+        self.folder, self.settings, self._cluster = folder, settings, cluster
         self._typed = list(typed)
         self._lock: FolderLock | None = None
         self._ledger: Ledger | None = None
         self._said: set[str] = set()  # warnings
+        self._new = False  # whether nothing was in the folder before
         self.ran = self.planned = False  # whether a batch has passed its checks; whether none is to be run
 
     @property
@@ -57,23 +72,48 @@ class Sweep:
             raise ConfigError(issues)
         if self._only_planned(cells):
             return
-        devices = choose(self.settings.devices, any(cell.config.model.device_map for cell in cells))
+        if self._cluster is None:
+            devices = choose(self.settings.devices, any(cell.config.model.device_map for cell in cells))
+        else:
+            check_installed()
+            devices = places(self.settings.devices if isinstance(self.settings.devices, int) else 1)
         self._open()
-        if issues := self.ledger.stale(cells):
-            self.close()
-            raise ConfigError(issues)
-        self.ledger.add(cells, axes)
-        jobs = self._plan(cells, devices)
-        self._expect(jobs, on_cuda=devices[0].gpus == 1)
-        self.ran = True
-        record_jobs(self.ledger.jobs, jobs)
+        try:
+            held = self._held(cells)
+            if issues := self.ledger.stale(cells):
+                raise ConfigError(issues)
+            self.ledger.add(cells, axes)
+            jobs = self._plan(cells, devices, held)
+            if self._cluster is None:
+                self._expect(jobs, on_cuda=devices[0].gpus == 1)
+                workers = Children(self._lock)
+            else:
+                workers, devices = Tasks(self.folder, self._cluster, held), places(len(jobs))
+            record_jobs(self.ledger.jobs, jobs)
+            self._run(jobs, Leases(devices, self.ledger, workers, lambda job: self._write(job, held)))
+        except ConfigError:
+            self._withdraw()
+            raise
+
+    def _run(self, jobs: Sequence[Job], leases: Leases) -> None:
+        before, self.ran = self.ran, True
         self.ledger.write()
-        leases = Leases(devices, self.ledger, self._lock, self._write)
         try:
             with terminate_as_interrupt():
                 leases.run(jobs)
+        except ConfigError:  # SLURM does not take the jobs
+            self.ran = before
+            self.ledger.mark((name for job in jobs for name in job.names), "waiting")
+            raise
         finally:
             self.ledger.write()
+
+    def _withdraw(self) -> None:
+        """Let go of the folder, in which nothing was run by this batch; of a new sweep nothing stays."""
+        self.close()
+        if self._new and not self.ran:
+            shutil.rmtree(self.folder / "jobs", ignore_errors=True)
+            (self.folder / SWEEP_FILE).unlink(missing_ok=True)
 
     def _only_planned(self, cells: Sequence[Cell]) -> bool:
         from runner.sweep.plan_sweep import is_planned, plan_sweep
@@ -115,29 +155,59 @@ class Sweep:
             self._lock.release()
             self._lock = None
 
-    def _write(self, job: Job) -> Path:
+    def _write(self, job: Job, held: Mapping[str, Held]) -> Path:
+        """The file of a job, written but for one that SLURM has."""
+        if job.name in held:
+            return self.folder / "jobs" / f"{job.name}.json"
         return write_job(job, self.folder, self.command, self.settings)
+
+    def _held(self, cells: Sequence[Cell]) -> Mapping[str, Held]:
+        """The jobs that an earlier start has given to SLURM, which has them still.
+
+        Raises ``ConfigError`` where this start cannot follow them.
+        """
+        held = held_by_slurm(self.folder / "jobs" / "slurm")
+        if held and self._cluster is None:
+            named = ", ".join(f"{job} as {found.entry.id}" for job, found in held.items())
+            hint = "hydra/launcher=slurm follows its jobs, scancel ends them"
+            raise ConfigError(Issue(str(self.folder), f"SLURM has jobs of this sweep: {named}", hint))
+        keys = {cell.name: cell.key for cell in cells}
+        issues = []
+        for job, found in held.items():
+            for name, key in keys_of(self.folder / "jobs" / f"{job}.json").items():
+                if keys.get(name, key) != key:
+                    message = "SLURM has it with another config, other rows or another model"
+                    hint = f"name a new output_dir, or end that one: scancel {found.entry.id}"
+                    issues.append(Issue(name, message, hint))
+        if issues:
+            raise ConfigError(issues)
+        return held
 
     def _open(self) -> None:
         if self._lock is None:
             if issue := check_sweep_folder(self.folder):
                 raise ConfigError(issue)
+            self._new = not (self.folder / SWEEP_FILE).exists()
             self._lock = hold(self.folder / "jobs", "runs this sweep")
         if self._ledger is None:
             self._ledger = Ledger(self.folder, self.command, self.settings)
 
-    def _plan(self, cells: Sequence[Cell], devices: Sequence[Device]) -> list[Job]:
-        """The jobs that are still to be run, after saying so."""
+    def _plan(self, cells: Sequence[Cell], devices: Sequence[Device], held: Mapping[str, Held]) -> list[Job]:
+        """The jobs that are still to be run, those that are ``held`` first, after saying so."""
         ledger = self.ledger
         done = [cell for cell in cells if ledger.status(cell.name) in DONE]
-        over = {cell.name: why for cell in cells if (why := ledger.given_up(cell.name))}
-        todo = [cell for cell in cells if cell not in done and cell.name not in over]
+        followed = followed_jobs(cells, held, ledger)
+        taken = {*(cell.name for cell in done), *(name for job in followed for name in job.names)}
+        left = [cell for cell in cells if cell.name not in taken]
+        over = {cell.name: why for cell in left if (why := ledger.given_up(cell.name))}
+        todo = [cell for cell in left if cell.name not in over]
         ledger.mark((cell.name for cell in todo), "waiting")
         jobs = make_jobs(todo, self.settings, len(devices), ledger)
-        say_plan(self.folder, cells, jobs, len(done), over, [device.name for device in devices])
+        ids = {job: found.entry.id for job, found in held.items()}
+        say_plan(self.folder, cells, jobs, len(done), over, [device.name for device in devices], ids)
         warn_of_other_code(done, jobs, ledger)
         self._warn(scale_summary((cell.name, cell.config.lora) for cell in cells))
-        return jobs
+        return [*followed, *jobs]
 
     def _expect(self, jobs: Sequence[Job], on_cuda: bool) -> None:
         """Say what the jobs are expected to take. Raises ``ConfigError`` where a cell cannot fit its GPU."""
@@ -145,12 +215,6 @@ class Sweep:
 
         try:
             say_verdicts(foresee(jobs, self.settings, on_cuda))
-        except ConfigError:
-            self.close()
-            if not self.ran:
-                with contextlib.suppress(OSError):
-                    (self.folder / "jobs").rmdir()  # of a sweep that has not begun
-            raise
         except KeyboardInterrupt:
             self.ran = True  # the cells are there to be resumed
             raise

@@ -14,7 +14,7 @@ from rich.text import Text
 from runner.core import console
 from runner.core.secrets import masked
 from runner.sweep.opening import count
-from runner.sweep.processes import Child
+from runner.sweep.workers import Worker
 
 
 @contextlib.contextmanager
@@ -27,20 +27,20 @@ def live(several: bool) -> Iterator[Callable[[RenderableType], None]]:
         yield lines.update
 
 
-def showing(children: Sequence[Child], cells: Mapping[str, str], waiting: int) -> RenderableType:
-    """A line a child: its device, its job, for how long, of which ``cells`` (by job), and its last words."""
+def showing(workers: Sequence[Worker], cells: Mapping[str, str], waiting: int) -> RenderableType:
+    """A line a worker: its device, its job, for how long, of which ``cells`` (by job), and its last words."""
     table = Table.grid(padding=(0, 2))
     for share in (None, None, None, 1, 1):
         table.add_column(no_wrap=True, overflow="ellipsis", ratio=share)
     table.expand = True
-    for child in children:
-        minutes, seconds = divmod(int(time.monotonic() - child.began), 60)
+    for worker in workers:
+        minutes, seconds = divmod(int(time.monotonic() - worker.began), 60)
         parts = (
-            child.device.name,
-            child.name,
+            worker.device.name,
+            worker.name,
             f"{minutes}:{seconds:02}",
-            cells[child.name],
-            child.last.strip(),
+            cells[worker.name],
+            worker.last.strip(),
         )
         table.add_row(*(Text(masked(part)) for part in parts))
     if waiting:

@@ -73,10 +73,14 @@ def _run_pack(job: dict[str, Any], work: Path) -> int:
     for cell in job["cells"]:
         run = RunConfig.of(cell["config"])
         path = Path(job["sweep"]) / cell["name"]
+        if _is_over(path, cell["key"]):
+            continue
         path.mkdir(parents=True, exist_ok=True)
         folder = RunFolder(path, job["command"], cell["overrides"], run_config.to_yaml(run), run.seed)
         folder.record |= {"recipe": run.recipe, "parents": [], "cell": _mark(job, cell)}
         cells.append(CellRun(cell["name"], run, folder))
+    if not cells:
+        return ExitCode.COMPLETED
     left, rounds, objective = cells, itertools.count(1), OBJECTIVES[cells[0].config.recipe]
     try:
         with signals.signal_handlers():
@@ -87,6 +91,13 @@ def _run_pack(job: dict[str, Any], work: Path) -> int:
     shutil.rmtree(work, ignore_errors=True)  # its checkpoints: every cell is complete
     worst = {"completed": ExitCode.COMPLETED, "dropped": ExitCode.COMPLETED, "diverged": ExitCode.DIVERGED}
     return max(worst.get(cell.folder.record["status"], ExitCode.FAILED) for cell in cells)
+
+
+def _is_over(folder: Path, key: str) -> bool:
+    """Whether a cell has a result, of a start of the same job that was ended before the others had one."""
+    file = folder / "run.json"
+    record = json.loads(file.read_text(encoding="utf-8")) if file.is_file() else {}
+    return record.get("status") in ("completed", "dropped", "diverged") and record["cell"]["key"] == key
 
 
 def _fail(cells: list[Any], error: Exception) -> int:
