@@ -183,7 +183,9 @@ def blame(where: str, error: Exception, command: Command) -> Issue:
         hint = nearest(mentioned, error.options)
     elif message.startswith("Could not override"):
         hint = nearest(mentioned, command.groups(), prefix="/")
-    elif message.endswith("is not in struct") and isinstance(node := cause.parent_node, DictConfig):
+    elif message.endswith("is not in struct") and isinstance(
+        node := getattr(cause, "parent_node", None), DictConfig
+    ):
         message = f"unknown key {mentioned!r}"
         hint = nearest(mentioned, [str(key) for key in node if not str(key).startswith("_")])
     elif message.startswith("Multiple values"):
@@ -220,3 +222,8 @@ def layers(node: DictConfig) -> list[Layer]:
         elif file := next((file for file in files if file.is_file()), None):
             layers.append(Layer(file, default.package or ""))
     return layers
+
+
+def _parent(error: Exception) -> Any:
+    """The node in which OmegaConf did not find a key."""
+    return getattr(error, "parent_node", None)

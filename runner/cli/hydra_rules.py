@@ -159,7 +159,7 @@ def _registered(*group: str) -> dict[str, dict[str, Any]]:
 
 
 def is_packed(composed: DictConfig) -> bool:
-    """Whether the cells of a sweep are run by a launcher that trains several at once, here or on a cluster."""
+    """Whether the cells of a sweep are run by a launcher that trains several at once, here or on SLURM."""
     return str(OmegaConf.select(composed, "hydra.launcher._target_")).endswith(_OWN_LAUNCHERS)
 
 

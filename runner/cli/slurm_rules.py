@@ -3,16 +3,19 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
+from functools import cache
 from typing import Any
 
 from omegaconf import DictConfig, OmegaConf
 
 from runner.core.errors import Issue
+from runner.core.paths import CONFIG_DIR
+from runner.core.yaml_reader import read_yaml
 
 TARGET = "hydra_plugins.slurm_launcher.SlurmLauncher"
 # These run something on the cluster, and are not taken from a file of someone else's.
-RUN_CODE = ("setup", "python", "srun_args", "additional_parameters")
+RUN_CODE = ("setup", "python", "srun_args", "sbatch_args")
 _LEAST = {
     "array_parallelism": 1,
     "signal_delay_s": 1,
@@ -24,7 +27,19 @@ _TIME = re.compile(r"\d+(:\d{1,2}){1,2}|\d+-\d{1,2}(:\d{1,2}){0,2}")
 _DAY = 24 * 60
 _CONTROL = re.compile(r"[\x00-\x1f\x7f]")
 # Options of sbatch that the launcher decides: a job of a sweep is one process that is requeued and resumes.
-_OWN = ("array", "error", "job-name", "no-requeue", "nodes", "ntasks", "open-mode", "output", "requeue", "signal")
+_OWN = {
+    "array",
+    "error",
+    "job-name",
+    "no-requeue",
+    "nodes",
+    "ntasks",
+    "open-mode",
+    "output",
+    "requeue",
+    "signal",
+}
+_ARGUMENT = re.compile(r"--[a-z][a-z0-9-]*(=.*)?")
 
 
 def slurm_options(composed: DictConfig) -> dict[str, Any] | None:
@@ -32,7 +47,14 @@ def slurm_options(composed: DictConfig) -> dict[str, Any] | None:
     launcher: Any = OmegaConf.to_container(composed.hydra.launcher, resolve=False)
     if launcher.get("_target_") != TARGET:
         return None
-    return {key: value for key, value in launcher.items() if key != "_target_"}
+    return {name: launcher.get(name) for name in _names()}
+
+
+@cache
+def _names() -> list[str]:
+    return [
+        name for name in read_yaml(CONFIG_DIR / "hydra" / "launcher" / "slurm.yaml") if name != "_target_"
+    ]
 
 
 def check_slurm(composed: DictConfig, multirun: bool) -> Iterator[Issue]:
@@ -62,12 +84,11 @@ def _problem(name: str, value: Any) -> tuple[str, str] | None:
         return None if fine else ("is out of range", f"allowed: a whole number, at least {least}")
     if name == "time":
         return _time(value)
-    if name in ("setup", "srun_args"):
+    if name in ("setup", "srun_args", "sbatch_args"):
         fine = isinstance(value, list) and all(isinstance(item, str) for item in value)
-        hint = f"a list of lines: 'hydra.launcher.{name}=[\"...\"]'"
-        return _unprintable(value) if fine else ("is no list of texts", hint)
-    if name == "additional_parameters":
-        return _other_options(value)
+        hint = f"a list of texts: 'hydra.launcher.{name}=[\"...\"]'"
+        arguments = _arguments(value) if fine and name == "sbatch_args" else None
+        return arguments or _unprintable(value) if fine else ("is no list of texts", hint)
     if isinstance(value, (bool, float, list, dict)) or value == "":
         return "is no value of an option of sbatch", "a text or a whole number"
     return _unprintable([value])
@@ -81,14 +102,13 @@ def _time(value: Any) -> tuple[str, str] | None:
     return None if fine else ("is no time", allowed)
 
 
-def _other_options(value: Any) -> tuple[str, str] | None:
-    if not isinstance(value, Mapping) or any(isinstance(item, (list, dict)) for item in value.values()):
-        return "is no mapping", "options of sbatch by their long names: {reservation: course}"
-    if taken := [key for key in value if str(key).lower() in _OWN]:
-        return f"{taken[0]} is decided by the launcher", "leave it out"
-    if wrong := [key for key in value if not re.fullmatch(r"[a-z][a-z0-9-]*", str(key))]:
-        return f"{wrong[0]!r} is no long name of an option of sbatch", "as in {reservation: course}"
-    return _unprintable(list(value.values()))
+def _arguments(values: list[str]) -> tuple[str, str] | None:
+    for text in values:
+        if not _ARGUMENT.fullmatch(text):
+            return f"{text!r} is no long option of sbatch", "as in [--reservation=course, --exclusive]"
+        if text[2:].partition("=")[0] in _OWN:
+            return f"{text!r} is decided by the launcher", "leave it out"
+    return None
 
 
 def _unprintable(values: list[Any]) -> tuple[str, str] | None:

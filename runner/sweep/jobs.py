@@ -84,7 +84,9 @@ def followed_jobs(cells: Sequence[Cell], names: Collection[str], ledger: Ledger)
     """The jobs of these names, which run already, with their cells among those given that are not done."""
     jobs = []
     for entry in ledger.jobs:
-        mine = [cell for cell in cells if cell.name in entry["cells"] and ledger.status(cell.name) not in DONE]
+        mine = [
+            cell for cell in cells if cell.name in entry["cells"] and ledger.status(cell.name) not in DONE
+        ]
         if entry["name"] in names and mine:
             jobs.append(Job(entry["name"], mine, entry["alone"], entry["name"]))
     return jobs

@@ -37,13 +37,12 @@ class Worker(Protocol):
 
 
 class Workers(Protocol):
-    """Starts workers and says which of them have ended.
+    """Starts workers and says which of them have ended."""
 
-    ``outlive`` says that they go on when this process ends, and how they are found again and ended; empty
-    where they end with it.
-    """
-
-    outlive: str
+    @property
+    def outlive(self) -> str:
+        """Where they go on when this process ends: how they are found again and ended. Else empty."""
+        ...
 
     @property
     def running(self) -> Sequence[Worker]:

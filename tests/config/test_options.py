@@ -18,7 +18,7 @@ EXPERIMENTS = sorted((CONF / "experiment").glob("*.yaml"))
 
 
 def name(file: Path) -> str:
-    return f"{file.parent.name}={file.stem}"
+    return f"{file.parent.relative_to(CONF).as_posix()}={file.stem}"
 
 
 def choices(file: Path) -> list[str]:

@@ -6,7 +6,7 @@ from hydra_plugins.packed_launcher import PackedLauncher
 
 
 class SlurmLauncher(PackedLauncher):
-    """Runs the jobs of a sweep as tasks of SLURM; ``runner.sweep`` reads the options where they are composed."""
+    """Runs the jobs of a sweep as tasks of SLURM; ``runner.sweep`` reads the options from the config."""
 
     def __init__(self, **options: Any) -> None:
         super().__init__()

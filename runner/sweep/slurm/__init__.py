@@ -1,1 +1,1 @@
-"""SLURM as one more way to start the workers of a sweep: what is submitted, its queue, and what a task runs."""
+"""SLURM as one more way to start the workers of a sweep: what is submitted, its queue, what a task runs."""

@@ -28,7 +28,7 @@ _FIELDS = "%j|%K|%i|%T|%r"  # name, index in its array, id, state, reason
 
 @dataclass(frozen=True)
 class Entry:
-    """A task in SLURM's queue, or one that has left it: its ``id`` (``4711_0``), its state, and why it waits."""
+    """A task that SLURM has or had: its ``id`` (``4711_0``), its state, and the reason why it waits."""
 
     id: str
     state: str
@@ -47,7 +47,7 @@ class Entry:
 
 @dataclass(frozen=True)
 class Held:
-    """Where a job of the sweep is in SLURM: the array that it was submitted in, its index there, and its entry."""
+    """Where SLURM has a job of the sweep: the array it was submitted in, its index there, and its entry."""
 
     array: str
     index: int
@@ -84,7 +84,7 @@ def ask(arrays: Iterable[str]) -> dict[tuple[str, int], Entry]:
 
 
 def held(folder: Path) -> dict[str, Held]:
-    """By name the jobs that were submitted and that SLURM still runs, or will; ``folder`` is that of the records.
+    """By name the submitted jobs that SLURM still runs, or will; ``folder`` is that of the records.
 
     Raises ``ConfigError`` where SLURM does not answer.
     """

@@ -18,8 +18,8 @@ from runner.core.paths import PACKAGE
 
 LAUNCHER = "hydra/launcher=slurm"
 # Behind the run, in the batch script, which SLURM's signals do not reach. 143 is a worker that was ended by
-# SIGTERM before it could listen. What is RUNNING still was asked to end by its time limit, by a preemption that
-# waits, or by `scancel --signal=TERM`; SLURM itself requeues, or was told to cancel, what it calls otherwise.
+# SIGTERM before it could listen. What is RUNNING still was asked to end by its time limit, by a preemption
+# that waits, or by `scancel --signal=TERM`; what is not, SLURM itself requeues, or was told to cancel.
 _REQUEUE = """\
 code=$?
 state=$(squeue --noheader --jobs="$SLURM_JOB_ID" --format=%T)
@@ -70,23 +70,22 @@ def submit(folder: Path, name: str, files: Sequence[Path], options: Mapping[str,
 
 def _parameters(options: Mapping[str, Any]) -> dict[str, Any]:
     """The options as those of submitit, with what a job of a sweep needs beside them."""
-    given = {key: value for key, value in options.items() if value not in (None, [], {})}
-    for own in ("python", "requeues"):
-        given.pop(own, None)
+    own = ("python", "requeues", "setup", "srun_args", "sbatch_args")
+    given = {key: value for key, value in options.items() if key not in own}
     paths = [*os.environ.get("PYTHONPATH", "").split(os.pathsep), str(PACKAGE.parent)]
     path = os.pathsep.join(dict.fromkeys(filter(None, paths)))
-    srun = list(given.pop("srun_args", []))
+    srun = list(options["srun_args"] or [])
     if cpus := given.get("cpus_per_task"):
         srun.append(f"--cpus-per-task={cpus}")  # which srun of SLURM 22.05 to 23.02 does not take over
-    more = {
-        "requeue": True,
-        "signal": f"TERM@{given['signal_delay_s']}",  # submitit's SIGUSR2 would end a worker
-        **given.pop("additional_parameters", {}),
-    }
+    more: dict[str, Any] = {"requeue": True}
+    more["signal"] = f"TERM@{options['signal_delay_s']}"  # submitit's own, SIGUSR2, would end a worker
+    for text in options["sbatch_args"] or []:
+        name, equals, value = text.removeprefix("--").partition("=")
+        more[name] = value if equals else True
     requeue = _REQUEUE.format(preempted=int(ExitCode.PREEMPTED), requeues=options["requeues"])
     return {
         **given,
-        "setup": [f"export PYTHONPATH={shlex.quote(path)}", *given.pop("setup", [])],
+        "setup": [f"export PYTHONPATH={shlex.quote(path)}", *(options["setup"] or [])],
         "teardown": [requeue],
         "srun_args": srun,
         "stderr_to_stdout": True,

@@ -17,7 +17,7 @@ def run_task(file: str) -> None:
     """Replace this process, which submitit has started, by the worker of the job in ``file``.
 
     SLURM sends its signals to every process of a step (tried on 22.05), so that a worker which was a child
-    here would get the first SIGTERM, of which it makes a checkpoint, twice. Its output is appended to JOB.log.
+    here would get the first SIGTERM, of which it makes a checkpoint, twice. Its output goes to JOB.log.
     """
     job = Path(file)
     device = _device(job)

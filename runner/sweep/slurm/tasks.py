@@ -22,6 +22,8 @@ from runner.sweep.slurm.submit import submit
 
 _LAG = 20.0  # seconds after which what a task has written is seen through a shared file system
 _OFTEN, _SELDOM = 1.0, 60.0  # seconds between two questions to SLURM, which grow with the age of the sweep
+# Why a task waits, where that is no news; of other reasons many are mistakes (PartitionTimeLimit).
+_USUAL = ("None", "Priority", "Resources", "BeginTime", "JobArrayTaskLimit", "Cleaning")
 _GONE = Entry("", "not in the queue", "")
 
 
@@ -31,7 +33,7 @@ class Task:
     def __init__(self, file: Path, device: Device) -> None:
         self.name, self.device, self.began = file.stem, device, time.monotonic()
         self.array, self.index = "", 0
-        self.last, self.waiting = "", True
+        self.last, self.waiting, self.why = "", True, "None"
         self._file, self._entry, self._left = file, _GONE, 0.0
 
     def see(self, entry: Entry) -> None:
@@ -39,8 +41,8 @@ class Task:
         self._left = (self._left or time.monotonic()) if entry.over or entry is _GONE else 0.0
         self._entry = entry if entry is not _GONE else Entry(self._entry.id, entry.state, "")
         self.waiting = not (entry.begun or self._left)
-        why = f" ({entry.reason})" if self.waiting and entry.reason != "None" else ""
-        self.last = f"{self._entry.id} {entry.state}{why}"
+        self.why = entry.reason if self.waiting else "None"
+        self.last = f"{self._entry.id} {entry.state}" + (f" ({self.why})" if self.why != "None" else "")
 
     @property
     def over(self) -> bool:
@@ -77,8 +79,8 @@ def places(count: int) -> list[Device]:
 class Tasks:
     """The tasks of a sweep in ``folder``, with the ``options`` of ``conf/hydra/launcher/slurm.yaml``.
 
-    What is started together is submitted as one array at the next ``wait``; ``held``, which an earlier process
-    has submitted, is followed instead.
+    What is started together is submitted as one array at the next ``wait``; what is ``held``, submitted by an
+    earlier process, is followed instead.
     """
 
     def __init__(self, folder: Path, options: Mapping[str, Any], held: Mapping[str, Held]) -> None:
@@ -89,7 +91,7 @@ class Tasks:
         self._new: list[Task] = []
         self._held = dict(held)
         self._asked = self._since = time.monotonic()
-        self._silent = False
+        self._silent, self._said = False, set[str]()
 
     @property
     def outlive(self) -> str:
@@ -155,4 +157,6 @@ class Tasks:
         self._silent = False
         for task in self.running:
             task.see(entries.get((task.array, task.index), _GONE))
-
+            if task.why not in (*_USUAL, *self._said):
+                self._said.add(task.why)
+                console.warn(f"{task.name} waits in SLURM's queue: {task.why}")

@@ -1,6 +1,6 @@
 """A SLURM cluster of one node on 127.0.0.1, made of Debian's ``slurm-wlm`` and ``munge``, without systemd.
 
-    python tests/slurm/slurm_cluster.py FOLDER
+    python tests/slurm/cluster.py FOLDER
 
 starts one that ends with Ctrl-C, and prints the variable with which ``sbatch`` and ``squeue`` find it.
 """
@@ -125,7 +125,9 @@ def _wait(there: object, started: list[subprocess.Popen[bytes]], folder: Path, s
     until = time.monotonic() + seconds
     while not there():  # type: ignore[operator]
         if time.monotonic() > until or any(process.poll() is not None for process in started):
-            logs = (f"{file.name}:\n{file.read_text()[-2000:]}" for file in sorted(folder.glob("*.[lo][ou][gt]")))
+            logs = (
+                f"{file.name}:\n{file.read_text()[-2000:]}" for file in sorted(folder.glob("*.[lo][ou][gt]"))
+            )
             raise RuntimeError("the cluster does not come up\n" + "\n".join(logs))
         time.sleep(0.1)
 
