@@ -147,8 +147,7 @@ def _inside(values: Any, key: str) -> Any:
 def _registered(*group: str) -> dict[str, dict[str, Any]]:
     """The options that installed plugins register in a group of Hydra's, or the project's own ``conf`` has:
     their settings by their class."""
-    own = [read_yaml(file) for file in CONFIG_DIR.joinpath("hydra", *group).glob("*.yaml")]
-    found = {settings["_target_"]: settings for settings in own}
+    found = dict(_packaged(*group))
     for name in ConfigStore.instance().list("/".join(("hydra", *group))):
         if name.endswith(".yaml"):
             node = ConfigStore.instance().load("/".join(("hydra", *group, name))).node
@@ -156,6 +155,12 @@ def _registered(*group: str) -> dict[str, dict[str, Any]]:
             settings.pop("defaults", None)
             found[settings.get("_target_")] = settings
     return found
+
+
+@cache
+def _packaged(*group: str) -> dict[str, dict[str, Any]]:
+    options = [read_yaml(file) for file in CONFIG_DIR.joinpath("hydra", *group).glob("*.yaml")]
+    return {settings["_target_"]: settings for settings in options}
 
 
 def is_packed(composed: DictConfig) -> bool:

@@ -1,6 +1,7 @@
-"""SIGTERM and SIGINT end a run after its current step, with a checkpoint; outside of training at once.
+"""SIGTERM, SIGINT and SIGUSR1 end a run after its step, with a checkpoint; outside of training at once.
 
-In the process of a sweep, which trains nothing itself, both are a ``KeyboardInterrupt``.
+SIGUSR1 is for schedulers: torchrun passes SIGTERM on and kills its workers 30 s later, but not SIGUSR1.
+In the process of a sweep, which trains nothing itself, the first two are a ``KeyboardInterrupt``.
 """
 
 from __future__ import annotations
@@ -14,11 +15,11 @@ from types import FrameType
 
 from runner.core.errors import ExitCode, RunnerError
 
-_SIGNALS = (signal.SIGTERM, signal.SIGINT)
+_SIGNALS = (signal.SIGTERM, signal.SIGINT, *filter(None, [getattr(signal, "SIGUSR1", None)]))
 
 
 class Preempted(RunnerError):
-    """SIGTERM or SIGINT ended the run before it was complete; ``resume=auto`` resumes it."""
+    """A signal ended the run before it was complete; ``resume=auto`` resumes it."""
 
     code = ExitCode.PREEMPTED
 

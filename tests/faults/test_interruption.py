@@ -196,7 +196,7 @@ def handled_pack(folder: Path, words: tuple[str, ...]) -> None:
 
 
 @pytest.mark.sampled(2)
-@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT, signal.SIGUSR1])
 def test_29_a_signal_leaves_an_exact_checkpoint(cli, monkeypatch, capsys, number):
     """Also where no checkpoint would be due for long."""
     without = [word for word in WORDS if "save_" not in word]

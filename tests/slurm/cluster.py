@@ -50,7 +50,6 @@ SelectTypeParameters=CR_Core
 SchedulerParameters=sched_interval=1,bf_interval=1
 ReturnToService=2
 KillWait=20
-MinJobAge=60
 NodeName=node NodeHostname={host} NodeAddr=127.0.0.1 CPUs={cores} State=UNKNOWN
 PartitionName=long Nodes=node Default=YES MaxTime=INFINITE State=UP OverSubscribe=NO
 PartitionName=short Nodes=node MaxTime=5 State=UP

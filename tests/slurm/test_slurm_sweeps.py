@@ -98,8 +98,8 @@ def test_a_job_that_is_ended_resumes_and_has_the_same_bytes(
     wait_for(lambda: set(statuses(ours).values()) == {"waiting"}, seconds=10)
     assert process.wait(300) == 0, said(ours)
     assert (ours / "jobs" / "pack-1.log").read_text().count("training 15/150") == 1, "begun anew"
-    assert_same(ours, undisturbed(*LONG))
     assert "Restarts=1" in slurm_command("scontrol", "show", "job", number)
+    assert_same(ours, undisturbed(*LONG))
 
 
 def test_a_sweep_whose_process_was_killed_follows_what_slurm_has(sweep, undisturbed, tmp_path):

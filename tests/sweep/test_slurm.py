@@ -9,7 +9,9 @@ from pathlib import Path
 
 import pytest
 
-from helpers.command import check, issues
+from helpers.command import TINY, check, issues
+from helpers.rows import ANSWERS
+from helpers.sweeps import sweep_here
 from runner.__main__ import main
 from runner.core.errors import ConfigError
 from runner.sweep.devices import Device
@@ -37,7 +39,7 @@ def answer(tmp_path, monkeypatch):
 
 @pytest.fixture
 def jobs(tmp_path, monkeypatch):
-    """The files of two jobs of a sweep, and its tasks, which are submitted without a word as the array ``a``."""
+    """The tasks of two jobs of a sweep, of which submitting them only takes note."""
     folder = tmp_path / "sweep"
     (folder / "jobs").mkdir(parents=True)
     files = []
@@ -169,3 +171,19 @@ def test_a_job_that_was_refused_is_forgotten(jobs, monkeypatch):
         jobs.wait(0)
     assert jobs.running == []
     assert not list(Path(jobs._folder).glob("*.json"))
+
+
+def test_a_job_that_is_started_again_leaves_cells_with_a_result_alone(cli, monkeypatch):
+    """As SLURM requeues it, with the same file, after some of its cells have ended."""
+    from runner.sweep.worker import run_job
+
+    run, codes = sweep_here(cli, monkeypatch, *TINY, *ANSWERS, "generation.samples=0", "lora.r=2,4")
+    assert codes == [0]
+    done, cut = (run.folder / name / "run.json" for name in ("lora.r=2", "lora.r=4"))
+    cut.write_text(json.dumps(json.loads(cut.read_text()) | {"status": "preempted"}))
+    before = done.read_bytes()
+    job = run.folder / "jobs" / "pack-1.json"
+    assert run_job(job) == 0
+    assert json.loads(cut.read_text())["status"] == "completed"
+    assert run_job(job) == 0
+    assert done.read_bytes() == before

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import re
 import time
 import uuid
@@ -14,6 +13,7 @@ from runner.core import console
 from runner.core.errors import ConfigError, ExitCode
 from runner.core.process.posix import KILL
 from runner.sweep.devices import Device
+from runner.sweep.jobs import keys_of
 from runner.sweep.ledger import has_ended
 from runner.sweep.processes import tail
 from runner.sweep.slurm import queue
@@ -49,8 +49,7 @@ class Task:
         """Whether it has ended, and its cells have said how or have had time to."""
         if not self._left:
             return False
-        job = json.loads(self._file.read_text(encoding="utf-8"))
-        told = all(has_ended(Path(job["sweep"]) / cell["name"]) for cell in job["cells"])
+        told = all(has_ended(self._file.parents[1] / name) for name in keys_of(self._file))
         return (told and self.code >= 0) or time.monotonic() - self._left > _LAG
 
     @property
