@@ -2,21 +2,22 @@
 
     python tests/slurm/cluster.py FOLDER
 
-starts one that ends with Ctrl-C, and prints the variable with which ``sbatch`` and ``squeue`` find it.
+starts one that ends with Ctrl-C or SIGTERM, and prints the variable with which ``sbatch`` and ``squeue`` find it.
 """
 
 from __future__ import annotations
 
 import contextlib
-import getpass
 import os
+import pwd
 import secrets
 import shutil
+import signal
 import socket
 import subprocess
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 PROGRAMS = ("munged", "slurmctld", "slurmd", "sbatch", "srun", "squeue", "scontrol", "scancel")
@@ -34,6 +35,8 @@ AuthInfo=socket={folder}/munge.socket,cred_expire=5
 CredType=cred/munge
 SlurmctldPort={ports[0]}
 SlurmdPort={ports[1]}
+# also where the machine has fewer cores
+SlurmdParameters=config_overrides
 SlurmctldPidFile={folder}/slurmctld.pid
 SlurmdPidFile={folder}/slurmd.pid
 SlurmctldLogFile={folder}/slurmctld.log
@@ -72,7 +75,7 @@ def cluster(folder: Path, cores: int = 2) -> Iterator[dict[str, str]]:
     for name in ("state", "spool"):
         (folder / name).mkdir(parents=True)
     host = socket.gethostname().partition(".")[0]
-    facts = {"host": host, "user": getpass.getuser(), "ports": _free_ports(2), "cores": cores}
+    facts = {"host": host, "user": pwd.getpwuid(os.getuid()).pw_name, "ports": _free_ports(2), "cores": cores}
     conf.write_text(CONF.format(folder=folder, **facts))
     key = folder / "munge.key"
     key.write_bytes(secrets.token_bytes(128))
@@ -120,14 +123,13 @@ def _state(variables: dict[str, str]) -> str:
     return done.stdout.strip()
 
 
-def _wait(there: object, started: list[subprocess.Popen[bytes]], folder: Path, seconds: float = 60) -> None:
-    until = time.monotonic() + seconds
-    while not there():  # type: ignore[operator]
+def _wait(there: Callable[[], bool], started: list[subprocess.Popen[bytes]], folder: Path) -> None:
+    until = time.monotonic() + 60
+    while not there():
         if time.monotonic() > until or any(process.poll() is not None for process in started):
-            logs = (
-                f"{file.name}:\n{file.read_text()[-2000:]}" for file in sorted(folder.glob("*.[lo][ou][gt]"))
-            )
-            raise RuntimeError("the cluster does not come up\n" + "\n".join(logs))
+            logs = [*folder.glob("*.log"), *folder.glob("*.out")]
+            ends = (f"{file.name}:\n{file.read_text()[-2000:]}" for file in sorted(logs))
+            raise RuntimeError("the cluster does not come up\n" + "\n".join(ends))
         time.sleep(0.1)
 
 
@@ -140,6 +142,7 @@ def _free_ports(count: int) -> list[int]:
 
 
 if __name__ == "__main__":
+    signal.signal(signal.SIGTERM, signal.default_int_handler)
     with cluster(Path(sys.argv[1]).absolute()) as found, contextlib.suppress(KeyboardInterrupt):
         print(f"export SLURM_CONF={found['SLURM_CONF']}", flush=True)
         while True:
