@@ -2,7 +2,7 @@
 
     python tests/slurm/cluster.py FOLDER
 
-starts one that ends with Ctrl-C or SIGTERM, and prints the variable with which ``sbatch`` and ``squeue`` find it.
+starts one that ends with Ctrl-C or SIGTERM, and prints the variable by which the commands of SLURM find it.
 """
 
 from __future__ import annotations
