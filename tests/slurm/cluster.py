@@ -31,7 +31,7 @@ SlurmUser={user}
 SlurmdUser={user}
 AuthType=auth/munge
 # a requeued job waits until the credential of its first start has run out: two minutes by default
-AuthInfo=socket={folder}/munge.socket,cred_expire=5
+AuthInfo=socket={folder}/munge.socket,cred_expire=15
 CredType=cred/munge
 SlurmctldPort={ports[0]}
 SlurmdPort={ports[1]}

@@ -116,14 +116,16 @@ def test_a_sweep_whose_process_was_killed_follows_what_slurm_has(sweep, undistur
     assert_same(ours, undisturbed(*words))
 
 
-def test_an_interrupted_sweep_leaves_its_jobs_to_slurm(sweep, slurm_command, undisturbed, tmp_path):
+def test_an_interrupted_sweep_leaves_its_jobs_to_slurm(sweep, undisturbed, tmp_path):
     ours = tmp_path / "ours"
     process = sweep(*LONG, *SLURM, "output_dir=ours")
     wait_for(lambda: list(ours.glob("jobs/pack-1/1/checkpoints/checkpoint-*")), seconds=120)
     process.send_signal(signal.SIGTERM)
     assert process.wait(60) == 75
-    assert slurm_command("squeue", "--me", "--noheader", "--format=%T") == "RUNNING"
     assert sweep(*LONG, *SLURM, "output_dir=ours").wait(300) == 0, said(ours)
+    assert len(arrays(ours)) == 1
+    (log,) = ours.glob("jobs/slurm/*_log.out")
+    assert "CANCELLED" not in log.read_text()
     assert_same(ours, undisturbed(*LONG))
 
 
