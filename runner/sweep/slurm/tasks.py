@@ -11,11 +11,11 @@ from typing import Any
 
 from runner.core import console
 from runner.core.errors import ConfigError, ExitCode
+from runner.core.process.ended import tail
 from runner.core.process.posix import KILL
 from runner.sweep.devices import Device
 from runner.sweep.jobs import keys_of
 from runner.sweep.ledger import has_ended
-from runner.sweep.processes import tail
 from runner.sweep.slurm import queue
 from runner.sweep.slurm.queue import Entry, Held
 from runner.sweep.slurm.submit import submit
