@@ -13,6 +13,7 @@ from runner.config.objective import TaskType
 from runner.config.settings import LoraExtras, RunConfig, TrainerExtras
 from runner.config.targets import FP8, target_fields
 from runner.core.errors import ConfigError, Issue
+from runner.models.lora_targets import EVERY
 from runner.models.model import Base, Precision
 from runner.models.module_patterns import check_patterns, missing_names, module_hint
 
@@ -68,7 +69,13 @@ def peft_config(config: RunConfig, task_type: TaskType, total_steps: int | None 
         fields.setdefault("total_step", steps)
         fields.setdefault("tinit", steps // 10)
         fields.setdefault("tfinal", steps // 5)
-    return _build("lora", fields)
+    every = fields.get("target_modules") == EVERY
+    if every and any(fields.get(key) is not None for key in ("layers_to_transform", "layers_pattern")):
+        fields["target_modules"] = [EVERY]  # PEFT takes these with a list, which all-linear will be
+    config = _build("lora", fields)
+    if every:
+        config.target_modules = EVERY
+    return config
 
 
 def training_arguments(
@@ -110,22 +117,6 @@ def training_arguments(
 def finds_its_rate(optimizer: str) -> bool:
     """Whether an optimizer takes the learning rate as a factor of the one that it finds (1 by default)."""
     return any(name in optimizer.lower() for name in ("prodigy", "dadapt", "adafactor", "sgd"))
-
-
-def check_packing(config: RunConfig) -> None:
-    """Refuse to put rows side by side where the model's attention would look across them.
-
-    The attention of transformers' own models (SDPA, eager, flash) keeps to a document by its position ids.
-    """
-    side_by_side = [key for key in ("packing", "padding_free") if config.trainer.get(key)]
-    if side_by_side and config.model.trust_remote_code and config.model.weights == "pretrained":
-        message = (
-            f"trainer.{side_by_side[0]}: the modelling code that comes with {config.model.path} does not "
-        )
-        issue = Issue(
-            "trainer", message + "separate rows by position ids", f"trainer.{side_by_side[0]}=false"
-        )
-        raise ConfigError(issue)
 
 
 def check_adapter(
