@@ -10,6 +10,7 @@ import torch
 from torch.nn.functional import pad
 
 from runner.models.keyed_dropout import dropout_stream
+from runner.models.row_separation import carries_state
 from runner.speed.flat import SIDE_BY_SIDE, Flat, all_ends, drawing, mixing
 from runner.speed.graphs import Graphs
 from runner.speed.layers import FastLayers, patched
@@ -50,7 +51,9 @@ class FastDecoder:
         self._graphs: dict[bool, Graphs] = {}
         self._record, self.flat = pieces.cuda_graphs, pieces.padding_free
         self._tested = False
-        if not self._layers.causal:
+        if reason := carries_state(base):
+            self._give_up(reason)
+        elif not self._layers.causal:
             self._give_up("the model's attention is not causal SDPA throughout")
         elif not pieces.compile and getattr(base, "is_gradient_checkpointing", False):
             self._give_up(NO_CHECKPOINTS)
