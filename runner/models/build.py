@@ -72,10 +72,10 @@ def peft_config(config: RunConfig, task_type: TaskType, total_steps: int | None 
     every = fields.get("target_modules") == EVERY
     if every and any(fields.get(key) is not None for key in ("layers_to_transform", "layers_pattern")):
         fields["target_modules"] = [EVERY]  # PEFT takes these with a list, which all-linear will be
-    config = _build("lora", fields)
+    found = _build("lora", fields)
     if every:
-        config.target_modules = EVERY
-    return config
+        found.target_modules = EVERY
+    return found
 
 
 def training_arguments(
@@ -119,18 +119,20 @@ def finds_its_rate(optimizer: str) -> bool:
     return any(name in optimizer.lower() for name in ("prodigy", "dadapt", "adafactor", "sgd"))
 
 
-def check_adapter(
-    config: RunConfig, task_type: TaskType, base: Base, modules: dict[str, bool], has_cuda: bool
-) -> None:
-    """Refuse names of modules that the model lacks, and LoftQ where PEFT cannot run it.
-
-    ``modules`` are the model's, each with whether LoRA has a form for it; PEFT passes over most names that it
-    misses. Where only the model's own code knows them its ``config.json`` says what can be said.
-    """
+def check_loftq(config: RunConfig, base: Base, has_cuda: bool) -> None:
+    """Refuse LoftQ where PEFT cannot run it."""
     if config.lora.get("init_lora_weights") == "loftq" and not (has_cuda and base.folder):
         lacks = "there is no CUDA device" if base.folder else "random weights have none"
         message = f"LoftQ is computed on CUDA from a checkpoint's weights, and {lacks}"
         raise ConfigError(Issue("lora.init_lora_weights", message, "lora=r16 quantization=nf4"))
+
+
+def check_adapter(config: RunConfig, task_type: TaskType, base: Base, modules: dict[str, bool]) -> None:
+    """Refuse names of modules that the model lacks.
+
+    ``modules`` are the model's, each with whether LoRA has a form for it; PEFT passes over most names that it
+    misses. Where only the model's own code knows them its ``config.json`` says what can be said.
+    """
     if not modules:
         _check_tokens(config, task_type, base)
         return

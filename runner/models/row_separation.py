@@ -78,7 +78,7 @@ class _Reached(Exception):
 
 
 def _masks_by_position(model: Any) -> bool:
-    """Whether a model without weights makes its masks of ``position_ids``: a pass up to its layers shows it."""
+    """Whether a model without weights makes masks of ``position_ids``, seen in a pass to its layers."""
     import torch
     from transformers import masking_utils
 

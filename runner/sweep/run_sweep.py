@@ -19,6 +19,7 @@ from runner.core.secrets import masked
 from runner.core.signals import terminate_as_interrupt
 from runner.rules.scale import scale_summary
 from runner.sweep.cells import Cell, check_cells
+from runner.sweep.check_models import check_models
 from runner.sweep.devices import Device, choose
 from runner.sweep.jobs import Job, make_jobs, record_jobs, write_job
 from runner.sweep.leases import Leases
@@ -57,13 +58,14 @@ class Sweep:
             raise ConfigError(issues)
         if self._only_planned(cells):
             return
+        of_models = check_models(cells)
         devices = choose(self.settings.devices, any(cell.config.model.device_map for cell in cells))
         self._open()
         if issues := self.ledger.stale(cells):
             self.close()
             raise ConfigError(issues)
         self.ledger.add(cells, axes)
-        jobs = self._plan(cells, devices)
+        jobs = self._plan(cells, of_models, devices)
         self._expect(jobs, on_cuda=devices[0].gpus == 1)
         self.ran = True
         record_jobs(self.ledger.jobs, jobs)
@@ -126,14 +128,16 @@ class Sweep:
         if self._ledger is None:
             self._ledger = Ledger(self.folder, self.command, self.settings)
 
-    def _plan(self, cells: Sequence[Cell], devices: Sequence[Device]) -> list[Job]:
+    def _plan(
+        self, cells: Sequence[Cell], of_models: Mapping[str, str], devices: Sequence[Device]
+    ) -> list[Job]:
         """The jobs that are still to be run, after saying so."""
         ledger = self.ledger
         done = [cell for cell in cells if ledger.status(cell.name) in DONE]
         over = {cell.name: why for cell in cells if (why := ledger.given_up(cell.name))}
         todo = [cell for cell in cells if cell not in done and cell.name not in over]
         ledger.mark((cell.name for cell in todo), "waiting")
-        jobs = make_jobs(todo, self.settings, len(devices), ledger)
+        jobs = make_jobs(todo, of_models, self.settings, len(devices), ledger)
         say_plan(self.folder, cells, jobs, len(done), over, [device.name for device in devices])
         warn_of_other_code(done, jobs, ledger)
         self._warn(scale_summary((cell.name, cell.config.lora) for cell in cells))
