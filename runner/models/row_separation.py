@@ -21,6 +21,10 @@ def check_packing(config: RunConfig, base: Base) -> list[str]:
 
     Raises ``ConfigError``.
     """
+    if config.trainer.get("eval_packing") and not config.trainer.get("packing"):
+        # TRL 1.16 tells its collator of packed rows by trainer.packing alone
+        message = "held-out rows would be read behind the rows before them in their line"
+        raise ConfigError(Issue("trainer.eval_packing", message, "trainer.packing=true, or leave it out"))
     key = next((key for key in ("packing", "padding_free") if config.trainer.get(key)), None)
     if key is None:
         return []

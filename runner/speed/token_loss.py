@@ -44,8 +44,6 @@ def unsupported_loss(model: Any) -> str | None:
         return "prompt learning has tokens of its own"
     if type(head) is not torch.nn.Linear or head.weight.requires_grad:
         return "the output head is not a plain frozen linear layer"
-    if base.base_model is base:  # Llama4ForCausalLM, whose base_model_prefix is another's
-        return "the model does not say which of its modules is the decoder"
     if changing := [name for name in AFTER_HEAD if getattr(config, name, None)]:
         return f"the model changes its logits ({changing[0]})"
     if hasattr(config, "router_aux_loss_coef"):

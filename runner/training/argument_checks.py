@@ -193,7 +193,7 @@ def try_lora(
         tried = [try_adapter(base, adapter, classes, _is_quantized(config, base))]
     issues: list[Issue] = []
     for model, found in tried:
-        issues += _head_issues(model)
+        issues += [*_head_issues(model), *_decoder_issues(model)]
         issues += found.issues() if config.lora.get("require_all") else ()
     if issues:
         raise ConfigError(issues)
@@ -214,6 +214,14 @@ def _unprovable(config: RunConfig, adapter: Any, modules: Mapping[str, bool]) ->
     if not modules:
         return Issue("lora.require_all", "only the model's own code says what it has", "leave it out")
     return None
+
+
+def _decoder_issues(model: Any) -> Iterator[Issue]:
+    """TRL's losses ask the decoder for hidden states, which Llama 4's text class names wrongly."""
+    base = model.get_base_model()
+    if base.base_model is base:
+        message = f"{type(base).__name__} does not say which of its modules is the decoder, which TRL needs"
+        yield Issue("model.path", message, "a model of another class")
 
 
 def _head_issues(model: Any) -> Iterator[Issue]:

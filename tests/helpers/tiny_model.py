@@ -63,7 +63,7 @@ def random_model(folder: Path, model_type: str, **shape: object) -> Path:
     return folder
 
 
-_BASE = {**SHAPE, "pad_token_id": 0}
+_BASE = {**SHAPE, "max_position_embeddings": 2048, "pad_token_id": 0}
 _EXPERTS = {
     "num_experts": 4,
     "num_local_experts": 4,
@@ -117,7 +117,7 @@ KINDS: dict[str, dict[str, Any]] = {
         "n_embd": 64,
         "n_layer": 2,
         "n_head": 4,
-        "n_positions": 512,
+        "n_positions": 2048,
         **dict.fromkeys(("attn_pdrop", "resid_pdrop", "embd_pdrop"), 0.0),
     },
     "gemma3_text": {**_TIED, **_SLIDING, "query_pre_attn_scalar": 16},
@@ -139,7 +139,9 @@ KINDS: dict[str, dict[str, Any]] = {
     "glm4_moe_lite": _EXPERTS | _LATENT,
     "hunyuan_v1_moe": _EXPERTS,
     "granitemoehybrid": {
-        **(_EXPERTS | _MAMBA),
+        **_MAMBA,
+        "num_local_experts": 4,  # and no num_experts
+        "num_experts_per_tok": 2,
         "layer_types": ["mamba", "attention"],
         "shared_intermediate_size": 32,
     },

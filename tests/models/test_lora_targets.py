@@ -3,6 +3,7 @@
 import copy
 import json
 from collections import Counter
+from math import prod
 from pathlib import Path
 
 import pytest
@@ -131,6 +132,34 @@ def test_the_plan_counts_what_is_adapted(kind, quantized):
     assert Counter(planned.added) == Counter(made)
     experts = sum(each.numel() for name, each in build(kind, "meta").named_parameters() if "experts." in name)
     assert (planned.rebuilt > 0) == (experts > 0)
+
+
+@pytest.mark.parametrize("kind", ["qwen3_moe", "gemma4-experts"])
+def test_a_pass_keeps_the_experts_that_it_puts_together_as_the_plan_counts(kind):
+    """Those of all layers, until the backward pass: a second copy of most of the model."""
+    wrapped = add_adapter(build(kind), lora(), 0, None).train()
+    own = {each.untyped_storage().data_ptr() for each in wrapped.parameters()}
+    shapes = {
+        tuple(each.shape) for name, each in build(kind, "meta").named_parameters() if "experts." in name
+    }
+    kept: dict[int, torch.Tensor] = {}
+
+    def keep(tensor):
+        storage = tensor.untyped_storage()
+        size = storage.nbytes() // tensor.element_size()
+        if storage.data_ptr() not in own and any(size == prod(shape) for shape in shapes):
+            kept[storage.data_ptr()] = tensor
+        return tensor
+
+    ids = torch.arange(3, 34)[None]
+    with torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor):
+        loss = wrapped(input_ids=ids, labels=ids).loss
+    assert loss.requires_grad
+    facts = config_of(kind).to_dict()
+    architecture = of_model(build(kind, "meta"), config_of(kind), facts=facts)
+    section = {"_target_": "peft.LoraConfig", "r": 2, "target_modules": "all-linear"}
+    found = sum(each.untyped_storage().nbytes() // each.element_size() for each in kept.values())
+    assert found == adapter_shapes(architecture, section, None).rebuilt
 
 
 def test_a_quantised_shared_expert_is_missed_and_said():

@@ -120,6 +120,12 @@ def test_such_a_run_is_refused_before_anything_is_loaded(
     assert reason in said
 
 
+def test_held_out_rows_alone_are_not_packed(cli, capsys):
+    """TRL's collator would not be told where they begin."""
+    assert cli(*TINY, *QUIET, "trainer.eval_packing=true").code == 2
+    assert "behind the rows before them" in " ".join(capsys.readouterr().err.split())
+
+
 def test_lines_that_are_cut_anywhere_are_said(cli):
     """A strategy in which rows are meant to follow one another."""
     words = ("trainer.packing=true", "trainer.packing_strategy=wrapped", "trainer.max_steps=1")
