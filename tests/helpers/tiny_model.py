@@ -145,6 +145,13 @@ KINDS: dict[str, dict[str, Any]] = {
         "layer_types": ["mamba", "attention"],
         "shared_intermediate_size": 32,
     },
+    "granitemoehybrid-mamba": {
+        **(_TIED | _MAMBA),
+        "num_local_experts": 0,
+        "num_experts_per_tok": 0,
+        "layer_types": ["mamba", "attention"],
+        "shared_intermediate_size": 96,
+    },
     "granitemoehybrid-dense": {
         **_TIED,
         "num_local_experts": 0,

@@ -18,6 +18,7 @@ MIXING = {
     "qwen3_5_text": STATE,
     "qwen3_5_moe_text": STATE,
     "granitemoehybrid": STATE,
+    "granitemoehybrid-mamba": STATE,
     "granitemoehybrid-dense": MASK,
     "falcon_h1": STATE,
     "nemotron_h": STATE,
