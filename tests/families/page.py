@@ -21,8 +21,8 @@ What happens to a tiny random model of each family in `tests/families`, which co
 steps of every method on a CPU in float32, and then the proof that is named here. This says that the method is
 right for the layers of a family; nothing here is a measurement of a published model.
 
-- **LoRA**: every matrix that an adapter is for has one and has learned; plain PEFT loads the adapter, with
-  the logits of the trained model to 1e-5.
+- **LoRA**: every matrix that an adapter is for has one (`lora.require_all=true`, which is refused where a
+  layer is left out) and has learned; plain PEFT loads the adapter, with the trained model's logits to 1e-5.
 - **QLoRA NF4**, **DPO**: every adapter has learned.
 - **rows side by side** (`speed.padding_free`): a row has the hidden states and gradients that it has with
   padding (`tests/speed/test_flat.py`). Elsewhere rows are padded.
