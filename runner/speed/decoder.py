@@ -10,12 +10,12 @@ import torch
 from torch.nn.functional import pad
 
 from runner.models.keyed_dropout import dropout_stream
-from runner.models.row_separation import carries_state
 from runner.speed.flat import SIDE_BY_SIDE, Flat, all_ends, drawing, mixing
 from runner.speed.graphs import Graphs
 from runner.speed.layers import FastLayers, patched
 from runner.speed.pieces import NO_CHECKPOINTS, Pieces, Without, bucket
 from runner.speed.reference import Reference, adapters_in_use
+from runner.speed.row_separation import carries_state
 
 Places = tuple[torch.Tensor, ...]
 

@@ -66,8 +66,8 @@ def _reason_alone(config: RunConfig, objective: Objective) -> str | None:
         return None
     # only now, as these import torch
     from runner.models.empty_model import module_names
-    from runner.models.row_separation import check_packing
     from runner.packed.fit import cannot_pack
+    from runner.speed.row_separation import check_packing
     from runner.training.argument_checks import try_lora
 
     check_packing(config, base)

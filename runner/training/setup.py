@@ -24,13 +24,13 @@ from runner.models.build import quantization_config, training_arguments
 from runner.models.check_fp8 import check_machine
 from runner.models.check_loading import check_loading
 from runner.models.model import Base, Precision, choose_precision, device, find_base
-from runner.models.row_separation import check_packing
 from runner.rules.measures import WITHOUT_WARMUP
 from runner.rules.scale import scale_notes
 from runner.runs.parents import adapter_digest
 from runner.runs.resume import Start, find_start
 from runner.runs.run_folder import RunFolder
 from runner.speed.pieces import Pieces, choose_pieces
+from runner.speed.row_separation import check_packing
 from runner.training.argument_checks import check_lora, check_placed
 
 

@@ -27,7 +27,7 @@ right for the layers of a family; nothing here is a measurement of a published m
 - **rows side by side** (`speed.padding_free`): a row has the hidden states and gradients that it has with
   padding (`tests/speed/test_flat.py`). Elsewhere rows are padded.
 - **packing** (`trainer.packing`): the loss is that of padded rows; logits and gradients of a row are those
-  that it has alone (`tests/models/test_row_separation.py`).
+  that it has alone (`tests/speed/test_row_separation.py`).
 - **pack**: a cell of a packed sweep ends with the adapter of its solo run; others run alone, as the opening
   of the sweep says.
 - **merge**: the merged weights have the logits of base and adapter; every merge compares them itself.

@@ -9,7 +9,7 @@ from helpers.command import QUIET, TINY
 from helpers.tiny_model import KINDS, SHAPE, build, config_of, random_model, using
 from runner.config.settings import ModelSettings
 from runner.models.base import Base, byte_tokenizer
-from runner.models.row_separation import mixes_rows
+from runner.speed.row_separation import mixes_rows
 
 STATE = "carry a state from a row to the one behind"
 MASK = "makes no mask of where rows begin"
