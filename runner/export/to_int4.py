@@ -19,7 +19,7 @@ from runner.core import console
 from runner.core.errors import ConfigError, RunnerError
 from runner.evaluation.logit_kl import compare, read_texts
 from runner.export.source import source_logits
-from runner.models.model import Precision, device, find_base, load_model
+from runner.models.model import Precision, device, find_base, keep_trainable, load_model
 from runner.runs.run_folder import RunFolder
 
 NAME = "model-nf4"
@@ -137,7 +137,7 @@ def _load(folder: Path, **quantization: Any) -> Any:
 
     logging.disable_progress_bar()
     where = {"dtype": torch.bfloat16, "device_map": {"": device()}}
-    return AutoModelForCausalLM.from_pretrained(folder, **where, **quantization)
+    return keep_trainable(AutoModelForCausalLM.from_pretrained(folder, **where, **quantization))
 
 
 def _logits(model: Any, texts: list[list[int]]) -> list[torch.Tensor]:

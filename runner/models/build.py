@@ -13,6 +13,7 @@ from runner.config.objective import TaskType
 from runner.config.settings import LoraExtras, RunConfig, TrainerExtras
 from runner.config.targets import FP8, target_fields
 from runner.core.errors import ConfigError, Issue
+from runner.models.lora_targets import EVERY
 from runner.models.model import Base, Precision
 from runner.models.module_patterns import check_patterns, missing_names, module_hint
 
@@ -68,7 +69,13 @@ def peft_config(config: RunConfig, task_type: TaskType, total_steps: int | None 
         fields.setdefault("total_step", steps)
         fields.setdefault("tinit", steps // 10)
         fields.setdefault("tfinal", steps // 5)
-    return _build("lora", fields)
+    every = fields.get("target_modules") == EVERY
+    if every and any(fields.get(key) is not None for key in ("layers_to_transform", "layers_pattern")):
+        fields["target_modules"] = [EVERY]  # PEFT takes these with a list, which all-linear will be
+    found = _build("lora", fields)
+    if every:
+        found.target_modules = EVERY
+    return found
 
 
 def training_arguments(
@@ -112,34 +119,20 @@ def finds_its_rate(optimizer: str) -> bool:
     return any(name in optimizer.lower() for name in ("prodigy", "dadapt", "adafactor", "sgd"))
 
 
-def check_packing(config: RunConfig) -> None:
-    """Refuse to put rows side by side where the model's attention would look across them.
-
-    The attention of transformers' own models (SDPA, eager, flash) keeps to a document by its position ids.
-    """
-    side_by_side = [key for key in ("packing", "padding_free") if config.trainer.get(key)]
-    if side_by_side and config.model.trust_remote_code and config.model.weights == "pretrained":
-        message = (
-            f"trainer.{side_by_side[0]}: the modelling code that comes with {config.model.path} does not "
-        )
-        issue = Issue(
-            "trainer", message + "separate rows by position ids", f"trainer.{side_by_side[0]}=false"
-        )
-        raise ConfigError(issue)
-
-
-def check_adapter(
-    config: RunConfig, task_type: TaskType, base: Base, modules: dict[str, bool], has_cuda: bool
-) -> None:
-    """Refuse names of modules that the model lacks, and LoftQ where PEFT cannot run it.
-
-    ``modules`` are the model's, each with whether LoRA has a form for it; PEFT passes over most names that it
-    misses. Where only the model's own code knows them its ``config.json`` says what can be said.
-    """
+def check_loftq(config: RunConfig, base: Base, has_cuda: bool) -> None:
+    """Refuse LoftQ where PEFT cannot run it."""
     if config.lora.get("init_lora_weights") == "loftq" and not (has_cuda and base.folder):
         lacks = "there is no CUDA device" if base.folder else "random weights have none"
         message = f"LoftQ is computed on CUDA from a checkpoint's weights, and {lacks}"
         raise ConfigError(Issue("lora.init_lora_weights", message, "lora=r16 quantization=nf4"))
+
+
+def check_adapter(config: RunConfig, task_type: TaskType, base: Base, modules: dict[str, bool]) -> None:
+    """Refuse names of modules that the model lacks.
+
+    ``modules`` are the model's, each with whether LoRA has a form for it; PEFT passes over most names that it
+    misses. Where only the model's own code knows them its ``config.json`` says what can be said.
+    """
     if not modules:
         _check_tokens(config, task_type, base)
         return

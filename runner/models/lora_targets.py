@@ -86,6 +86,12 @@ def fit_targets(config: Any, model: Any, quantized: bool) -> Any:
     config, weights = copy.deepcopy(config), weights_of(model)
     chosen = [name for name in weights.linear if _is_wanted(config, name)]
     experts = [name for name in weights.experts if _is_wanted(config, name)]
+    if not chosen and not experts:
+        message = "all-linear without lora.exclude_modules and in lora.layers_to_transform is no layer"
+        raise ConfigError(Issue("lora.target_modules", message, "leave one of these out"))
+    for key in ("layers_to_transform", "layers_pattern"):
+        if getattr(config, key, None) is not None:
+            setattr(config, key, None)  # the names are of these layers alone
     if str(config.peft_type.value) != "LORA":  # other kinds of adapters have no form for parameters
         config.target_modules = set(chosen)
         return config
@@ -167,9 +173,21 @@ def _is_renamed(config: Any, model: Any, short: str) -> bool:
 
 
 def _is_wanted(config: Any, name: str) -> bool:
-    """Whether ``exclude_modules`` leaves a module or parameter in."""
+    """Whether ``exclude_modules`` and ``layers_to_transform`` leave a module or parameter in."""
     excluded = getattr(config, "exclude_modules", None)
-    return not (excluded and _is_chosen(excluded, name))
+    layers, patterns = (getattr(config, key, None) for key in ("layers_to_transform", "layers_pattern"))
+    return not (excluded and _is_chosen(excluded, name)) and in_layers(name, layers, patterns)
+
+
+def in_layers(name: str, layers: Any, patterns: Any) -> bool:
+    """Whether a weight is in one of ``layers_to_transform``, by PEFT's own rule: their number follows one of
+    the ``layers_pattern``, or any name; all are where none are given."""
+    if layers is None or layers == []:
+        return True
+    numbers = [layers] if isinstance(layers, int) else list(layers)
+    listed = [patterns] if isinstance(patterns, str) else list(patterns or [r"[^.]*"])
+    found = next((m for p in listed if (m := re.match(rf".*\.{p}\.(\d+)\.", f".{name}"))), None)
+    return found is not None and int(found[1]) in numbers
 
 
 def is_meant(config: Any, name: str) -> bool:

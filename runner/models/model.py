@@ -85,7 +85,7 @@ def load_model(
         model, report = read_checkpoint(base, classes, dtype=dtype, device_map=placement, **quantised)
         check_report(base, report, classes)
         check_finite(model, str(base.folder))
-        return _keep_trainable(model)
+        return keep_trainable(model)
     kind, attention = _kind(base, classes), _attention(settings)
     with torch.device(where):
         model = kind.from_config(base.config, dtype=dtype, **attention)
@@ -100,7 +100,7 @@ def load_model(
         device_map=placement,
         quantization_config=quantization,
     )
-    return _keep_trainable(quantized)
+    return keep_trainable(quantized)
 
 
 def read_checkpoint(base: Base, classes: list[str] | None, **options: Any) -> tuple[Any, dict[str, Any]]:
@@ -170,11 +170,12 @@ def _attention(settings: ModelSettings) -> dict[str, Any]:
     return {"attn_implementation": settings.attn_implementation} if settings.attn_implementation else {}
 
 
-def _keep_trainable(model: PreTrainedModel) -> PreTrainedModel:
+def keep_trainable(model: PreTrainedModel) -> PreTrainedModel:
     """Stop bitsandbytes from repacking 4-bit weights for CPU inference.
 
     On CPUs with AVX512-BF16, bitsandbytes 0.50 repacks them at the first forward pass without gradients and
-    never back: every later backward pass through such a layer gives no gradient, without a word.
+    never back: every later backward pass through such a layer gives no gradient, without a word. Layers
+    whose width is no multiple of 64 it cannot repack, and raises an error in that pass.
     """
     for module in model.modules():
         if hasattr(module, "support_avx512bf16_for_cpu"):

@@ -11,8 +11,6 @@ from typing import Any
 
 import torch
 from peft import PeftModel
-from peft.tuners import lora
-from peft.tuners.lora.layer import LoraLayer
 from safetensors.torch import save_file
 from transformers import set_seed
 from trl.trainer.utils import disable_dropout_in_model
@@ -23,6 +21,7 @@ from runner.models.keyed_dropout import DropoutStream
 from runner.models.lora_scale import lora_scale
 from runner.models.lora_targets import fit_targets
 from runner.packed import CannotPack
+from runner.packed.fit import cannot_pack, lora_layers
 from runner.packed.layers import PackedLinear, PackState
 
 Pair = tuple[torch.Tensor, torch.Tensor]  # A and B
@@ -163,12 +162,10 @@ def pack_adapters(
     earlier adapter, all begin as that one, whose config they keep. ``drops`` says whether inputs
     are dropped at the rates of the configs, or not at all. Raises ``CannotPack``.
     """
-    if _has_dropout(model, drops):
-        raise CannotPack("the base has dropout of its own, whose random numbers follow the shape of a batch")
     if start is None:
-        wrapped, layers, drawn, resolved = _draw(model, configs, seeds)
+        wrapped, layers, drawn, resolved = _draw(model, configs, seeds, drops)
     else:
-        wrapped, layers, drawn, resolved = _continue(model, start, len(configs))
+        wrapped, layers, drawn, resolved = _continue(model, start, len(configs), drops)
     weight = next(iter(layers.values())).lora_A["default"].weight
     dtype = torch.float64 if weight.dtype == torch.float64 else torch.float32
     state = PackState(
@@ -197,10 +194,11 @@ def pack_adapters(
 Drawn = tuple[Any, dict[str, Any], list[dict[str, Pair]], list[Any]]  # model, layers, values, configs
 
 
-def _draw(model: Any, configs: list[Any], seeds: list[int]) -> Drawn:
+def _draw(model: Any, configs: list[Any], seeds: list[int], drops: bool) -> Drawn:
     configs = [fit_targets(config, model, is_quantized(model)) for config in configs]
     wrapped: Any = add_adapter(model, configs[0], seeds[0], None)
-    layers = _lora_layers(wrapped)
+    _check(wrapped, drops)
+    layers = lora_layers(wrapped)
     drawn, resolved = [_take(layers, "default")], [wrapped.peft_config["default"]]
     for config, seed in zip(configs[1:], seeds[1:], strict=True):
         set_seed(seed)
@@ -211,24 +209,17 @@ def _draw(model: Any, configs: list[Any], seeds: list[int]) -> Drawn:
     return wrapped, layers, drawn, resolved
 
 
-def _continue(model: Any, start: Adapter, count: int) -> Drawn:
+def _continue(model: Any, start: Adapter, count: int, drops: bool) -> Drawn:
     wrapped: Any = continue_adapter(model, start)
-    layers, config = _lora_layers(wrapped), wrapped.peft_config["default"]
-    trained = [name for name, parameter in wrapped.named_parameters() if parameter.requires_grad]
-    plain = all(
-        layer.r["default"] == config.r
-        and layer.scaling["default"] == lora_scale(config.lora_alpha, config.r, config.use_rslora)
-        and "default" not in layer.lora_variant
-        for layer in layers.values()
-    )
-    if (
-        not plain
-        or config.layer_replication
-        or any(not name.endswith((".lora_A.default.weight", ".lora_B.default.weight")) for name in trained)
-    ):
-        raise CannotPack(f"{start.folder} is not plain LoRA with one rank and scaling for all layers")
+    _check(wrapped, drops, continued=True)
+    layers, config = lora_layers(wrapped), wrapped.peft_config["default"]
     values = _take(layers, "default")
     return wrapped, layers, [values] * count, [copy.deepcopy(config) for _ in range(count)]
+
+
+def _check(wrapped: Any, drops: bool, continued: bool = False) -> None:
+    if reason := cannot_pack(wrapped, drops, continued):
+        raise CannotPack(reason)
 
 
 def as_trl_prepares(model: Any, arguments: Any) -> None:
@@ -241,28 +232,6 @@ def as_trl_prepares(model: Any, arguments: Any) -> None:
                 parameter.data = parameter.data.to(torch.bfloat16)
     if getattr(arguments, "disable_dropout", False):
         disable_dropout_in_model(model)
-
-
-def _has_dropout(base: torch.nn.Module, modules: bool) -> bool:
-    """Whether it drops at random in training: by ``modules``, if they count, or rates of attention."""
-    for module in base.modules():
-        if modules and isinstance(module, torch.nn.Dropout) and module.p > 0:
-            return True
-        rates = (value for name, value in vars(module).items() if "dropout" in name)
-        if any(isinstance(rate, float) and rate > 0 for rate in rates):
-            return True
-    return False
-
-
-def _lora_layers(model: Any) -> dict[str, Any]:
-    """PEFT's LoRA layers by name; only linear ones have a packed form."""
-    names = ("Linear", "Linear4bit", "Linear8bitLt")
-    plain = tuple(getattr(lora, name) for name in names if hasattr(lora, name))
-    inner = model.base_model.model
-    layers = {name: layer for name, layer in inner.named_modules() if isinstance(layer, LoraLayer)}
-    if odd := {type(layer).__name__ for layer in layers.values() if type(layer) not in plain}:
-        raise CannotPack(f"adapters on {', '.join(sorted(odd))} have no packed form")
-    return layers
 
 
 def _take(layers: dict[str, Any], name: str) -> dict[str, Pair]:

@@ -28,7 +28,6 @@ from runner.packed.trainer import PackedTrainer
 from runner.runs.checkpoint import step_of
 from runner.runs.parents import parents
 from runner.runs.run_folder import RunFolder
-from runner.speed.token_loss import unsupported_loss
 from runner.training.load import compare, total_parameters
 from runner.training.results import complete_adapter, conclude, kept_scores
 from runner.training.setup import TrainingSetup, check_training, total_steps
@@ -165,7 +164,7 @@ def _newest_checkpoint(pack: Pack) -> Path | None:
 def _load(pack: Pack, resumed: Path | None) -> PackedAdapters:
     """The base with the adapters of all cells. Raises ``CannotPack``."""
     setup, first = pack.setup, pack.first.config
-    packed = pack_adapters(
+    return pack_adapters(
         load_model(setup.base, setup.quantization, setup.precision.dtype, first.seed),
         [peft_config(cell.config, pack.objective.task_type) for cell in pack.cells],
         [cell.config.seed for cell in pack.cells],
@@ -173,9 +172,6 @@ def _load(pack: Pack, resumed: Path | None) -> PackedAdapters:
         start=adapters(first)[0] if first.adapter else None,
         drops=not getattr(setup.arguments, "disable_dropout", False),
     )
-    if reason := unsupported_loss(packed.model):
-        raise CannotPack(reason)
-    return packed
 
 
 def _trainer(

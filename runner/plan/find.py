@@ -25,7 +25,7 @@ def find_architecture(settings: ModelSettings) -> Architecture:
     ``config.json``, of any other name in the one file that is fetched from the hub. A GGUF file is converted,
     as for training. Raises ``ConfigError``.
     """
-    facts = _facts(settings)
+    facts = find_facts(settings)
     found = from_facts(facts)
     if found is not None:
         return found
@@ -34,7 +34,8 @@ def find_architecture(settings: ModelSettings) -> Architecture:
     return from_model(facts)
 
 
-def _facts(settings: ModelSettings) -> Mapping[str, Any]:
+def find_facts(settings: ModelSettings) -> Mapping[str, Any]:
+    """The ``config.json`` of a model, found as ``find_architecture`` does. Raises ``ConfigError``."""
     path = str(settings.path)
     if settings.weights == "random":
         return _read(ARCHITECTURES / f"{settings.architecture}.json")
@@ -61,9 +62,14 @@ def _path_of_option(architecture: str) -> str | None:
 
 def _read(file: Path) -> Mapping[str, Any]:
     try:
-        facts = json.loads(file.read_text(encoding="utf-8"))
+        facts = json.loads(file.read_text(encoding="utf-8"), object_hook=_special_float)
     except (OSError, ValueError) as error:
         raise ConfigError(Issue(str(file), f"cannot be read as JSON: {error}")) from error
     if not isinstance(facts, dict) or "model_type" not in facts:
         raise ConfigError(Issue(str(file), "names no model_type", "a config.json of transformers has one"))
     return native_facts(facts, file)
+
+
+def _special_float(value: dict[str, Any]) -> Any:
+    """What transformers writes for a number that JSON has none for: ``{"__float__": "Infinity"}``."""
+    return float(value["__float__"]) if value.keys() == {"__float__"} else value

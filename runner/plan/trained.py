@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from runner.core.errors import ConfigError, Issue
+from runner.models.lora_targets import in_layers
 from runner.plan.architecture import Architecture, Linear
 
 Shape = tuple[int, ...]
@@ -155,6 +156,10 @@ def _default(kind: str) -> list[str]:
     return default_targets()[kind]
 
 
+def _in_layers(lora: Mapping[str, Any], name: str) -> bool:
+    return in_layers(name, lora.get("layers_to_transform"), lora.get("layers_pattern"))
+
+
 def _matches(given: Any, name: str) -> bool:
     """A string is a regular expression of the whole name, a list has names or ends of names."""
     if isinstance(given, str):
@@ -164,16 +169,6 @@ def _matches(given: Any, name: str) -> bool:
 
 def _ends(name: str, ends: Any) -> bool:
     return any(name == end or name.endswith(f".{end}") for end in ends)
-
-
-def _in_layers(lora: Mapping[str, Any], name: str) -> bool:
-    chosen = lora.get("layers_to_transform")
-    if chosen is None or chosen == []:
-        return True
-    numbers = [chosen] if isinstance(chosen, int) else list(chosen)
-    patterns = _listed(lora.get("layers_pattern")) or [r"[^.]*"]
-    found = next((m for p in patterns if (m := re.match(rf".*\.{p}\.(\d+)\.", f".{name}"))), None)
-    return found is not None and int(found[1]) in numbers
 
 
 def _rank(lora: Mapping[str, Any], name: str) -> int:

@@ -15,6 +15,7 @@ from runner.speed.graphs import Graphs
 from runner.speed.layers import FastLayers, patched
 from runner.speed.pieces import NO_CHECKPOINTS, Pieces, Without, bucket
 from runner.speed.reference import Reference, adapters_in_use
+from runner.speed.row_separation import carries_state
 
 Places = tuple[torch.Tensor, ...]
 
@@ -50,7 +51,9 @@ class FastDecoder:
         self._graphs: dict[bool, Graphs] = {}
         self._record, self.flat = pieces.cuda_graphs, pieces.padding_free
         self._tested = False
-        if not self._layers.causal:
+        if reason := carries_state(base):
+            self._give_up(reason)
+        elif not self._layers.causal:
             self._give_up("the model's attention is not causal SDPA throughout")
         elif not pieces.compile and getattr(base, "is_gradient_checkpointing", False):
             self._give_up(NO_CHECKPOINTS)

@@ -126,11 +126,12 @@ def attend(
         raise RuntimeError("dropout of attention")
     kind = query.device.type
     query, key, value = cpu_kernels.as_autocast(query, key, value)
-    shape = query.transpose(1, 2).shape
+    tokens = query.shape[2]
+    shape = *query.transpose(1, 2).shape[:-1], value.shape[-1]  # values are narrower in latent attention
     flat = [each.transpose(1, 2).flatten(0, 1) for each in (query, key, value)]
     if kind == "cuda":
         # the longest row may have all tokens of a line: blocks of the kernel without work end at once
-        ends, longest = cu_seq_lens_q, shape[1]
+        ends, longest = cu_seq_lens_q, tokens
         found = torch.ops.aten._flash_attention_forward(
             *flat, ends, ends, longest, longest, 0.0, True, False, scale=scaling
         )

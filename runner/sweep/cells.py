@@ -82,6 +82,14 @@ def check_cells(cells: Iterable[Cell]) -> Iterator[Issue]:
         names.setdefault(cell.key, cell.name)
 
 
+def placed(issue: Issue, names: Sequence[str], every: int) -> Issue:
+    """An issue with the cells that have it, unless all do."""
+    if len(names) == every:
+        return issue
+    more = f" and {len(names) - 1} more" if len(names) > 1 else ""
+    return dataclasses.replace(issue, message=f"{issue.message} (in {names[0]}{more})")
+
+
 def key_of(config: RunConfig) -> str:
     """``sha256:HEX`` of what a run computes: its config and the files that this names; not by which code.
 

@@ -22,7 +22,7 @@ from runner.config.settings import RunConfig
 from runner.core.errors import ConfigError, Issue, RunnerError
 from runner.core.folder_names import name_of
 from runner.sweep import Handle
-from runner.sweep.cells import Cell, expand
+from runner.sweep.cells import Cell, expand, placed
 from runner.sweep.run_sweep import Sweep
 
 _BASIC = ".BasicSweeper"
@@ -128,7 +128,7 @@ class ComposedCells:
                 for issue in error.issues:
                     found.setdefault(issue, []).append(name)
         if found:
-            raise ConfigError(_placed(issue, names, len(jobs)) for issue, names in found.items())
+            raise ConfigError(placed(issue, names, len(jobs)) for issue, names in found.items())
         return configs
 
     def _sweep(self, folder: Path, configs: Sequence[RunConfig]) -> Sweep:
@@ -181,14 +181,6 @@ class ComposedCells:
         done.status = JobStatus.COMPLETED if reason is None else JobStatus.FAILED
         done.return_value = value if reason is None else CellFailed(reason)
         return done
-
-
-def _placed(issue: Issue, names: Sequence[str], every: int) -> Issue:
-    """An issue with the cells that have it, unless all do."""
-    if len(names) == every:
-        return issue
-    more = f" and {len(names) - 1} more" if len(names) > 1 else ""
-    return dataclasses.replace(issue, message=f"{issue.message} (in {names[0]}{more})")
 
 
 def _plain(value: Any) -> Any:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 import json
 import shutil
-from collections.abc import Collection, Iterable, Iterator, Sequence
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -58,9 +58,16 @@ class _Part:
     source: str | None = None
 
 
-def make_jobs(cells: Sequence[Cell], settings: SweepSettings, devices: int, ledger: Ledger) -> list[Job]:
+def make_jobs(
+    cells: Sequence[Cell],
+    of_models: Mapping[str, str],
+    settings: SweepSettings,
+    devices: int,
+    ledger: Ledger,
+) -> list[Job]:
     """Group cells into jobs, large groups split over so many devices, for which the largest jobs come first.
 
+    ``of_models`` are the reasons that models give to run a cell alone, by its name.
     Cells that an earlier job left at a checkpoint stay together and resume from it, on any number of devices;
     cells that failed in a pack run alone.
     """
@@ -71,7 +78,8 @@ def make_jobs(cells: Sequence[Cell], settings: SweepSettings, devices: int, ledg
     resumed = {cell.name for part in parts for cell in part.cells}
     rest = [cell for cell in cells if cell.name not in resumed]
     parts += [
-        _Part(found.cells, found.alone) for found in group([cell for cell in rest if cell.name not in failed])
+        _Part(found.cells, found.alone)
+        for found in group([cell for cell in rest if cell.name not in failed], of_models)
     ]
     parts += [_Part([cell], "it failed in a pack before") for cell in rest if cell.name in failed]
     jobs: list[Job] = []

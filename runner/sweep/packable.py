@@ -5,7 +5,7 @@ from __future__ import annotations
 import copy
 import dataclasses
 import json
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -97,12 +97,15 @@ class Group:
     alone: str | None = None
 
 
-def group(cells: list[Cell]) -> list[Group]:
-    """Put cells together that differ only in what may differ inside a pack; the order is kept."""
+def group(cells: list[Cell], of_models: Mapping[str, str]) -> list[Group]:
+    """Put cells together that differ only in what may differ inside a pack; the order is kept.
+
+    ``of_models`` are the reasons that models give to run a cell alone (``check_models``), by its name.
+    """
     shared: dict[str, list[Cell]] = {}
     groups: list[Group] = []
     for cell in cells:
-        reason = next(reasons_alone(cell.config), None)
+        reason = next(reasons_alone(cell.config), None) or of_models.get(cell.name)
         if reason:
             groups.append(Group([cell], reason))
             continue

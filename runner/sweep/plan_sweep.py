@@ -14,6 +14,7 @@ from runner.config.recipes.settings import PlanSettings
 from runner.config.settings import SweepSettings
 from runner.core import console
 from runner.sweep.cells import Cell
+from runner.sweep.check_models import check_models
 from runner.sweep.devices import cuda_devices
 from runner.sweep.jobs import Job
 from runner.sweep.opening import say_plan, say_verdicts
@@ -30,10 +31,11 @@ def plan_sweep(cells: Sequence[Cell], settings: SweepSettings, typed: Sequence[s
     """Print on one screen what the sweep would take on ``plan.gpu``, which may be an axis, on the GPU that is
     here, or on this machine, and the command that runs it."""
     jobs: dict[str | None, list[Job]] = {}
+    of_models = check_models([_trained(cell) for cell in cells])
     groups = [
         (gpu, found)
         for gpu in dict.fromkeys(cell.config.plan.gpu for cell in cells)
-        for found in group([_trained(cell) for cell in cells if cell.config.plan.gpu == gpu])
+        for found in group([_trained(cell) for cell in cells if cell.config.plan.gpu == gpu], of_models)
     ]
     for number, (gpu, found) in enumerate(groups, start=1):
         name = f"pack-{number}" if found.alone is None else f"cell-{number}"

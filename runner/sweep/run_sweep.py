@@ -21,6 +21,7 @@ from runner.core.secrets import masked
 from runner.core.signals import terminate_as_interrupt
 from runner.rules.scale import scale_summary
 from runner.sweep.cells import Cell, check_cells
+from runner.sweep.check_models import check_models
 from runner.sweep.devices import Device, choose
 from runner.sweep.jobs import Job, followed_jobs, keys_of, make_jobs, record_jobs, write_job
 from runner.sweep.leases import Leases
@@ -72,6 +73,7 @@ class Sweep:
             raise ConfigError(issues)
         if self._only_planned(cells):
             return
+        of_models = check_models(cells)
         if self._cluster is None:
             devices = choose(self.settings.devices, any(cell.config.model.device_map for cell in cells))
         else:
@@ -83,7 +85,7 @@ class Sweep:
             if issues := self.ledger.stale(cells):
                 raise ConfigError(issues)
             self.ledger.add(cells, axes)
-            jobs = self._plan(cells, devices, held)
+            jobs = self._plan(cells, of_models, devices, held)
             if self._cluster is None:
                 self._expect(jobs, on_cuda=devices[0].gpus == 1)
                 workers = Children(self._lock)
@@ -192,7 +194,13 @@ class Sweep:
         if self._ledger is None:
             self._ledger = Ledger(self.folder, self.command, self.settings)
 
-    def _plan(self, cells: Sequence[Cell], devices: Sequence[Device], held: Mapping[str, Held]) -> list[Job]:
+    def _plan(
+        self,
+        cells: Sequence[Cell],
+        of_models: Mapping[str, str],
+        devices: Sequence[Device],
+        held: Mapping[str, Held],
+    ) -> list[Job]:
         """The jobs that are still to be run, those that are ``held`` first, after saying so."""
         ledger = self.ledger
         done = [cell for cell in cells if ledger.status(cell.name) in DONE]
@@ -202,7 +210,7 @@ class Sweep:
         over = {cell.name: why for cell in left if (why := ledger.given_up(cell.name))}
         todo = [cell for cell in left if cell.name not in over]
         ledger.mark((cell.name for cell in todo), "waiting")
-        jobs = make_jobs(todo, self.settings, len(devices), ledger)
+        jobs = make_jobs(todo, of_models, self.settings, len(devices), ledger)
         ids = {job: found.entry.id for job, found in held.items()}
         say_plan(self.folder, cells, jobs, len(done), over, [device.name for device in devices], ids)
         warn_of_other_code(done, jobs, ledger)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 from collections.abc import Sequence
 from dataclasses import dataclass
 from importlib.metadata import version
@@ -19,6 +18,7 @@ from runner.plan.find import find_architecture
 from runner.plan.gpus import found_gpus, this_machine
 from runner.plan.packs import widest
 from runner.plan.rows import USUAL_LENGTH, read_data, summary, unread
+from runner.sweep.cells import placed
 from runner.sweep.jobs import Job
 
 # A model, its rows or what stands for them, and the outputs of a new head; None where they are not to be had.
@@ -77,7 +77,7 @@ def foresee(
         found.append(Verdict(job, said))
     if issues:
         every = sum(len(job.cells) for job in jobs)
-        raise ConfigError(_placed(issue, names, every) for issue, names in issues.items())
+        raise ConfigError(placed(issue, names, every) for issue, names in issues.items())
     return found
 
 
@@ -121,11 +121,3 @@ def _place(on_cuda: bool, gpu: str | None) -> Place:
         card, free = max(gpus, key=lambda each: each[1])
         return Place(card, free, native="bf16" if card.bf16 else "fp16")
     return this_machine()
-
-
-def _placed(issue: Issue, names: Sequence[str], every: int) -> Issue:
-    """An issue with the cells that have it, unless all do."""
-    if len(names) == every:
-        return issue
-    more = f" and {len(names) - 1} more" if len(names) > 1 else ""
-    return dataclasses.replace(issue, message=f"{issue.message} (in {names[0]}{more})")

@@ -17,7 +17,7 @@ from runner.core.errors import ConfigError, Issue
 from runner.models.adapted import Adapted
 from runner.models.adapter import try_adapter, try_saved
 from runner.models.adapter_fit import on_empty
-from runner.models.build import check_adapter, peft_config
+from runner.models.build import check_adapter, check_loftq, peft_config
 from runner.models.empty_model import module_names
 from runner.models.model import Base, Precision, device
 from runner.models.module_patterns import check_patterns
@@ -149,37 +149,59 @@ def check_lora(
     """Check ``lora`` and the optimizer's patterns against the model's modules. Raises ``ConfigError``."""
     from runner.speed.token_loss import unsupported_loss
 
-    adapter = peft_config(config, objective.task_type)
     modules = module_names(base)
     if issues := list(check_optimizer(config, arguments, modules)):
         raise ConfigError(issues)
-    check_adapter(config, objective.task_type, base, modules, device().type == "cuda")
-    if issue := _unprovable(config, adapter, modules):
-        raise ConfigError(issue)
-    if not modules:
-        return LoraCheck()
-    quantized = bool(config.quantization) or getattr(base.config, "quantization_config", None) is not None
-    if config.adapter:
-        tried = [try_saved(base, found, classes) for found in on_empty(base, adapters(config))]
-    elif adapter is None:
-        return LoraCheck("every weight is trained, the head's too")
-    elif adapter.is_prompt_learning:
-        return LoraCheck("prompt learning has tokens of its own")
-    else:
-        tried = [try_adapter(base, adapter, classes, quantized)]
-    for model, found in tried:
-        issues += _head_issues(model)
-        issues += found.issues() if config.lora.get("require_all") else ()
-    if issues:
-        raise ConfigError(issues)
+    check_loftq(config, base, device().type == "cuda")
+    tried = try_lora(config, objective, base, modules, classes)
     if not tried:
-        return LoraCheck()
+        if not modules or config.adapter:
+            return LoraCheck()
+        of_prompt, of_all = "prompt learning has tokens of its own", "every weight is trained, the head's too"
+        return LoraCheck(of_prompt if config.lora else of_all)
     model, found = tried[0]
-    kept = found.unquantized(precision.dtype.itemsize) if quantized else None
+    kept = found.unquantized(precision.dtype.itemsize) if _is_quantized(config, base) else None
     reason = unsupported_loss(model)
     if found.on_experts and reason is None:
         reason = "expert weights with adapters are put together anew in every pass"
     return LoraCheck(reason, found, [*found.warnings(), *filter(None, [kept])])
+
+
+def try_lora(
+    config: RunConfig,
+    objective: Objective,
+    base: Base,
+    modules: dict[str, bool],
+    classes: list[str] | None,
+) -> list[tuple[Any, Adapted]]:
+    """The base without weights with the adapter of a run, or each of those that it starts from, and what of
+    the base that is on; none of full fine-tuning, of a prompt, and where it cannot be tried.
+
+    Raises ``ConfigError`` for an adapter that does not fit the model or trains less than it should.
+    """
+    adapter = peft_config(config, objective.task_type)
+    check_adapter(config, objective.task_type, base, modules)
+    if issue := _unprovable(config, adapter, modules):
+        raise ConfigError(issue)
+    if not modules:
+        return []
+    if config.adapter:
+        tried = [try_saved(base, found, classes) for found in on_empty(base, adapters(config))]
+    elif adapter is None or adapter.is_prompt_learning:
+        return []
+    else:
+        tried = [try_adapter(base, adapter, classes, _is_quantized(config, base))]
+    issues: list[Issue] = []
+    for model, found in tried:
+        issues += [*_head_issues(model), *_decoder_issues(model)]
+        issues += found.issues() if config.lora.get("require_all") else ()
+    if issues:
+        raise ConfigError(issues)
+    return tried
+
+
+def _is_quantized(config: RunConfig, base: Base) -> bool:
+    return bool(config.quantization) or getattr(base.config, "quantization_config", None) is not None
 
 
 def _unprovable(config: RunConfig, adapter: Any, modules: Mapping[str, bool]) -> Issue | None:
@@ -192,6 +214,14 @@ def _unprovable(config: RunConfig, adapter: Any, modules: Mapping[str, bool]) ->
     if not modules:
         return Issue("lora.require_all", "only the model's own code says what it has", "leave it out")
     return None
+
+
+def _decoder_issues(model: Any) -> Iterator[Issue]:
+    """TRL's losses ask the decoder for hidden states, which Llama 4's text class names wrongly."""
+    base = model.get_base_model()
+    if base.base_model is base:
+        message = f"{type(base).__name__} does not say which of its modules is the decoder, which TRL needs"
+        yield Issue("model.path", message, "a model of another class")
 
 
 def _head_issues(model: Any) -> Iterator[Issue]:

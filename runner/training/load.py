@@ -68,6 +68,7 @@ def load_trainable(
     """
     base = setup.base
     model: Any = load_model(base, setup.quantization, setup.precision.dtype, config.seed, head)
+    _count_experts(model.config.get_text_config())
     adapter = peft_config(config, objective.task_type, steps)
     if config.adapter:
         model = continue_adapter(model, adapters(config)[0])
@@ -79,6 +80,18 @@ def load_trainable(
                 parameter.data = parameter.data.float()  # bfloat16 would lose small updates
     saver = AdapterSaver(model) if adapter is not None or config.adapter else None
     return Trainable(model, saver, fresh_adapter=not config.adapter and not changes_base(adapter))
+
+
+def _count_experts(config: Any) -> None:
+    """Let TRL 1.16, which balances the experts of any model that has a coefficient for it, find their number:
+    Granite 4's config has it as ``num_local_experts``, which is 0 in its dense models."""
+    if not hasattr(config, "router_aux_loss_coef"):
+        return
+    if not hasattr(config, "num_experts"):
+        kind = type(config)
+        kind.attribute_map = {**kind.attribute_map, "num_experts": "num_local_experts"}
+    if not config.num_experts:
+        config.router_aux_loss_coef = 0.0
 
 
 def foresee(

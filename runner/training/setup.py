@@ -20,7 +20,7 @@ from runner.data.template import Renderer
 from runner.models.adapted import Adapted
 from runner.models.adapter_fit import check_shape
 from runner.models.base_digest import base_identity
-from runner.models.build import check_packing, quantization_config, training_arguments
+from runner.models.build import quantization_config, training_arguments
 from runner.models.check_fp8 import check_machine
 from runner.models.check_loading import check_loading
 from runner.models.model import Base, Precision, choose_precision, device, find_base
@@ -30,6 +30,7 @@ from runner.runs.parents import adapter_digest
 from runner.runs.resume import Start, find_start
 from runner.runs.run_folder import RunFolder
 from runner.speed.pieces import Pieces, choose_pieces
+from runner.speed.row_separation import check_packing
 from runner.training.argument_checks import check_lora, check_placed
 
 
@@ -127,7 +128,6 @@ def check_training(
     Raises ``ConfigError``.
     """
     start = find_start(config)
-    check_packing(config)
     check_machine(config)
     check_shape(config)
     if config.push_to:
@@ -135,6 +135,7 @@ def check_training(
 
         check_publish(config)
     base = find_base(config.model)
+    packing_notes = check_packing(config, base)
     precision = choose_precision(config)
     template_notes = apply_template(base.tokenizer, config.template)
     renderer = Renderer(base.tokenizer, config.template, config.data.train_on)
@@ -174,7 +175,15 @@ def check_training(
         parents=[adapter_digest(adapter.folder) for adapter in adapters(config)],
         adapted=lora.adapted,
         warnings=[
-            *(*start.notes, *warnings, *template_notes, *stop_warnings, *loading_warnings, *lora.warnings)
+            *(
+                *start.notes,
+                *warnings,
+                *packing_notes,
+                *template_notes,
+                *stop_warnings,
+                *loading_warnings,
+                *lora.warnings,
+            )
         ],
     )
 

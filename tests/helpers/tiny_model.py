@@ -63,7 +63,7 @@ def random_model(folder: Path, model_type: str, **shape: object) -> Path:
     return folder
 
 
-_BASE = {**SHAPE, "pad_token_id": 0}
+_BASE = {**SHAPE, "max_position_embeddings": 2048, "pad_token_id": 0}
 _EXPERTS = {
     "num_experts": 4,
     "num_local_experts": 4,
@@ -100,12 +100,38 @@ _DELTA = {
     "linear_value_head_dim": 16,
 }
 
+_TIED = {"tie_word_embeddings": True}
+_SLIDING = {"layer_types": ["sliding_attention", "full_attention"], "sliding_window": 8}
+
+# By model type, behind a dash what is told of it. Those of conf/model are among them.
 KINDS: dict[str, dict[str, Any]] = {
+    "llama": {},
+    "mistral": {"sliding_window": None},
+    "qwen2": {},
     "qwen3": {},
+    "smollm3": {},
     "phi3": {},
-    "gpt2": {"n_embd": 64, "n_layer": 2, "n_head": 4, "n_positions": 512},
+    "glm": {"partial_rotary_factor": 0.5},
+    "olmo3": _SLIDING,
+    "gpt2": {
+        "n_embd": 64,
+        "n_layer": 2,
+        "n_head": 4,
+        "n_positions": 2048,
+        **dict.fromkeys(("attn_pdrop", "resid_pdrop", "embd_pdrop"), 0.0),
+    },
+    "gemma3_text": {**_TIED, **_SLIDING, "query_pre_attn_scalar": 16},
+    "gemma3": {},
+    "gemma4": {},
+    "gemma4-experts": {
+        "enable_moe_block": True,
+        "num_experts": 4,
+        "top_k_experts": 2,
+        "moe_intermediate_size": 32,
+    },
     "qwen3_moe": _EXPERTS,
     "qwen3_next": _EXPERTS | _DELTA,
+    "qwen3_5_text": _DELTA,
     "qwen3_5_moe_text": _EXPERTS | _DELTA,
     "gpt_oss": _EXPERTS,
     "llama4_text": {**_EXPERTS, "intermediate_size_mlp": 64, "moe_layers": [1]},
@@ -113,25 +139,67 @@ KINDS: dict[str, dict[str, Any]] = {
     "glm4_moe_lite": _EXPERTS | _LATENT,
     "hunyuan_v1_moe": _EXPERTS,
     "granitemoehybrid": {
-        **(_EXPERTS | _MAMBA),
+        **_MAMBA,
+        "num_local_experts": 4,  # and no num_experts
+        "num_experts_per_tok": 2,
         "layer_types": ["mamba", "attention"],
         "shared_intermediate_size": 32,
     },
+    "granitemoehybrid-mamba": {
+        **(_TIED | _MAMBA),
+        "num_local_experts": 0,
+        "num_experts_per_tok": 0,
+        "layer_types": ["mamba", "attention"],
+        "shared_intermediate_size": 96,
+    },
+    "granitemoehybrid-dense": {
+        **_TIED,
+        "num_local_experts": 0,
+        "num_experts_per_tok": 0,
+        "layer_types": ["attention", "attention"],
+        "shared_intermediate_size": 96,
+        "position_embedding_type": "rope",
+    },
     "falcon_h1": {**_MAMBA, "mamba_d_ssm": 128},
+    "nemotron_h": {
+        "layers_block_type": ["mamba", "attention"],
+        "mamba_num_heads": 8,
+        "mamba_head_dim": 16,
+        "ssm_state_size": 8,
+        "n_groups": 1,
+        "chunk_size": 16,
+    },
+    "lfm2": {**_TIED, "layer_types": ["conv", "full_attention"], "block_auto_adjust_ff_dim": False},
     "lfm2_moe": {**_EXPERTS, "layer_types": ["conv", "full_attention"], "num_dense_layers": 1},
+}
+_TOWER = {
+    "hidden_size": 32,
+    "intermediate_size": 64,
+    "num_hidden_layers": 1,
+    "num_attention_heads": 2,
+    "position_embedding_size": 16,
+}
+_TEXTS = {
+    "gemma3": {**_TIED, "query_pre_attn_scalar": 16, **_SLIDING},
+    "gemma4": {
+        **_TIED,
+        **_SLIDING,
+        "global_head_dim": 16,
+        "hidden_size_per_layer_input": 16,
+        "vocab_size_per_layer_input": 320,
+        "num_kv_shared_layers": 0,
+    },
 }
 
 
 def config_of(kind: str) -> Any:
-    """The small config of a kind; ``gemma3`` is the one with a vision tower."""
-    if kind != "gemma3":
-        return AutoConfig.for_model(kind, **(_BASE | KINDS[kind]))
-    config = AutoConfig.for_model(kind)
-    small = {"hidden_size": 32, "intermediate_size": 64, "num_hidden_layers": 1, "num_attention_heads": 2}
-    for values, part in ((_BASE, config.text_config), (small, config.vision_config)):
-        for key, value in values.items():
-            setattr(part, key, value)
-    return config
+    """The small config of a kind; ``gemma3`` and ``gemma4`` are those with towers."""
+    model_type = kind.partition("-")[0]
+    if model_type not in _TEXTS:
+        return AutoConfig.for_model(model_type, **(_BASE | KINDS[kind]))
+    text = {**_BASE, **_TEXTS[model_type], **KINDS[kind]}
+    towers = {"text_config": text, "vision_config": _TOWER}
+    return AutoConfig.for_model(model_type, **towers, **_TIED, pad_token_id=0)
 
 
 def build(kind: str, device: str = "cpu") -> Any:

@@ -3,6 +3,7 @@
 import copy
 import json
 from collections import Counter
+from math import prod
 from pathlib import Path
 
 import pytest
@@ -11,12 +12,13 @@ from peft import LoraConfig, PeftModel
 from safetensors.torch import load_file
 from transformers import AutoConfig, AutoModelForCausalLM
 
-from helpers.command import LEARNS, QUIET, TINY
+from helpers.command import LEARNS, QUIET, TINY, one
 from helpers.tiny_model import KINDS, build, config_of, random_model, using
 from runner.core.errors import ConfigError
 from runner.core.paths import ARCHITECTURES
 from runner.models.adapted import adapted, parameters_of
 from runner.models.adapter import add_adapter
+from runner.models.build import peft_config
 from runner.models.lora_targets import fit_targets, weights_of
 from runner.plan.built import adapter_shapes, of_model
 
@@ -58,6 +60,11 @@ EMBEDDINGS = {"embed_tokens", "lm_head", "wte", "wpe", "norms and biases"}
 
 def lora(**more) -> LoraConfig:
     return LoraConfig(**({"r": 2, "target_modules": "all-linear", "task_type": "CAUSAL_LM"} | more))
+
+
+def lora_of(*words: str):
+    """The PEFT config of a run."""
+    return peft_config(one(*TINY, *words), "CAUSAL_LM")
 
 
 def wrap(model, config: LoraConfig, **how):
@@ -127,6 +134,34 @@ def test_the_plan_counts_what_is_adapted(kind, quantized):
     assert (planned.rebuilt > 0) == (experts > 0)
 
 
+@pytest.mark.parametrize("kind", ["qwen3_moe", "gemma4-experts"])
+def test_a_pass_keeps_the_experts_that_it_puts_together_as_the_plan_counts(kind):
+    """Those of all layers, until the backward pass: a second copy of most of the model."""
+    wrapped = add_adapter(build(kind), lora(), 0, None).train()
+    own = {each.untyped_storage().data_ptr() for each in wrapped.parameters()}
+    shapes = {
+        tuple(each.shape) for name, each in build(kind, "meta").named_parameters() if "experts." in name
+    }
+    kept: dict[int, torch.Tensor] = {}
+
+    def keep(tensor):
+        storage = tensor.untyped_storage()
+        size = storage.nbytes() // tensor.element_size()
+        if storage.data_ptr() not in own and any(size == prod(shape) for shape in shapes):
+            kept[storage.data_ptr()] = tensor
+        return tensor
+
+    ids = torch.arange(3, 34)[None]
+    with torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor):
+        loss = wrapped(input_ids=ids, labels=ids).loss
+    assert loss.requires_grad
+    facts = config_of(kind).to_dict()
+    architecture = of_model(build(kind, "meta"), config_of(kind), facts=facts)
+    section = {"_target_": "peft.LoraConfig", "r": 2, "target_modules": "all-linear"}
+    found = sum(each.untyped_storage().nbytes() // each.element_size() for each in kept.values())
+    assert found == adapter_shapes(architecture, section, None).rebuilt
+
+
 def test_a_quantised_shared_expert_is_missed_and_said():
     """PEFT takes its layers' names for those of the routed ones, and 4-bit weights for no matrices."""
     model = build("deepseek_v3", "meta")
@@ -186,6 +221,20 @@ def test_exclusions_hold_for_experts():
     assert found.modules == dict.fromkeys(("q_proj", "k_proj", "v_proj", "experts.gate_up_proj"), 2)
 
 
+@pytest.mark.parametrize("kind", ["qwen3", "qwen3_moe"])
+def test_layers_may_be_chosen_of_all(kind):
+    wrapped, found = wrap(build(kind, "meta"), lora_of("lora.layers_to_transform=[1]", "lora.lora_dropout=0"))
+    names = {name for name, each in wrapped.named_parameters() if each.requires_grad}
+    assert names
+    assert all(".layers.1." in name for name in names)
+    assert set(found.modules.values()) == {1}
+    assert wrapped.peft_config["default"].layers_to_transform is None
+    section = one(*TINY, "lora.layers_to_transform=[1]", "lora.lora_dropout=0").lora
+    architecture = of_model(build(kind, "meta"), config_of(kind), facts=config_of(kind).to_dict())
+    made = [tuple(each.shape) for name, each in wrapped.named_parameters() if name in names]
+    assert Counter(adapter_shapes(architecture, section, None).added) == Counter(made)
+
+
 @pytest.fixture(scope="module")
 def experts(tmp_path_factory) -> Path:
     return random_model(tmp_path_factory.mktemp("experts") / "model", "qwen3_moe", **KINDS["qwen3_moe"])
@@ -208,6 +257,10 @@ def test_a_run_says_and_records_what_is_adapted(cli, experts, capsys):
         ("lora.target_modules=[q_proj] lora.require_all=true", 2, "10 matrices have no adapter"),
         ("lora.target_modules=[down_proj] lora.lora_dropout=0.1", 2, "has no modules 'down_proj'"),
         ("lora.require_all=1", 2, "lora.require_all"),
+        ("lora.layers_to_transform=[0] lora.require_all=true", 2, "6 matrices have no adapter"),
+        ("lora.layers_to_transform=[2]", 2, "allowed: 0 to 1"),
+        ("lora.layers_pattern=layers", 2, "layers_to_transform` must also be specified"),
+        ("lora.exclude_modules=.*", 2, "all-linear without lora.exclude_modules"),
         ("lora.target_modules=all_linear", 2, "did you mean 'all-linear'?"),
         ("lora.target_modules=[qproj]", 2, "did you mean 'q_proj'? it has: "),
         ("lora=prompt lora.require_all=true", 2, "puts no adapter on any matrix"),

@@ -266,7 +266,7 @@ def cell(name: str, *overrides: str) -> Cell:
     ],
 )
 def test_what_cannot_be_packed_runs_alone(overrides, reason):
-    groups = group([cell("a"), cell("b", "lora.r=4"), cell("odd", *overrides)])
+    groups = group([cell("a"), cell("b", "lora.r=4"), cell("odd", *overrides)], {})
     assert [[c.name for c in found.cells] for found in groups] == [["a", "b"], ["odd"]]
     assert groups[0].alone is None
     assert reason in str(groups[1].alone)
@@ -275,16 +275,20 @@ def test_what_cannot_be_packed_runs_alone(overrides, reason):
 @pytest.mark.parametrize("where", ["modules", "attention"])
 def test_a_base_with_dropout_of_its_own_is_not_packed(where):
     """Its random numbers would be others than in a solo run: losses were 0.06 apart."""
-    base = tiny_base()
-    if where == "modules":
-        base.drop = torch.nn.Dropout(0.1)
-    else:
-        base.get_submodule("model.layers.0.self_attn").attention_dropout = 0.1
+
+    def dropping():
+        base = tiny_base()
+        if where == "modules":
+            base.drop = torch.nn.Dropout(0.1)
+        else:
+            base.get_submodule("model.layers.0.self_attn").attention_dropout = 0.1
+        return base
+
     config = LoraConfig(r=2, target_modules="all-linear", task_type="CAUSAL_LM")
     with pytest.raises(CannotPack, match="dropout of its own"):
-        pack_adapters(base, [config], [0])
+        pack_adapters(dropping(), [config], [0])
     if where == "modules":  # TRL switches these off for preferences
-        pack_adapters(base, [config], [0], drops=False)
+        pack_adapters(dropping(), [config], [0], drops=False)
 
 
 def test_what_differs_beyond_the_adapter_makes_another_pack():
@@ -292,6 +296,6 @@ def test_what_differs_beyond_the_adapter_makes_another_pack():
         cell(str(number), f"lora.r={2 + number % 2}", f"data.max_rows={20 + number // 2}")
         for number in range(4)
     ]
-    assert [[c.name for c in found.cells] for found in group(cells)] == [["0", "1"], ["2", "3"]]
+    assert [[c.name for c in found.cells] for found in group(cells, {})] == [["0", "1"], ["2", "3"]]
     seeds = [cell(str(seed), f"seed={seed}") for seed in (0, 1)]  # random weights: another base
-    assert [found.alone is None for found in group(seeds)] == [False, False]
+    assert [found.alone is None for found in group(seeds, {})] == [False, False]

@@ -232,7 +232,7 @@ def grouped(*cells: tuple[str, ...]) -> list[tuple[int, str | None]]:
         run_config.check(run_config.parse(["recipe=dpo", "model=tiny", *cell], OBJECTIVES)).configs[0]
         for cell in cells
     ]
-    found = group([Cell(str(n), "", "", list(cells[n]), own) for n, own in enumerate(configs)])
+    found = group([Cell(str(n), "", "", list(cells[n]), own) for n, own in enumerate(configs)], {})
     return [(len(each.cells), each.alone) for each in found]
 
 

@@ -145,7 +145,7 @@ def test_more_devices_than_there_are_is_a_config_error_before_anything_begins(sw
 )
 def test_a_large_group_is_split_evenly_over_the_devices(tmp_path, count, slots, halving, sizes):
     made = cells_of(count, tmp_path)
-    jobs = make_jobs(made, SweepSettings(halving=halving), slots, ledger_of(made, tmp_path))
+    jobs = make_jobs(made, {}, SweepSettings(halving=halving), slots, ledger_of(made, tmp_path))
     assert [len(job.cells) for job in jobs] == sizes
     assert [cell for job in jobs for cell in job.cells] == made
     assert all((job.alone is None) == (len(job.cells) > 1) for job in jobs)
@@ -174,5 +174,5 @@ def test_the_largest_jobs_come_first_on_several_devices(tmp_path):
     lone = expand(["lora.use_dora=true"], one("lora.use_dora=true"), SweepSettings(), tmp_path)
     made = [*lone, *cells_of(3, tmp_path)]
     ledger = ledger_of(made, tmp_path)
-    assert [len(job.cells) for job in make_jobs(made, SweepSettings(), 1, ledger)] == [1, 3]
-    assert [len(job.cells) for job in make_jobs(made, SweepSettings(), 2, ledger)] == [3, 1]
+    assert [len(job.cells) for job in make_jobs(made, {}, SweepSettings(), 1, ledger)] == [1, 3]
+    assert [len(job.cells) for job in make_jobs(made, {}, SweepSettings(), 2, ledger)] == [3, 1]
