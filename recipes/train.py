@@ -56,6 +56,7 @@ def train(config: RunConfig, folder: RunFolder, objective: Objective, group: Gro
 
     with folder.timed("load"):
         trained = load_trainable(config, objective, setup, steps, head)
+        trained.spread(group)
         folder.metrics |= trained.parameter_counts()
         in_parts = shard(trained.model, config.parallel, group)
     answers = not group.follows or in_parts  # the first process answers, with all where they share layers

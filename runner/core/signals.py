@@ -9,6 +9,7 @@ from __future__ import annotations
 import signal
 import sys
 import threading
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from types import FrameType
@@ -24,10 +25,16 @@ class Preempted(RunnerError):
     code = ExitCode.PREEMPTED
 
 
+_SAME = (
+    5.0  # seconds in which a launcher and its scheduler each send what is one signal to a process of several
+)
+
+
 class _State:
     deferred = False  # whether ``pending_signal`` is polled between two steps
     agrees = False  # whether the processes of a run agree on the step that a signal ends
     received: str | None = None  # name of the signal that was received
+    at = 0.0  # when (``time.monotonic``)
     pending: str | None = None  # name of the one that is to be answered
 
 
@@ -97,9 +104,11 @@ def accept(name: str) -> None:
 def _on_signal(number: int, _: FrameType | None) -> None:
     name = signal.Signals(number).name
     if _state.deferred and _state.received is None:
-        _state.received = name
+        _state.received, _state.at = name, time.monotonic()
         if not _state.agrees:
             _state.pending = name
+        return
+    if _state.deferred and _state.agrees and time.monotonic() - _state.at < _SAME:
         return
     raise Preempted(f"ended by {name}")
 

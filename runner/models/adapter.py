@@ -150,6 +150,11 @@ class AdapterSaver:
             self._initial = tempfile.TemporaryDirectory()
             self._save_as_plain(model, self._initial.name)
 
+    @property
+    def changes_base(self) -> bool:
+        """Whether the initialisation changed the weights of the base."""
+        return self._initial is not None
+
     def save(self, folder: Path) -> None:
         """Write ``adapter_config.json`` and ``adapter_model.safetensors`` for the original base."""
         if self._initial is None:  # the frozen copy that a preference loss compares with is left out

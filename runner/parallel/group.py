@@ -5,7 +5,7 @@ from __future__ import annotations
 import datetime
 import itertools
 from collections import defaultdict
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
@@ -64,16 +64,26 @@ class Group:
 
     def add(self, tensors: Sequence[torch.Tensor]) -> None:
         """Replace each tensor by its sum over all processes, which have tensors of the same shapes."""
+        import torch.distributed as dist
+
+        self._in_buckets(tensors, dist.all_reduce)
+
+    def spread(self, tensors: Sequence[torch.Tensor]) -> None:
+        """Replace each tensor by the one of the process that leads."""
+        import torch.distributed as dist
+
+        self._in_buckets(tensors, lambda flat: dist.broadcast(flat, 0))
+
+    def _in_buckets(self, tensors: Sequence[torch.Tensor], send: Callable[[torch.Tensor], Any]) -> None:
         if self.count == 1:
             return
         import torch
-        import torch.distributed as dist
 
         for bucket in _buckets(tensors):
             flat = torch.cat([tensor.reshape(-1) for tensor in bucket])
-            dist.all_reduce(flat)
-            for tensor, total in zip(bucket, flat.split([each.numel() for each in bucket]), strict=True):
-                tensor.copy_(total.view_as(tensor))
+            send(flat)
+            for tensor, sent in zip(bucket, flat.split([each.numel() for each in bucket]), strict=True):
+                tensor.copy_(sent.view_as(tensor))
 
 
 def join(rank: Rank) -> Group:

@@ -23,6 +23,7 @@ from runner.models.base import Base
 from runner.models.build import peft_config
 from runner.models.empty_model import empty_model
 from runner.models.model import device, load_model
+from runner.parallel.group import Group
 from runner.plan.architecture import Architecture
 from runner.plan.built import of_model
 from runner.plan.expected import Expected, Place, Rows, expected
@@ -43,6 +44,12 @@ class Trainable:
     model: Any
     saver: AdapterSaver | None
     fresh_adapter: bool
+
+    def spread(self, group: Group) -> None:
+        """Have the first process's weights in all, as far as they are drawn or computed where the model is
+        loaded: the singular vectors of PiSSA, for one, have other signs in another process."""
+        changed = self.saver is not None and self.saver.changes_base
+        group.spread([each.data for each in self.model.parameters() if each.requires_grad or changed])
 
     def parameter_counts(self) -> dict[str, int]:
         """``trainable_parameters`` and ``total_parameters``."""

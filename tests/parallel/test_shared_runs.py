@@ -100,6 +100,7 @@ def test_a_step_is_that_of_one_process(both, capsys):
         (*WORDS, "lora=none", "trainer.learning_rate=1e-3"),
         (*WORDS, "trainer.packing=true", "trainer.max_length=256", "trainer.per_device_train_batch_size=1"),
         (*WORDS, *BEST),
+        (*WORDS, "lora=pissa", "trainer.learning_rate=1e-3"),
         (*PAIRS, "recipe=orpo"),
         (*PAIRS, "recipe=reward"),
     ],
