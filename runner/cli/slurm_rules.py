@@ -44,7 +44,10 @@ _ARGUMENT = re.compile(r"--[a-z][a-z0-9-]*(=.*)?")
 
 def slurm_options(composed: DictConfig) -> dict[str, Any] | None:
     """The options of ``hydra/launcher=slurm``; None with another launcher."""
-    launcher: Any = OmegaConf.to_container(composed.hydra.launcher, resolve=False)
+    given = composed.hydra.launcher
+    if not OmegaConf.is_dict(given):  # a file may have anything there, which ``check_system`` refuses
+        return None
+    launcher: Any = OmegaConf.to_container(given, resolve=False)
     if launcher.get("_target_") != TARGET:
         return None
     return {name: launcher.get(name) for name in _names()}

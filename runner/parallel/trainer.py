@@ -37,6 +37,7 @@ class SharedTrainer(_Base):
     _deal: Deal
     _eval_deal: Deal
     _part: Part
+    _loss: torch.Tensor | None  # of the step so far, in this process
     _eval_turn = 0
     _total_train_tokens: int
 
@@ -65,7 +66,7 @@ class SharedTrainer(_Base):
                 backward(loss * self._weight, **kwargs)
 
             self.accelerator.backward = weighted
-            self._weight, self._loss = 1.0, torch.zeros(())
+            self._weight, self._loss = 1.0, None
 
     def take_part(self, step: int, turn: int) -> Part:
         """What of an optimizer step of the run comes next."""
@@ -89,7 +90,7 @@ class SharedTrainer(_Base):
         loss = super().training_step(model, inputs, num_items_in_batch) * self._weight
         if self._part.idle:
             self._forget(*before)
-        self._loss = self._loss.to(loss) + loss
+        self._loss = loss if self._loss is None else self._loss + loss
         if not self.accelerator.sync_gradients:
             return torch.zeros_like(loss)
         return self._added_up(model)
@@ -117,14 +118,14 @@ class SharedTrainer(_Base):
             counted[:] = [self._total_train_tokens]
         # experts that no row of this process came to have gradients elsewhere
         used = [any(here) for here in zip(*(each for _, _, each in found), strict=True)]
-        sums: list[Any] = [self._loss]
+        sums: list[Any] = [self._loss]  # and the gradients, all replaced by the sums over all processes
         for parameter, is_used in zip(trained, used, strict=True):
             if is_used:
                 parameter.grad = torch.zeros_like(parameter) if parameter.grad is None else parameter.grad
                 sums.append(parameter.grad)
         self.group.add(sums)
-        loss, self._loss = self._loss, torch.zeros(())
-        return loss
+        self._loss = None
+        return sums[0]
 
     def _tokens_of_step(self) -> int:
         """The tokens that this process has trained on in the step."""
