@@ -63,6 +63,7 @@ def run_recipe(
         console.config_errors(error.issues)
         return ExitCode.CONFIG_ERROR
     if folder is None:
+        launch.dismiss(rank)
         return ExitCode.COMPLETED
     folder.record |= facts or {}
     try:
@@ -139,15 +140,21 @@ def _end(run: RunConfig, folder: run_folder.RunFolder, raised: Exception) -> int
 def _follow(run: RunConfig, objective: Objective, typed: tuple[str, list[str]], rank: Rank) -> int:
     """Train with the process that leads, of which this one's folder is a part; returns the exit code."""
     console.silence()
-    with launch.following(rank) as (group, shared, path):
-        folder = run_folder.RunFolder(path, *typed, run_config.to_yaml(run), run.seed, shared=shared)
-        try:
-            with signals.signal_handlers():
-                train(run, folder, objective, group)
-        except Exception as raised:
-            error = explained(raised, run)
-            folder.finish(_STATUS.get(getattr(error, "code", ExitCode.FAILED), "failed"), error)
-            return error.code if isinstance(error, RunnerError) else ExitCode.FAILED
+    folder = None
+    try:
+        with launch.following(rank) as (group, shared):
+            if shared is not None:
+                folder = run_folder.RunFolder(
+                    launch.folder_of(rank, shared), *typed, run_config.to_yaml(run), run.seed, shared=shared
+                )
+                with signals.signal_handlers():
+                    train(run, folder, objective, group)
+    except Exception as raised:
+        error = explained(raised, run)
+        code = error.code if isinstance(error, RunnerError) else ExitCode.FAILED
+        if folder is not None:
+            folder.finish(_STATUS.get(code, "failed"), error)
+        return code
     return ExitCode.COMPLETED
 
 

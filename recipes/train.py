@@ -41,7 +41,7 @@ def train(config: RunConfig, folder: RunFolder, objective: Objective, group: Gro
         check_same(setup.start, setup.resume_facts(data))
     steps = total_steps(setup.arguments, len(data.train.rows))
     shares = shares_of(setup.arguments, group.count)
-    folder.record["parallel"] = shares.record()
+    folder.record["parallel"] = {"engine": config.parallel.engine, **shares.record()}
     folder.notes += shares.warnings()
     setup.record_inputs(config, folder, data)
     foreseen = foresee(config, objective, setup, rows_of(setup, data, objective), [folder], steps, head)

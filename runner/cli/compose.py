@@ -222,8 +222,3 @@ def layers(node: DictConfig) -> list[Layer]:
         elif file := next((file for file in files if file.is_file()), None):
             layers.append(Layer(file, default.package or ""))
     return layers
-
-
-def _parent(error: Exception) -> Any:
-    """The node in which OmegaConf did not find a key."""
-    return getattr(error, "parent_node", None)

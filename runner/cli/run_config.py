@@ -211,11 +211,10 @@ def freeze(composed: DictConfig, objectives: Objectives, multirun: bool = False)
     issues += [issue for issue in check_config(values, origins, objectives) if issue.where not in named]
     several = multirun or hydra.mode == RunMode.MULTIRUN
     issues += check_slurm(composed, several)
+    issues += check_in_sweep(values, origins) if several else ()
     if not several:
         issues += unused(values, origins, "without -m", "add -m")
-    else:
-        issues += check_in_sweep(values, origins)
-    if (multirun or hydra.mode == RunMode.MULTIRUN) and not is_packed(composed):
+    elif not is_packed(composed):
         launcher = hydra.runtime.choices.get("hydra/launcher")
         issues += unused(values, origins, f"with hydra/launcher={launcher}", "leave hydra/launcher out")
     if issues:

@@ -54,6 +54,13 @@ def _check_parts(values: Values, origins: Origins) -> Iterator[Issue]:
     if not (values.get("lora") or values.get("adapter")):
         message = "parallel=fsdp2 keeps a part of the frozen base on each GPU, and lora=none trains all of it"
         yield Issue(origins.where("parallel.engine"), message, "parallel=ddp, or lora=r16")
+    if (values.get("trainer") or {}).get("precompute_ref_log_probs"):
+        message = (
+            "trainer.precompute_ref_log_probs with parallel=fsdp2: TRL reads all weights of the reference"
+        )
+        yield Issue(
+            origins.where("trainer.precompute_ref_log_probs"), message, "leave it out, or parallel=ddp"
+        )
     if (values.get("quantization") or {}).get("load_in_8bit"):
         message = (
             "parallel=fsdp2 with int8: a part of a weight has not the scales that bitsandbytes keeps in it"

@@ -141,6 +141,13 @@ def _cpu_fact(name: str) -> str:
     return line.partition(":")[2].strip()
 
 
+def available_cores() -> list[int]:
+    """The numbers of the cores that this process may use."""
+    if hasattr(os, "sched_getaffinity"):
+        return sorted(os.sched_getaffinity(0))
+    return list(range(os.cpu_count() or 1))
+
+
 def available_memory() -> int:
     """Bytes of the machine's memory that this process may take: what is free, divided among the workers of a
     sweep that train on the CPU beside each other."""

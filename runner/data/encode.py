@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import importlib
 import json
-import os
 import shutil
 from collections import Counter
 from collections.abc import Iterator
@@ -20,6 +19,7 @@ import pyarrow as pa
 import pyarrow.compute
 
 from runner.config.settings import DataSettings
+from runner.core.environment import available_cores
 from runner.core.errors import ConfigError, RunnerError
 from runner.core.process.child_process import in_child
 from runner.core.process.forks import guarded_forks
@@ -260,9 +260,8 @@ def _workers(dataset: Dataset) -> int | None:
     multiprocess: Any = importlib.import_module("multiprocess")
     if multiprocess.get_start_method() != "fork" or multiprocess.current_process().daemon:
         return None
-    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
     size = dataset.data.nbytes * len(dataset) // max(1, len(dataset.data))  # of those that are selected
-    workers = min(cores, _MOST_WORKERS, size // _WORKER_BYTES)
+    workers = min(len(available_cores()), _MOST_WORKERS, size // _WORKER_BYTES)
     return workers if workers > 1 else None
 
 

@@ -61,9 +61,8 @@ def memory() -> Iterator[Finding]:
     import psutil
 
     found = psutil.virtual_memory()
-    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
     free, total = found.available / 2**30, found.total / 2**30
-    words = f"{free:.1f} of {total:.1f} GiB free, {cores} cores"
+    words = f"{free:.1f} of {total:.1f} GiB free, {len(environment.available_cores())} cores"
     limit = _memory_limit()
     bound = f"; its container is ended above {limit / 2**30:.1f} GiB" if limit and limit < found.total else ""
     yield Finding("memory", words + bound)

@@ -109,11 +109,13 @@ def join(rank: Rank) -> Group:
     return Group(rank.number, rank.count, hosts)
 
 
-def leave() -> None:
-    """End what ``join`` began."""
+def leave(failed: bool = False) -> None:
+    """End what ``join`` began. When the run has ``failed`` on CUDA, the end of the process does: another
+    process may be missing from a sum that the device waits for."""
+    import torch
     import torch.distributed as dist
 
-    if dist.is_initialized():
+    if dist.is_initialized() and not (failed and torch.cuda.is_available()):
         dist.destroy_process_group()
 
 

@@ -18,13 +18,13 @@ from typing import Any
 
 from runner.config.settings import RunConfig
 from runner.core.atomic import json_text
-from runner.core.environment import WORKERS
+from runner.core.environment import WORKERS, available_cores
 from runner.core.errors import ExitCode, RunnerError
 from runner.core.paths import PACKAGE
 from runner.core.process import orphan, ranks
 from runner.core.process.ended import how_it_ended, tail
 from runner.core.process.ranks import Rank
-from runner.parallel.group import Group, join, leave
+from runner.parallel.group import ALONE, Group, join, leave
 from runner.parallel.processes import processes
 
 FOLDER = "ranks"  # in the run folder: what the processes that follow print and record; gone when all is well
@@ -32,8 +32,8 @@ _WORKER = ["-m", "recipes.follow"]
 _INTERFACE = "GLOO_SOCKET_IFNAME"
 _THREADS = ("OMP_NUM_THREADS", "MKL_NUM_THREADS")
 # Seconds for the others to end, or for this process to notice itself that one has: gloo does at once, NCCL
-# waits for ever.
-_GRACE = 10.0
+# waits for ever; and to learn whether another's end was the cause of an error.
+_GRACE, _SETTLE = 10.0, 3.0
 _POLL = 0.1
 
 
@@ -59,10 +59,14 @@ def together(
     that were started fails, the block ends with its error (``OtherFailed``); where it hangs, because the
     device waits for the other, ``lost`` is called and this process ends. The others end with the block.
     """
-    shutil.rmtree(path / FOLDER, ignore_errors=True)
+    shutil.rmtree(path / FOLDER, ignore_errors=True)  # of an earlier start
+    count = processes(config)
+    if max(rank.count, count) == 1:
+        yield ALONE
+        return
     others = _Others(path / FOLDER, lost)
     try:
-        if rank.count == 1 and (count := processes(config)) > 1:
+        if rank.count == 1:
             rank = others.start(config, words, count)
         group = join(rank)
         group.share(str(path))
@@ -74,20 +78,36 @@ def together(
         raise cause from error
     finally:
         others.end()
-        leave()
+        leave(failed=sys.exc_info()[0] is not None)
     shutil.rmtree(path / FOLDER, ignore_errors=True)
 
 
+def dismiss(rank: Rank) -> None:
+    """Let the processes that a launcher has started besides this one end: there is nothing to do."""
+    if rank.count > 1:
+        join(rank).share(None)
+        leave()
+
+
 @contextmanager
-def following(rank: Rank) -> Iterator[tuple[Group, Path, Path]]:
-    """The group of a run that another process leads, the run folder, and the one that this may write to."""
+def following(rank: Rank) -> Iterator[tuple[Group, Path | None]]:
+    """The group and the folder of a run that another process leads; None where there is nothing to do.
+
+    An error leaves at once: the others see that this process is gone, and wait for nothing from it.
+    """
     group = join(rank)
-    shared = Path(group.share(None))
+    path = group.share(None)
+    yield group, Path(path) if path else None
+    if path:
+        group.wait()
+    leave()
+
+
+def folder_of(rank: Rank, shared: Path) -> Path:
+    """The folder inside of the run folder that a process which follows may write to."""
     path = shared / FOLDER / str(rank.number)
     path.mkdir(parents=True, exist_ok=True)
-    yield group, shared, path
-    group.wait()
-    leave()
+    return path
 
 
 class _Others:
@@ -135,7 +155,7 @@ class _Others:
         """What ended the run: the error of another process, where this one's says only that it is gone."""
         if isinstance(error, RunnerError):
             return error
-        deadline = time.monotonic() + _GRACE
+        deadline = time.monotonic() + _SETTLE
         while self._children and self._failed() is None and time.monotonic() < deadline:
             time.sleep(_POLL)
         return self._failed() or error
@@ -189,8 +209,9 @@ class _Others:
 
 def _of_one_machine(count: int) -> dict[str, str]:
     """What processes of one machine share: its cores, unless the user has divided them, and its network."""
-    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-    threads = {name: str(max(1, cores // count)) for name in _THREADS if name not in os.environ}
+    threads = {
+        name: str(max(1, len(available_cores()) // count)) for name in _THREADS if name not in os.environ
+    }
     # they meet on this machine, whose name may lead nowhere
     loopback = {} if _INTERFACE in os.environ else {_INTERFACE: "lo0" if sys.platform == "darwin" else "lo"}
     return {**threads, **loopback, WORKERS: str(count)}

@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-import os
-
 from runner.config.settings import RunConfig
+from runner.core.environment import available_cores
 from runner.core.errors import ConfigError, Issue
 from runner.core.process.cuda_devices import cuda_devices
 from runner.core.process.ranks import Rank
@@ -28,8 +27,7 @@ def planned_shares(config: RunConfig) -> Shares:
 def check(config: RunConfig, rank: Rank) -> None:
     """Raise ``ConfigError`` where this machine, or what has started this process, cannot run a config so."""
     settings = config.parallel
-    wanted, devices = settings.num_processes, len(cuda_devices())
-    cores = os.cpu_count() or 1
+    wanted = settings.num_processes
     where = f"parallel.num_processes={wanted}"
     if config.recipe == "plan" and wanted:
         return  # of any machine
@@ -37,16 +35,18 @@ def check(config: RunConfig, rank: Rank) -> None:
         if rank.count > 1:
             message = "several processes share a run only if its config says how"
             raise ConfigError(Issue(f"WORLD_SIZE={rank.count}", message, "parallel=ddp"))
-    elif rank.count > 1:
+        return  # without a look for devices, which starts nvidia-smi
+    devices, count = len(cuda_devices()), len(available_cores())
+    if rank.count > 1:
         if wanted not in (None, rank.count):
             message = f"{rank.count} processes have been started"
             raise ConfigError(Issue(where, message, f"leave it out, or start {wanted}"))
     elif wanted is None and not devices:
         message = "this machine has no CUDA device, for each of which there would be a process"
-        hint = f"how many shall share its {cores} cores: parallel.num_processes={min(2, cores)}"
+        hint = f"how many shall share its {count} cores: parallel.num_processes={min(2, count)}"
         raise ConfigError(Issue("parallel.num_processes", message, hint))
-    elif wanted is not None and wanted > (devices or cores):
+    elif wanted is not None and wanted > (devices or count):
         there = (
-            f"{devices} CUDA device{'s' * (devices > 1)}" if devices else f"{cores} cores and no CUDA device"
+            f"{devices} CUDA device{'s' * (devices > 1)}" if devices else f"{count} cores and no CUDA device"
         )
-        raise ConfigError(Issue(where, f"this machine has {there}", f"allowed: 1 to {devices or cores}"))
+        raise ConfigError(Issue(where, f"this machine has {there}", f"allowed: 1 to {devices or count}"))

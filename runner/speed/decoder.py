@@ -57,6 +57,8 @@ class FastDecoder:
             self._give_up("the model's attention is not causal SDPA throughout")
         elif not pieces.compile and getattr(base, "is_gradient_checkpointing", False):
             self._give_up(NO_CHECKPOINTS)
+        if getattr(model, "in_parts", False):
+            self._can_lay_flat(1)  # now, when all processes that share its layers do
 
     def __call__(
         self,

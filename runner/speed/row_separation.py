@@ -86,6 +86,8 @@ def _masks_by_position(model: Any) -> bool:
     import torch
     from transformers import masking_utils
 
+    from runner.speed.layers import decoder_layers
+
     seen: list[bool] = []
 
     def look(*_: Any, **__: Any) -> None:
@@ -97,7 +99,7 @@ def _masks_by_position(model: Any) -> bool:
 
     decoder = model.get_decoder()
     decoder.config.pad_token_id = None  # or GPT-2 looks for it among the tokens, to warn
-    hooks = [layer.register_forward_pre_hook(stop) for layer in _layers(decoder)]
+    hooks = [layer.register_forward_pre_hook(stop) for layer in decoder_layers(decoder)]
     before, masking_utils.find_packed_sequence_indices = masking_utils.find_packed_sequence_indices, look
     try:
         tokens = torch.zeros(1, 4, dtype=torch.long, device="meta")
@@ -111,10 +113,3 @@ def _masks_by_position(model: Any) -> bool:
         for hook in hooks:
             hook.remove()
     return bool(seen)
-
-
-def _layers(decoder: Any) -> list[Any]:
-    from torch.nn import ModuleList
-
-    lists = [list(module) for module in decoder.modules() if isinstance(module, ModuleList)]
-    return max(lists, key=len, default=[])

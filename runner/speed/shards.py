@@ -5,13 +5,14 @@ from __future__ import annotations
 from typing import Any
 
 from runner.config.settings import ParallelSettings
+from runner.core.errors import ConfigError, Issue
 from runner.parallel.group import Group
 from runner.speed.layers import decoder_layers
 
 
 def shard(model: Any, settings: ParallelSettings, group: Group) -> bool:
     """Leave a process its part of the frozen weights of the layers, through torch's ``fully_shard``; returns
-    whether it has.
+    whether it has. Raises ``ConfigError`` for a model without a list of layers of one class.
 
     Weights that are trained stay whole in every process, as under ddp, so that gradients, optimizer and
     checkpoints are the same; so do embeddings and head. bitsandbytes' weights are sharded as the packed bytes
@@ -26,6 +27,9 @@ def shard(model: Any, settings: ParallelSettings, group: Group) -> bool:
     decoder = (model.get_base_model() if hasattr(model, "get_base_model") else model).base_model
     mesh = init_device_mesh("cuda" if torch.cuda.is_available() else "cpu", (group.count,))
     layers = decoder_layers(model)
+    if not layers:
+        message = f"the layers of {type(decoder).__name__} are of several classes, and none would be in parts"
+        raise ConfigError(Issue("parallel=fsdp2", message, "parallel=ddp"))
     for layer in layers:
         trained = {parameter for parameter in layer.parameters() if parameter.requires_grad}
         fully_shard(

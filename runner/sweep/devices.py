@@ -7,7 +7,7 @@ import os
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 
-from runner.core.environment import WORKERS
+from runner.core.environment import WORKERS, available_cores
 from runner.core.errors import ConfigError, Issue
 from runner.core.process.cuda_devices import cuda_devices, seeing
 
@@ -69,9 +69,7 @@ def _gpu(names: Sequence[str]) -> Device:
 
 def _shares(chosen: Chosen) -> list[Device]:
     """The cores of this process, divided among so many workers."""
-    cores = (
-        sorted(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else range(os.cpu_count() or 1)
-    )
+    cores = available_cores()
     workers = chosen if isinstance(chosen, int) else 1
     allowed = f"allowed: auto, or 1 to {len(cores)} workers that share the cores"
     if isinstance(chosen, list):

@@ -266,13 +266,6 @@ def test_a_sweep_in_a_file_is_checked_too(own):
     assert "add -m" in issues(*words)[0]
 
 
-@pytest.mark.parametrize("launcher", ["null", "3"])
-def test_a_launcher_that_is_no_mapping_is_refused(own, launcher):
-    (said,) = issues(*own(f"hydra:\n  launcher: {launcher}\n"))
-    assert "hydra.launcher" in said
-    assert "not allowed" in said
-
-
 def test_a_primary_config_of_ones_own_builds_on_the_packaged_one(own, tmp_path):
     own("defaults: [config, _self_]\nseed: 5\n", "own")
     own("trainer: {max_steps: 2}\n")

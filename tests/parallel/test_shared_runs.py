@@ -16,6 +16,7 @@ import pytest
 from safetensors.torch import load_file
 
 from helpers.command import TINY, Run
+from runner.parallel import launch
 
 pytestmark = pytest.mark.skipif((os.cpu_count() or 1) < 2, reason="two processes need two cores")
 
@@ -128,6 +129,20 @@ def test_a_base_in_parts_is_a_whole_one(cli, base):
 
 
 @pytest.mark.slow
+def test_a_base_in_parts_has_rows_of_any_length(cli):
+    # a model is tried with rows side by side once, where rows differ in length: here in one process alone
+    rows = [
+        {"prompt": f"Say {number}.", "completion": "so " * (40 if number == 10 else 1)}
+        for number in range(10, 26)
+    ]
+    Path("rows.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
+    words = (*WORDS, "data=file", "data.path=rows.jsonl", "trainer.train_sampling_strategy=sequential")
+    alone, parts = cli(*words, folder="alone"), cli(*words, *DDP, "parallel=fsdp2", folder="parts")
+    assert (alone.code, parts.code) == (0, 0)
+    assert max(distance(alone, parts).values()) < 1e-5
+
+
+@pytest.mark.slow
 def test_a_base_in_parts_resumes(cli, tmp_path):
     words = (*SMALL, "quantization=nf4", "trainer.max_steps=40", "trainer.learning_rate=1e-4")
     process = _start(*words, *DDP, "parallel=fsdp2", folder=tmp_path / "run")
@@ -199,6 +214,34 @@ def test_a_process_that_is_killed_ends_the_run_with_its_error(tmp_path):
     assert "process 1 of 2" in record["error"]["message"]
 
 
+BROKEN = """
+import sys
+from pathlib import Path
+from recipes import follow
+from runner.core.process import orphan
+from runner.parallel.trainer import SharedTrainer
+
+def broken(*_):
+    raise ValueError("broken in the second process alone")
+
+SharedTrainer._added_up = broken
+orphan.die_with_parent()
+sys.exit(follow.main(Path(sys.argv[1])))
+"""
+
+
+@pytest.mark.slow
+def test_an_error_of_another_process_is_the_run_s(cli, capsys, tmp_path, monkeypatch):
+    (tmp_path / "broken.py").write_text(BROKEN, encoding="utf-8")
+    monkeypatch.setattr(launch, "_WORKER", [str(tmp_path / "broken.py")])
+    began = time.monotonic()
+    run = cli(*WORDS, *DDP)
+    assert time.monotonic() - began < 90
+    assert run.code == 1
+    assert "process 1 of 2: broken in the second process alone" in run.record["error"]["message"]
+    assert "broken in the second process alone" in capsys.readouterr().err
+
+
 @pytest.mark.slow
 def test_when_the_first_process_is_killed_none_is_left(tmp_path):
     process = _start(*LONG, *DDP, folder=tmp_path / "run")
@@ -263,6 +306,14 @@ def test_torchrun_starts_the_same_run(cli, tmp_path):
     shared, alone = Run(0, tmp_path / "shared"), cli(*WORDS, folder="alone")
     assert shared.files() == alone.files()
     assert max(distance(alone, shared).values()) < 1e-5
+    again = subprocess.run(
+        [*map(str, command), *port, "-m", "runner", *words, "resume=auto"],
+        env=environment,
+        capture_output=True,
+        timeout=120,
+    )
+    assert again.returncode == 0
+    assert "completed already" in again.stdout.decode()
 
 
 def test_processes_of_a_launcher_need_a_config_that_says_so(cli, capsys, monkeypatch):
