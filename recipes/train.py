@@ -51,15 +51,17 @@ def train(config: RunConfig, folder: RunFolder, objective: Objective, group: Gro
 
     # only now, as all import torch
     from runner.evaluation.generate import HeldOutGenerator
-    from runner.speed.shards import shard
+    from runner.speed.shards import in_parts, shard
     from runner.training.trainer import all_finite
 
     with folder.timed("load"):
-        trained = load_trainable(config, objective, setup, steps, head)
+        parts = in_parts(config.parallel, group)
+        trained = load_trainable(config, objective, setup, steps, head, on_host=parts)
         trained.spread(group)
         folder.metrics |= trained.parameter_counts()
-        in_parts = shard(trained.model, config.parallel, group)
-    answers = not group.follows or in_parts  # the first process answers, with all where they share layers
+        if parts:
+            shard(trained.model, config.parallel, group)
+    answers = not group.follows or parts  # the first process answers, with all where they share layers
     held_out = data.eval if objective.generates and answers else None
     generator = HeldOutGenerator(config, setup.renderer, held_out, setup.precision)
     with folder.timed("score_before"):

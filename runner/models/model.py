@@ -65,18 +65,24 @@ def choose_precision(config: RunConfig) -> Precision:
 
 
 def load_model(
-    base: Base, quantization: Any, dtype: torch.dtype, seed: int, classes: list[str] | None = None
+    base: Base,
+    quantization: Any,
+    dtype: torch.dtype,
+    seed: int,
+    classes: list[str] | None = None,
+    on_host: bool = False,
 ) -> PreTrainedModel:
     """Load the weights, or draw them; ``quantization`` is a transformers quantization config or None.
 
     Random weights are drawn on the run's device from ``seed`` and then quantised like a checkpoint would be.
     With ``classes`` the model gets a new head, drawn from ``seed``, with one output for each (one class: a
-    score) in place of the one for tokens.
+    score) in place of the one for tokens. ``on_host`` leaves the model in the memory of the host, for a
+    device that cannot hold all of it.
     """
     import torch
     from transformers import set_seed
 
-    settings, where = base.settings, device()
+    settings, where = base.settings, torch.device("cpu") if on_host else device()
     placement = settings.device_map or ({"": where} if where.type == "cuda" or quantization else None)
     set_seed(seed)
     if base.folder is not None:
@@ -86,9 +92,17 @@ def load_model(
         check_report(base, report, classes)
         check_finite(model, str(base.folder))
         return keep_trainable(model)
-    kind, attention = _kind(base, classes), _attention(settings)
+    model = _drawn(base, classes, dtype, quantization)
+    return model.to(where) if on_host else model
+
+
+def _drawn(base: Base, classes: list[str] | None, dtype: torch.dtype, quantization: Any) -> Any:
+    """A model of random weights on the run's device."""
+    import torch
+
+    where = device()
     with torch.device(where):
-        model = kind.from_config(base.config, dtype=dtype, **attention)
+        model = _kind(base, classes).from_config(base.config, dtype=dtype, **_attention(base.settings))
     if quantization is None:
         return model
     # the library's own loading path quantises the state dict as it would a checkpoint
@@ -97,9 +111,13 @@ def load_model(
         config=model.config,
         state_dict=model.state_dict(),
         dtype=dtype,
-        device_map=placement,
+        device_map=base.settings.device_map or {"": where},
         quantization_config=quantization,
     )
+    del model
+    if where.type == "cuda":  # they were whole, as those of a checkpoint never are: no part of the run's peak
+        torch.cuda.empty_cache()
+        torch.cuda.reset_peak_memory_stats()
     return keep_trainable(quantized)
 
 

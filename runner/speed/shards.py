@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from typing import Any
 
 from runner.config.settings import ParallelSettings
@@ -10,16 +11,21 @@ from runner.parallel.group import Group
 from runner.speed.layers import decoder_layers
 
 
-def shard(model: Any, settings: ParallelSettings, group: Group) -> bool:
-    """Leave a process its part of the frozen weights of the layers, through torch's ``fully_shard``; returns
-    whether it has. Raises ``ConfigError`` for a model without a list of layers of one class.
+def in_parts(settings: ParallelSettings, group: Group) -> bool:
+    """Whether each process of a run keeps a part of the base."""
+    return settings.engine == "fsdp2" and group.count > 1
+
+
+def shard(model: Any, settings: ParallelSettings, group: Group) -> None:
+    """Bring a model from the host to the device of this process, which gets its part of the frozen weights of
+    layers and embeddings, through torch's ``fully_shard``. No device ever has more whole than a layer.
 
     Weights that are trained stay whole in every process, as under ddp, so that gradients, optimizer and
-    checkpoints are the same; so do embeddings and head. bitsandbytes' weights are sharded as the packed bytes
-    that they are: their layers know the scales, and put the two together when they compute.
+    checkpoints are the same; so does the head, which a loss in parts reads many times, and embeddings that
+    are tied to it. bitsandbytes' weights are sharded as the packed bytes that they are: their layers know the
+    scales, and put the two together when they compute. Raises ``ConfigError`` for a model without a list of
+    layers of one class.
     """
-    if settings.engine != "fsdp2" or group.count == 1:
-        return False
     import torch
     from torch.distributed.device_mesh import init_device_mesh
     from torch.distributed.fsdp import fully_shard
@@ -30,13 +36,27 @@ def shard(model: Any, settings: ParallelSettings, group: Group) -> bool:
     if not layers:
         message = f"the layers of {type(decoder).__name__} are of several classes, and none would be in parts"
         raise ConfigError(Issue("parallel=fsdp2", message, "parallel=ddp"))
-    for layer in layers:
-        trained = {parameter for parameter in layer.parameters() if parameter.requires_grad}
+    units = [*_embeddings(model), *layers]
+    for unit in units:
+        trained = {parameter for parameter in unit.parameters() if parameter.requires_grad}
         fully_shard(
-            layer, mesh=mesh, reshard_after_forward=settings.reshard_after_forward, ignored_params=trained
+            unit, mesh=mesh, reshard_after_forward=settings.reshard_after_forward, ignored_params=trained
         )
-    inside = {parameter for layer in layers for parameter in layer.parameters()}  # which are others now
+    inside = {parameter for unit in units for parameter in unit.parameters()}  # which are others now
     # the root, in whose passes the layers' gathers overlap with what is computed
     fully_shard(decoder, mesh=mesh, ignored_params=set(decoder.parameters()) - inside)
+    for tensor in itertools.chain(model.parameters(), model.buffers()):
+        if tensor.device.type != mesh.device_type:  # all that is whole
+            tensor.data = tensor.to(mesh.device_type)
     model.in_parts = True  # which ``runner.evaluation.generate`` asks
-    return True
+
+
+def _embeddings(model: Any) -> list[Any]:
+    """The embeddings of tokens, if they are frozen, plain, and not the head's weights."""
+    import torch
+
+    table, head = model.get_input_embeddings(), model.get_output_embeddings()
+    weight = getattr(table, "weight", None)
+    if not isinstance(table, torch.nn.Embedding) or weight is None or weight.requires_grad:
+        return []
+    return [] if head is not None and getattr(head, "weight", None) is weight else [table]

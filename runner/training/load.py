@@ -67,14 +67,20 @@ def total_parameters(model: Any) -> int:
 
 
 def load_trainable(
-    config: RunConfig, objective: Objective, setup: TrainingSetup, steps: int, head: list[str] | None
+    config: RunConfig,
+    objective: Objective,
+    setup: TrainingSetup,
+    steps: int,
+    head: list[str] | None,
+    on_host: bool = False,
 ) -> Trainable:
     """Load the base, with a new ``head`` of named outputs if there is one, and put the adapter on it.
 
-    ``steps`` are the optimizer steps of the run, which AdaLoRA's schedule needs.
+    ``steps`` are the optimizer steps of the run, which AdaLoRA's schedule needs. ``on_host`` leaves all of it
+    in the memory of the host.
     """
     base = setup.base
-    model: Any = load_model(base, setup.quantization, setup.precision.dtype, config.seed, head)
+    model: Any = load_model(base, setup.quantization, setup.precision.dtype, config.seed, head, on_host)
     _count_experts(model.config.get_text_config())
     adapter = peft_config(config, objective.task_type, steps)
     if config.adapter:

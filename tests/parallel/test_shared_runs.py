@@ -16,6 +16,7 @@ import pytest
 from safetensors.torch import load_file
 
 from helpers.command import TINY, Run
+from helpers.tiny_model import random_model, using
 from runner.parallel import launch
 
 pytestmark = pytest.mark.skipif((os.cpu_count() or 1) < 2, reason="two processes need two cores")
@@ -119,9 +120,13 @@ def test_runs_are_equal_in_float64(both):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("base", ["none", "nf4"])
-def test_a_base_in_parts_is_a_whole_one(cli, base):
+@pytest.mark.parametrize(
+    ("base", "tied"), [("none", True), ("nf4", True), ("nf4", False), ("none", False)], ids=str
+)
+def test_a_base_in_parts_is_a_whole_one(cli, tmp_path, base, tied):
     words = (*SMALL, *ANSWERS, f"quantization={base}", "lora.lora_dropout=0.1", "trainer.eval_strategy=epoch")
+    if not tied:  # from files, whose embeddings are in parts too
+        words += using(random_model(tmp_path / "model", "qwen3", vocab_size=512))
     whole, parts = cli(*words, *DDP, folder="whole"), cli(*words, *DDP, "parallel=fsdp2", folder="parts")
     assert (whole.code, parts.code) == (0, 0)
     assert max(distance(whole, parts).values()) == 0.0
