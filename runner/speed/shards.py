@@ -38,6 +38,7 @@ def shard(model: Any, settings: ParallelSettings, group: Group) -> None:
         raise ConfigError(Issue("parallel=fsdp2", message, "parallel=ddp"))
     units = [*_embeddings(model), *layers]
     for unit in units:
+        _store_as_floats(unit)
         trained = {parameter for parameter in unit.parameters() if parameter.requires_grad}
         fully_shard(
             unit, mesh=mesh, reshard_after_forward=settings.reshard_after_forward, ignored_params=trained
@@ -49,6 +50,19 @@ def shard(model: Any, settings: ParallelSettings, group: Group) -> None:
         if tensor.device.type != mesh.device_type:  # all that is whole
             tensor.data = tensor.to(mesh.device_type)
     model.in_parts = True  # which ``runner.evaluation.generate`` asks
+
+
+def _store_as_floats(unit: Any) -> None:
+    """Call bytes of frozen weights bfloat16, as bitsandbytes' ``bnb_4bit_quant_storage`` can from the start.
+
+    With torch 2.11 ``fully_shard`` fails on integers ("only Tensors of floating point dtype can require
+    gradients"). They are copied, and nothing else: two processes have the bytes of a whole base.
+    """
+    import torch
+
+    for weight in unit.parameters():
+        if weight.dtype == torch.uint8 and weight.numel() % torch.bfloat16.itemsize == 0:
+            weight.data = weight.data.view(-1).view(torch.bfloat16).unsqueeze(1)
 
 
 def _embeddings(model: Any) -> list[Any]:
