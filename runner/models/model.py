@@ -93,7 +93,13 @@ def load_model(
         check_finite(model, str(base.folder))
         return keep_trainable(model)
     model = _drawn(base, classes, dtype, quantization)
-    return model.to(where) if on_host else model
+    if on_host:
+        model.to(where)
+    if device().type == "cuda" and (on_host or quantization):
+        # they were whole there, as those of a checkpoint never are: no part of the run's peak
+        torch.cuda.empty_cache()
+        torch.cuda.reset_peak_memory_stats()
+    return model
 
 
 def _drawn(base: Base, classes: list[str] | None, dtype: torch.dtype, quantization: Any) -> Any:
@@ -114,10 +120,6 @@ def _drawn(base: Base, classes: list[str] | None, dtype: torch.dtype, quantizati
         device_map=base.settings.device_map or {"": where},
         quantization_config=quantization,
     )
-    del model
-    if where.type == "cuda":  # they were whole, as those of a checkpoint never are: no part of the run's peak
-        torch.cuda.empty_cache()
-        torch.cuda.reset_peak_memory_stats()
     return keep_trainable(quantized)
 
 
