@@ -190,7 +190,7 @@ def _side(
 
 def _record(row: Row, options: argparse.Namespace) -> dict[str, Any]:
     """What is known of a row with these settings so far."""
-    settings = dataclasses.asdict(options.settings)
+    settings = json.loads(json.dumps(dataclasses.asdict(options.settings)))  # as a file has them
     new = {"row": dataclasses.asdict(row), "settings": settings, "sides": {}, "break_even": {}}
     file = options.out / f"{row.name}.json"
     if not file.is_file():

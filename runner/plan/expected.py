@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Sequence
 from dataclasses import dataclass
 from math import exp
 from typing import Any
@@ -13,7 +14,7 @@ from runner.config.settings import RunConfig
 from runner.core.errors import ConfigError, Issue
 from runner.plan.architecture import Architecture
 from runner.plan.estimate import Case, make_case
-from runner.plan.fit import best_setting
+from runner.plan.fit import best_setting, command
 from runner.plan.memory import GIB, Memory, StepMemory
 from runner.plan.packs import bytes_of_a_cell, cells_in_a_pass
 from runner.plan.step import Step, step_of
@@ -87,14 +88,14 @@ class Expected:
         times = {"step_seconds": self.step_seconds, "seconds": self.seconds}
         return {"peak_bytes": self.peak, **allocated, **times, **pack}
 
-    def check_fits(self) -> None:
+    def check_fits(self, typed: Sequence[str] | None = None) -> None:
         """Raise ``ConfigError`` for a ``misfit``, unless ``plan.check=false``."""
-        if self.case.config.plan.check and (issue := self.misfit()):
+        if self.case.config.plan.check and (issue := self.misfit(typed)):
             raise ConfigError(issue)
 
-    def misfit(self) -> Issue | None:
+    def misfit(self, typed: Sequence[str] | None = None) -> Issue | None:
         """An issue, with the nearest settings that fit, where a step cannot fit the memory of a GPU that is
-        free."""
+        free; or with the whole command that has them, for the overrides that were ``typed``."""
         config, free = self.case.config, self.place.free
         if not self.step.on_cuda or config.model.device_map:
             return None
@@ -107,7 +108,8 @@ class Expected:
         setting = best_setting(self.case, Card("", max(0, free - waiting)))
         fits = "shorter rows or a smaller model"
         if setting is not None and setting.overrides:
-            fits = " ".join(f"{key}={value}" for key, value in setting.overrides.items())
+            words = " ".join(f"{key}={value}" for key, value in setting.overrides.items())
+            fits = words if typed is None else str(command(typed, config.recipe, setting))
         message = f"a step takes at least {gib(need)} GiB, and {gib(free)} GiB of the GPU are free"
         return Issue("GPU memory", message, f"{fits}; or plan.check=false tries it as it is")
 

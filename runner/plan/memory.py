@@ -133,6 +133,9 @@ class StepMemory:
         backward = {"backward": round(backward_bytes(architecture, step, tokens, self._kept.layer))}
         logits = {"logits": logit_bytes(architecture, step, tokens, labelled)}
         gradients = {"gradients": self._gradients}
+        if step.parts > 1 and not architecture.tied:  # the table of tokens, gathered, and as it is copied
+            table = step.weight * architecture.vocabulary * architecture.hidden
+            yield {**gradients, "activations": 2 * table}
         graphs = step.pieces.cuda_graphs
         if graphs or step.accumulation > 1 or not trained.whole:  # gradients stay, or are a small part
             yield {**gradients, **activations, **logits, **(backward if graphs else {})}

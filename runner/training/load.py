@@ -133,7 +133,7 @@ def foresee(
         return None
     for folder in folders:
         folder.record["predicted"] = found.record()
-    found.check_fits()
+    found.check_fits(folders[0].record["overrides"] if len(folders) == 1 else None)
     return found
 
 

@@ -2,6 +2,7 @@
 
 import dataclasses
 import json
+import shlex
 from typing import Any
 
 import pytest
@@ -158,6 +159,18 @@ def test_a_run_that_cannot_fit_is_refused_before_weights_are_loaded(cli, capsys,
     run = cli(*TINY)
     assert run.code == 2
     assert "plan.check=false" in capsys.readouterr().err
+
+
+def test_the_command_of_a_refusal_runs(cli, capsys, monkeypatch) -> None:
+    monkeypatch.setattr(load, "cuda_card", lambda: Card("small", GIB))
+    monkeypatch.setattr("torch.cuda.mem_get_info", lambda _: (GIB, GIB))
+    large = "trainer.per_device_train_batch_size=480"
+    assert cli(*TINY, "data.max_rows=480", "trainer.max_steps=1", "speed=plain", large).code == 2
+    said = capsys.readouterr().err
+    fits = shlex.split(" ".join(said.partition("python -m runner")[2].partition(";")[0].split()))
+    assert fits
+    assert large not in fits
+    assert cli(*fits).code == 0
 
 
 def test_it_can_be_tried_anyway(cli, monkeypatch) -> None:
