@@ -158,9 +158,14 @@ def _follow(run: RunConfig, objective: Objective, typed: tuple[str, list[str]], 
     return ExitCode.COMPLETED
 
 
+def _is_error(record: logging.LogRecord) -> bool:
+    return record.levelno >= logging.ERROR
+
+
 def quiet_libraries() -> None:
     """Advice of the libraries, where the runner prints its own."""
     logging.getLogger("bitsandbytes").setLevel(logging.ERROR)
+    logging.getLogger("DeepSpeed").addFilter(_is_error)  # which sets its level when it is imported
     if not sys.warnoptions:
         warnings.filterwarnings("ignore", category=FutureWarning)
         warnings.filterwarnings("ignore", category=UserWarning)

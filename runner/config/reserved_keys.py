@@ -50,7 +50,7 @@ RESERVED = {
     "trainer.include_for_metrics": "set data.metric",
     "trainer.batch_eval_metrics": "set data.metric",
     **{
-        f"trainer.{name}": "choose parallel=ddp or fsdp2, a run on several GPUs"
+        f"trainer.{name}": "choose parallel=ddp, fsdp2, zero2 or zero3, a run on several GPUs"
         for name in _SEVERAL_PROCESSES
     },
     "trainer.do_train": "set recipe",

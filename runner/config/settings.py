@@ -160,22 +160,38 @@ class SpeedSettings:
     activation_memory_budget: float | None = None
 
 
+ZERO = {"zero2": 2, "zero3": 3}  # engines of parallel, with their stages
+
+
 @dataclass(frozen=True)
 class ParallelSettings:
     """One run over several processes, each with a GPU of its own.
 
     ``engine`` is ``ddp``: a copy of the model in each, gradients added up once a step; or ``fsdp2``: of the
     frozen base each keeps a part, and gathers a layer while it computes it (torch's ``fully_shard``, whose
-    ``reshard_after_forward`` says whether it does so again in the backward pass). ``num_processes`` of null
-    is one for every visible CUDA device, or as many as a launcher such as torchrun has started. With
-    ``keep_batch`` a step has the rows that it has in one process, dealt to all; without, each process takes
-    ``trainer.per_device_train_batch_size`` times ``gradient_accumulation_steps`` of its own.
+    ``reshard_after_forward`` says whether it does so again in the backward pass). ``zero2`` and ``zero3`` are
+    DeepSpeed's, for weights that are all trained: each keeps a part of the optimizer's states and of the
+    gradients, with ``zero3`` also of the weights. Its own fields are ``overlap_comm``, ``reduce_bucket_size``
+    (numbers), ``offload_optimizer`` (its ``device``) and ``stage3_param_persistence_threshold`` (weights of
+    fewer numbers stay whole). ``num_processes`` of null is one for every visible CUDA device, or as many as
+    a launcher such as torchrun has started. With ``keep_batch`` a step has the rows that it has in one
+    process, dealt to all; without, each process takes ``trainer.per_device_train_batch_size`` times
+    ``gradient_accumulation_steps`` of its own.
     """
 
-    engine: Literal["none", "ddp", "fsdp2"] = "none"
+    engine: Literal["none", "ddp", "fsdp2", "zero2", "zero3"] = "none"
     num_processes: int | None = None
     keep_batch: bool = True
     reshard_after_forward: bool = True
+    overlap_comm: bool = True
+    reduce_bucket_size: int = 200_000_000
+    stage3_param_persistence_threshold: int = 100_000
+    offload_optimizer: Literal["none", "cpu"] = "none"
+
+    @property
+    def zero_stage(self) -> int:
+        """The stage of ZeRO; 0 of another engine."""
+        return ZERO.get(self.engine, 0)
 
 
 @dataclass(frozen=True)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from importlib.util import find_spec
+
 from runner.config.settings import RunConfig
 from runner.core.environment import available_cores
 from runner.core.errors import ConfigError, Issue
@@ -31,6 +33,9 @@ def check(config: RunConfig, rank: Rank) -> None:
     where = f"parallel.num_processes={wanted}"
     if config.recipe == "plan" and wanted:
         return  # of any machine
+    if settings.zero_stage and config.recipe != "plan" and find_spec("deepspeed") is None:
+        hint = "pip install -c constraints.txt -e '.[deepspeed]', or pip install deepspeed"
+        raise ConfigError(Issue(f"parallel={settings.engine}", "needs the package deepspeed", hint))
     if settings.engine == "none":
         if rank.count > 1:
             message = "several processes share a run only if its config says how"

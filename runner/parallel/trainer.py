@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from contextlib import AbstractContextManager, nullcontext
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -12,10 +13,12 @@ from torch.utils.data import RandomSampler
 from transformers import Trainer, TrainingArguments
 from transformers.trainer_pt_utils import LengthGroupedSampler
 
+from runner.config.settings import ParallelSettings
 from runner.core import signals
 from runner.core.errors import RunnerError
 from runner.parallel.deal import Deal, DealtSampler, Part, Shares, shares_of
 from runner.parallel.group import ALONE, Group
+from runner.parallel.zero import ShardedOptimizer
 
 if TYPE_CHECKING:
     _Base = Trainer
@@ -29,10 +32,14 @@ class SharedTrainer(_Base):
     Every process has the same weights, the same optimizer and the same log, since the gradients and the loss
     of a step are the sums over all. They are added up once a step, behind its last backward pass: a gradient
     that is recorded in a CUDA graph passes none of the hooks by which torch's DDP would do it meanwhile, and
-    those of an adapter are a hundredth of what a pass reads. Its checkpoints are those of one process alone.
+    those of an adapter are a hundredth of what a pass reads. With ``parallel=zero2`` and ``zero3`` DeepSpeed
+    adds gradients up during each backward pass, and keeps them in parts. Its checkpoints are those of one
+    process alone.
     """
 
     group: Group = ALONE
+    sharded: ShardedOptimizer | None = None  # while there are steps to take
+    _settings: ParallelSettings
     shares: Shares
     _deal: Deal
     _eval_deal: Deal
@@ -41,9 +48,9 @@ class SharedTrainer(_Base):
     _eval_turn = 0
     _total_train_tokens: int
 
-    def share_steps(self, group: Group, args: TrainingArguments) -> None:
+    def share_steps(self, group: Group, args: TrainingArguments, settings: ParallelSettings) -> None:
         """Deal the steps of ``args`` to the processes of ``group``; ``args`` become those of this one."""
-        self.group, self.shares = group, shares_of(args, group.count)
+        self.group, self.shares, self._settings = group, shares_of(args, group.count), settings
         args.per_device_train_batch_size = self.shares.size
         args.gradient_accumulation_steps = self.shares.turns
         if group.follows:
@@ -63,10 +70,40 @@ class SharedTrainer(_Base):
             backward = self.accelerator.backward
 
             def weighted(loss: torch.Tensor, **kwargs: Any) -> None:
-                backward(loss * self._weight, **kwargs)
+                if self.sharded is None:
+                    backward(loss * self._weight, **kwargs)
+                else:
+                    self.sharded.backward(loss * self._weight, last=self.accelerator.sync_gradients)
 
             self.accelerator.backward = weighted
             self._weight, self._loss = 1.0, None
+
+    def create_optimizer(self, *args: Any, **kwargs: Any) -> Any:
+        """The library's, in parts where the config says so."""
+        self.optimizer = super().create_optimizer(*args, **kwargs)
+        if self._settings.zero_stage and self.group.count > 1:
+            most = self.args.max_grad_norm
+            self.sharded = ShardedOptimizer(self.model, self.optimizer, self._settings, self.group, most)
+            self.optimizer = self.sharded
+        return self.optimizer
+
+    def in_full(self) -> AbstractContextManager[None]:
+        """A block in which the process that leads has all weights and states; all processes enter it."""
+        return self.sharded.in_full() if self.sharded else nullcontext()
+
+    def end_steps(self) -> None:
+        """After the last step: what was in parts is whole again."""
+        if self.sharded is not None:
+            self.sharded.release()
+            self.sharded = self.optimizer = None
+
+    def _clip_grad_norm(self, model: Any) -> Any:
+        return super()._clip_grad_norm(model) if self.sharded is None else self.sharded.clip_and_step()
+
+    def _get_grad_norm(self, model: Any, grad_norm: Any = None) -> Any:
+        if self.sharded is not None and grad_norm is None:  # trainer.max_grad_norm=0
+            return self.sharded.clip_and_step()
+        return super()._get_grad_norm(model, grad_norm)
 
     def take_part(self, step: int, turn: int) -> Part:
         """What of an optimizer step of the run comes next."""
@@ -106,7 +143,8 @@ class SharedTrainer(_Base):
 
     def _added_up(self, model: Any) -> torch.Tensor:
         """The loss of the step; its gradients, tokens and signals are those of all processes from here on."""
-        trained = [parameter for parameter in model.parameters() if parameter.requires_grad]
+        reduced = self.sharded is not None  # by the engine
+        trained = [] if reduced else [each for each in model.parameters() if each.requires_grad]
         tokens, total = self._tokens_of_step(), self._total_train_tokens
         found = self.group.gather(
             (signals.received(), tokens, [parameter.grad is not None for parameter in trained])

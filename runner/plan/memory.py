@@ -98,6 +98,7 @@ class StepMemory:
         length: int = 0,
     ) -> None:
         self._architecture, self._trained, self._step = architecture, trained, step
+        self._base = base_bytes(architecture, quantization, step.quantization, step.weight)
         self._resident = resident(architecture, trained, step, quantization)
         self._gradients = gradient_bytes(trained, step)
         self._kept = kept(architecture, trained, step, padded, length)
@@ -120,7 +121,14 @@ class StepMemory:
             logits = logit_bytes(self._architecture, step, tokens, labelled)
             parts["fragmentation"] = round(logits * (GAPS_OF_PARTS if self._in_parts(labelled) else GAPS))
             parts["kernels"] = LIBRARIES + KERNELS * min(shapes, MOST_KERNELS)
-        return Memory({kind: parts[kind] for kind in KINDS if parts.get(kind)})
+        found = [parts] if step.zero is None else [parts, {**parts, **self._after_training()}]
+        most = max(found, key=lambda parts: sum(parts.values()))
+        return Memory({kind: most[kind] for kind in KINDS if most.get(kind)})
+
+    def _after_training(self) -> dict[str, int]:
+        """What differs when a model in parts is whole again in every process, to be saved and to answer."""
+        zero, ended = self._step.zero, ("gradients", "optimizer", "activations", "backward", "logits")
+        return {"base": zero.whole_again(self._base) if zero else 0, **dict.fromkeys(ended, 0)}
 
     def _in_parts(self, labelled: int) -> bool:
         return self._step.pieces.chunked_loss and labelled > _part(self._architecture, self._step)
@@ -137,7 +145,7 @@ class StepMemory:
             table = step.weight * architecture.vocabulary * architecture.hidden
             yield {**gradients, "activations": 2 * table}
         graphs = step.pieces.cuda_graphs
-        if graphs or step.accumulation > 1 or not trained.whole:  # gradients stay, or are a small part
+        if graphs or step.accumulation > 1 or not trained.whole or step.zero:  # gradients stay, or are few
             yield {**gradients, **activations, **logits, **(backward if graphs else {})}
             yield {**gradients, **activations, **backward}
         else:  # they are freed after each step, and come as activations go
@@ -156,14 +164,15 @@ def resident(
         less, more = bytes_in_parts(architecture, step.quantization, step.weight, step.parts, step.kept_whole)
         base += more - less
     added = sum(map(prod, trained.added)) * step.cells * step.trained
+    states = optimizer_bytes(step.optimizer, trained.own, step.weight, step.on_cuda)
     copied = sum(map(prod, trained.copied)) * step.copied
     return {
-        "base": base,
+        "base": step.zero.weights(base) if step.zero else base,
         "reference": base if step.reference_copy else 0,
         "adapter": added + copied,
         "optimizer": step.cells * optimizer_bytes(step.optimizer, trained.added, step.trained, step.on_cuda)
         + optimizer_bytes(step.optimizer, trained.copied, step.copied, step.on_cuda)
-        + optimizer_bytes(step.optimizer, trained.own, step.weight, step.on_cuda),
+        + (step.zero.states(states) if step.zero else states),
     }
 
 
@@ -171,10 +180,11 @@ def gradient_bytes(trained: Trained, step: Step) -> int:
     """A number for each that is trained, in its own format; of a pack those of a pass, too, which are added
     to those of the cells."""
     times = 2 * step.cells if step.cells > 1 else 1
+    own = sum(map(prod, trained.own)) * step.weight
     return (
         sum(map(prod, trained.added)) * times * step.trained
         + sum(map(prod, trained.copied)) * step.copied
-        + sum(map(prod, trained.own)) * step.weight
+        + (step.zero.gradients(own) if step.zero else own)
     )
 
 

@@ -46,7 +46,7 @@ def opening(case: Case, rows: Rows, notes: Sequence[str]) -> None:
     table.add_column()
     kind = _format(step)
     what = "weights" if case.trained.whole else "base"
-    each = "a part" if step.parts > 1 else "a copy"
+    each = "a part" if step.parts > 1 or step.zero else "a copy"
     gpus = f"{step.processes} GPUs, each with {each}" if step.processes > 1 else "one GPU"
     table.add_row("plan", escape(f"{case.recipe} of {model}, {kind} {what}, {gpus}"))
     share = case.trained.parameters / architecture.parameters

@@ -12,6 +12,7 @@ from runner.config.targets import FP8
 from runner.parallel.processes import planned_shares
 from runner.plan.architecture import Architecture
 from runner.plan.trained import Trained
+from runner.plan.weights import Zero, zero_of
 from runner.speed.pieces import Pieces, choose_pieces
 
 _BYTES = {"float64": 8, "float32": 4, "bfloat16": 2, "float16": 2}
@@ -27,6 +28,7 @@ class Step:
     number. ``quantization`` is the format of the base's linear layers: ``nf4``, ``fp4``, ``int8``, ``fp8`` or
     nothing. ``sequences`` are those of a row (2 of a pair), ``reference`` says that the frozen policy reads
     them, too, and ``reference_copy`` that it is a second model. ``cells`` share a pass of a pack.
+    Of a frozen base each process keeps one of ``parts``; ``zero`` says what it does of one that is trained.
     ``token_loss`` says that the loss is made of the tokens' log-probabilities.
     """
 
@@ -50,6 +52,7 @@ class Step:
     processes: int = 1
     parts: int = 1
     kept_whole: bool = False
+    zero: Zero | None = None
     token_loss: bool = True
 
     @property
@@ -133,6 +136,7 @@ def step_of(
         processes=shares.count,
         parts=shares.count if config.parallel.engine == "fsdp2" else 1,
         kept_whole=not config.parallel.reshard_after_forward,
+        zero=zero_of(config.parallel, shares.count),
         token_loss=objective.token_loss,
     )
 

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
 from math import ceil, prod
 from typing import Any
 
+from runner.config.settings import ParallelSettings
 from runner.plan.architecture import Architecture, Linear
 from runner.plan.trained import Shape
 
@@ -16,6 +18,10 @@ _FP8_MULTIPLE = 16  # what both sides of a weight in e4m3 are multiples of (runn
 
 # bitsandbytes' 8-bit optimizers: smaller tensors keep states of 32 bits; a scale for every block
 _LEAST_8BIT, _BLOCK_8BIT = 4096, 256
+
+# With ZeRO all numbers are float32, and stage 3 has so many of weights whole at a time
+# (stage3_max_live_parameters).
+_WIDTH, _MOST_WHOLE = 4, 1_000_000_000
 
 
 def base_bytes(architecture: Architecture, quantization: Mapping[str, Any], kind: str, width: int) -> int:
@@ -108,3 +114,47 @@ def optimizer_bytes(optimizer: str, shapes: Iterable[Shape], width: int, on_cuda
 
 
 _STATES = {"ademamix": 3, "adamw": 2, "lion": 1, "adagrad": 1, "rmsprop": 1, "sgd": 0}
+
+
+@dataclass(frozen=True)
+class Zero:
+    """How a model of which all is trained is kept by ``processes`` with ZeRO (arXiv:1910.02054, section 5).
+
+    The engine takes steps of a copy of the weights in flat tensors, of which each process has its part, and
+    adds gradients up in ``buckets`` numbers of its own. What is ``offloaded`` is in the memory of the host.
+    """
+
+    stage: int
+    processes: int
+    buckets: int
+    offloaded: bool
+
+    def weights(self, whole: int) -> int:
+        """Of so many bytes of weights."""
+        part = ceil(whole / self.processes)
+        stepped = 0 if self.offloaded else part
+        return stepped + (part + min(whole, _WIDTH * _MOST_WHOLE) if self.stage == 3 else whole)
+
+    def whole_again(self, whole: int) -> int:
+        """Of so many bytes of weights, behind the last step: a process has them all, beside its part."""
+        return whole + ceil(whole / self.processes)
+
+    def gradients(self, whole: int) -> int:
+        """Of so many bytes of gradients."""
+        return self._part(whole) + min(whole, _WIDTH * self.buckets)
+
+    def states(self, whole: int) -> int:
+        """Of so many bytes of the optimizer's states."""
+        return self._part(whole)
+
+    def _part(self, whole: int) -> int:
+        return 0 if self.offloaded else ceil(whole / self.processes)
+
+
+def zero_of(settings: ParallelSettings, processes: int) -> Zero | None:
+    """What a config keeps in parts; None where another engine, or none, shares the run."""
+    if not settings.zero_stage or processes == 1:
+        return None
+    # stage 2 fills one bucket while the other is on its way
+    buckets = settings.reduce_bucket_size * (2 if settings.zero_stage == 2 and settings.overlap_comm else 1)
+    return Zero(settings.zero_stage, processes, buckets, settings.offload_optimizer != "none")

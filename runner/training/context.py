@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
-from runner.config.settings import RunConfig
+from runner.config.settings import ParallelSettings, RunConfig
 from runner.core import console
 from runner.core.progress import TrainingProgress
 from runner.parallel.group import ALONE, Group
@@ -26,7 +26,7 @@ class TrainerContext:
     with a warning when memory runs out and batches shrink; without it, the error is raised.
     ``fresh_adapter`` says that the model without its adapter is the model as it was before training.
     ``pieces`` are those of ``speed`` that the config allows; ``without`` is told of each that turns out to be
-    impossible. ``group`` are the processes that share the run.
+    impossible. ``group`` are the processes that share the run, ``parallel`` says how.
     """
 
     on_log: OnLog
@@ -37,6 +37,7 @@ class TrainerContext:
     pieces: Pieces = PLAIN
     without: Without = lambda piece, reason: None
     group: Group = ALONE
+    parallel: ParallelSettings = field(default_factory=ParallelSettings)
 
 
 def run_context(
@@ -76,4 +77,5 @@ def run_context(
         pieces,
         without,
         group,
+        config.parallel,
     )

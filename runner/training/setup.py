@@ -145,7 +145,7 @@ def check_training(
     arguments, warnings = training_arguments(config, precision, folder, has_cuda)
     if not config.parallel.keep_batch:
         arguments.gradient_accumulation_steps *= processes
-    if issues := list(check_placed(arguments, base.config, has_cuda)):
+    if issues := list(check_placed(arguments, base.config, has_cuda, config.parallel)):
         raise ConfigError(issues)
     classes = ["score"] if objective.task_type == "SEQ_CLS" else None  # new, of any size
     if config.adapter:

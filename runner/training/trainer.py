@@ -20,6 +20,7 @@ from runner.core import signals
 from runner.core.errors import Diverged, RunnerError
 from runner.core.signals import Preempted
 from runner.models.keyed_dropout import key_dropout
+from runner.parallel.zero import held
 from runner.runs import checkpoint
 from runner.speed.decoder import FastDecoder
 from runner.speed.late_log import LateLog
@@ -55,7 +56,7 @@ class GuardedTrainer(EvaluatingTrainer, Trainer):
     ) -> None:
         if getattr(args, "_n_gpu", 1) > 1:
             args._n_gpu = 1  # TRL raises on DataParallel; one process drives one GPU
-        self.share_steps(context.group, args)
+        self.share_steps(context.group, args, context.parallel)
         super().__init__(
             model=model,
             args=args,
@@ -68,7 +69,8 @@ class GuardedTrainer(EvaluatingTrainer, Trainer):
         self._context = context
         self.share_backward()
         self.late_log = LateLog(self) if context.pieces.async_logging else None
-        self._flos_per_token: float | None = None
+        # now, as weights in parts count for nothing; the library looks at every one for every batch
+        self._flos_per_token = super().floating_point_ops({"input_ids": torch.zeros(1, 1)})
         self.resumed = Resumed(self)
         self.resumed_tokens = 0
         self._saved_step = 0
@@ -116,6 +118,7 @@ class GuardedTrainer(EvaluatingTrainer, Trainer):
         agreed = self.group.count > 1
         with signals.defer_signals(agreed), short_walks(self.model) if self.decoder else nullcontext():
             result = super().train(*args, **kwargs)
+        self.end_steps()
         self.check_copies("after training")
         return result._replace(training_loss=self._mean_loss())
 
@@ -168,13 +171,10 @@ class GuardedTrainer(EvaluatingTrainer, Trainer):
             self.late_log.read()
 
     def floating_point_ops(self, inputs: Any) -> float:
-        """As the library counts them, which looks at every parameter for every batch."""
+        """As the library counts them."""
         if "input_ids" not in inputs:
             return super().floating_point_ops(inputs)
-        tokens = inputs["input_ids"].numel()
-        if self._flos_per_token is None:
-            self._flos_per_token = super().floating_point_ops(inputs) / max(tokens, 1)
-        return self._flos_per_token * tokens
+        return self._flos_per_token * inputs["input_ids"].numel()
 
     def _end_on_signal(self) -> None:
         if name := signals.pending_signal():
@@ -194,8 +194,9 @@ class GuardedTrainer(EvaluatingTrainer, Trainer):
         """
         self.read_log()
         self._check_weights()
-        if not self.group.follows:
-            self._write_checkpoint(model, trial)
+        with self.in_full():
+            if not self.group.follows:
+                self._write_checkpoint(model, trial)
         self._saved_step = self.state.global_step
         best = self.group.share(self.state.best_model_checkpoint)
         self.state.best_model_checkpoint = best
@@ -229,7 +230,7 @@ class GuardedTrainer(EvaluatingTrainer, Trainer):
         return Path(str(self.args.output_dir)) / f"checkpoint-{self.state.global_step}"
 
     def _check_weights(self) -> None:
-        if not all_finite(self.model):
+        if not all(self.group.gather(all_finite(self.model))):
             raise Diverged(f"a trained weight is not finite after step {self.state.global_step}")
 
     def _manifest_facts(self) -> dict[str, Any]:
@@ -284,9 +285,10 @@ class GuardedTrainer(EvaluatingTrainer, Trainer):
         best = Path(str(self.state.best_model_checkpoint))
         if reason := checkpoint.verify(best):
             raise RunnerError(f"the best checkpoint cannot be loaded: {best} {reason}")
+        self.end_steps()
         super()._load_best_model()
 
 
 def all_finite(model: Any) -> bool:
-    """Whether every trained weight is finite."""
-    return all(bool(torch.isfinite(p).all()) for p in model.parameters() if p.requires_grad)
+    """Whether every trained weight is finite, as far as this process has it."""
+    return all(bool(torch.isfinite(held(p)).all()) for p in model.parameters() if p.requires_grad)

@@ -13,29 +13,14 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
-from safetensors.torch import load_file
 
 from helpers.command import TINY, Run
 from helpers.tiny_model import random_model, using
+from parallel.runs import DDP, WORDS, await_line, distance, start
 from runner.parallel import launch
 
 pytestmark = pytest.mark.skipif((os.cpu_count() or 1) < 2, reason="two processes need two cores")
 
-DDP = ("parallel=ddp", "parallel.num_processes=2")
-# 21 rows in steps of 8: the last step of an epoch has 5, of which one process has its whole batch
-WORDS = (
-    *TINY,
-    "data.max_rows=21",
-    "data.eval_max_rows=5",
-    "trainer.per_device_train_batch_size=4",
-    "trainer.per_device_eval_batch_size=2",
-    "trainer.gradient_accumulation_steps=2",
-    "trainer.max_steps=5",
-    "trainer.learning_rate=1e-2",
-    "trainer.save_strategy=no",
-    "generation.samples=0",
-    "data.metric=null",
-)
 SMALL = (*WORDS, "trainer.per_device_train_batch_size=8", "trainer.gradient_accumulation_steps=1")
 BEST = (
     "trainer.load_best_model_at_end=true",
@@ -48,22 +33,6 @@ BEST = (
 )
 ANSWERS = ("generation.samples=1", "generation.rows=2")
 PAIRS = (*WORDS, "recipe=dpo", "trainer.learning_rate=1e-3")
-
-
-def distance(one: Run, other: Run) -> dict[str, float]:
-    """The largest relative differences of losses, norms and weights of two runs."""
-    logs = [run.lines("metrics.jsonl") for run in (one, other)]
-    assert [set(line) for line in logs[0]] == [set(line) for line in logs[1]]
-    found = {}
-    for key in ("loss", "grad_norm", "eval_loss", "num_tokens"):
-        pairs = [(a[key], b[key]) for a, b in zip(*logs, strict=True) if key in a]
-        found[key] = max(abs(a - b) / max(abs(a), 1e-12) for a, b in pairs) if pairs else 0.0
-    weights = [load_file(next(run.folder.glob("*/*model.safetensors"))) for run in (one, other)]
-    assert set(weights[0]) == set(weights[1])
-    found["weights"] = max(
-        float((weights[0][name] - weights[1][name]).norm() / weights[0][name].norm()) for name in weights[0]
-    )
-    return found
 
 
 @pytest.fixture
@@ -150,8 +119,8 @@ def test_a_base_in_parts_has_rows_of_any_length(cli):
 @pytest.mark.slow
 def test_a_base_in_parts_resumes(cli, tmp_path):
     words = (*SMALL, "quantization=nf4", "trainer.max_steps=40", "trainer.learning_rate=1e-4")
-    process = _start(*words, *DDP, "parallel=fsdp2", folder=tmp_path / "run")
-    _await_line(tmp_path / "run", 2, process)
+    process = start(*words, *DDP, "parallel=fsdp2", folder=tmp_path / "run")
+    await_line(tmp_path / "run", 2, process)
     process.terminate()
     process.communicate(timeout=60)
     assert process.returncode == 75
@@ -179,20 +148,6 @@ def test_each_process_may_take_rows_of_its_own(cli):
     assert max(distance(wider, shared).values()) < 1e-5
 
 
-def _start(*words: str, folder: Path) -> subprocess.Popen[bytes]:
-    command = [sys.executable, "-m", "runner", *words, f"output_dir={folder}"]
-    return subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE)
-
-
-def _await_line(folder: Path, count: int, process: subprocess.Popen[bytes]) -> None:
-    """Until the log has so many lines."""
-    file, deadline = folder / "metrics.jsonl", time.monotonic() + 300
-    while not file.is_file() or len(file.read_text(encoding="utf-8").splitlines()) < count:
-        assert process.poll() is None, process.stderr and process.stderr.read().decode()
-        assert time.monotonic() < deadline
-        time.sleep(0.05)
-
-
 def _followers(process: subprocess.Popen[bytes]) -> list[int]:
     children = Path(f"/proc/{process.pid}/task/{process.pid}/children").read_text(encoding="utf-8").split()
     return [
@@ -205,8 +160,8 @@ LONG = (*WORDS, "trainer.max_steps=400", "trainer.save_strategy=steps", "trainer
 
 @pytest.mark.slow
 def test_a_process_that_is_killed_ends_the_run_with_its_error(tmp_path):
-    process = _start(*LONG, *DDP, folder=tmp_path / "run")
-    _await_line(tmp_path / "run", 3, process)
+    process = start(*LONG, *DDP, folder=tmp_path / "run")
+    await_line(tmp_path / "run", 3, process)
     (follower,) = _followers(process)
     os.kill(follower, signal.SIGKILL)
     began = time.monotonic()
@@ -249,8 +204,8 @@ def test_an_error_of_another_process_is_the_run_s(cli, capsys, tmp_path, monkeyp
 
 @pytest.mark.slow
 def test_when_the_first_process_is_killed_none_is_left(tmp_path):
-    process = _start(*LONG, *DDP, folder=tmp_path / "run")
-    _await_line(tmp_path / "run", 3, process)
+    process = start(*LONG, *DDP, folder=tmp_path / "run")
+    await_line(tmp_path / "run", 3, process)
     (follower,) = _followers(process)
     process.kill()
     process.wait()
@@ -271,8 +226,8 @@ def _alive(pid: int) -> bool:
 @pytest.mark.parametrize("again", [(), DDP], ids=["alone", "shared"])
 def test_a_signal_ends_all_with_one_checkpoint_that_any_number_resumes(cli, tmp_path, again):
     words = (*WORDS, "trainer.max_steps=40", "lora.lora_dropout=0.1")
-    process = _start(*words, *DDP, folder=tmp_path / "run")
-    _await_line(tmp_path / "run", 2, process)
+    process = start(*words, *DDP, folder=tmp_path / "run")
+    await_line(tmp_path / "run", 2, process)
     process.terminate()
     process.communicate(timeout=60)
     assert process.returncode == 75
@@ -289,8 +244,8 @@ def test_a_signal_ends_all_with_one_checkpoint_that_any_number_resumes(cli, tmp_
 @pytest.mark.slow
 def test_killed_and_resumed_it_is_what_it_would_have_been(cli, tmp_path):
     words = (*WORDS, "trainer.max_steps=12", "trainer.save_strategy=steps", "trainer.save_steps=2")
-    process = _start(*words, *DDP, folder=tmp_path / "run")
-    _await_line(tmp_path / "run", 5, process)
+    process = start(*words, *DDP, folder=tmp_path / "run")
+    await_line(tmp_path / "run", 5, process)
     process.kill()
     process.wait()
     resumed, whole = cli(*words, *DDP, "resume=auto"), cli(*words, *DDP, folder="whole")

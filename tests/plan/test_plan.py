@@ -242,3 +242,28 @@ def test_a_base_in_parts_takes_less_of_each_gpu(cli, capsys):
     base = [each["memory"]["parts_bytes"]["base"] / 2**30 for each in (whole, parts, kept)]
     assert base[1] < 0.6 * base[0] < base[0] < base[2]
     assert "2 GPUs, each with a part" in " ".join(capsys.readouterr().out.split())
+
+
+def test_what_is_trained_as_a_whole_takes_less_in_parts(cli):
+    words = (
+        "recipe=plan",
+        "model=qwen3-8b",
+        "lora=none",
+        "plan.gpu=h100",
+        "trainer.gradient_checkpointing=true",
+    )
+    many = ("parallel.num_processes=4", "parallel.reduce_bucket_size=1000")
+
+    def parts(name: str, *more: str) -> dict[str, int]:
+        return plan(cli(*words, *more, folder=name))["memory"]["parts_bytes"]
+
+    copy = parts("ddp", "parallel=ddp", "parallel.num_processes=4")
+    two, three = (parts(engine, f"parallel={engine}", *many) for engine in ("zero2", "zero3"))
+    for each in (two, three):
+        assert each["optimizer"] == pytest.approx(copy["optimizer"] / 4)
+        assert each["gradients"] == pytest.approx(copy["gradients"] / 4, rel=1e-3)
+    assert two["base"] == pytest.approx(1.25 * copy["base"])  # of which each takes the steps of a part
+    assert three["base"] < 0.7 * copy["base"]
+    host = parts("host", "parallel=zero3", *many, "parallel.offload_optimizer=cpu")
+    assert "optimizer" not in host
+    assert host["base"] == pytest.approx(1.25 * copy["base"])  # all of it again, when training has ended
