@@ -53,8 +53,8 @@ def train(config: RunConfig, folder: RunFolder, objective: Objective, group: Gro
 
     # only now, as all import torch
     from runner.evaluation.generate import HeldOutGenerator
+    from runner.parallel.zero import all_finite
     from runner.speed.shards import in_parts, shard
-    from runner.training.trainer import all_finite
 
     with folder.timed("load"):
         parts = in_parts(config.parallel, group)

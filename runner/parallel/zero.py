@@ -213,3 +213,8 @@ def _engine(model: Any, optimizer: Optimizer, fields: dict[str, Any]) -> Any:
         return deepspeed.initialize(
             model=model, optimizer=optimizer, config=fields, dist_init_required=False
         )[0]
+
+
+def all_finite(model: Any) -> bool:
+    """Whether every trained weight is finite, as far as this process has it."""
+    return all(bool(torch.isfinite(held(p)).all()) for p in model.parameters() if p.requires_grad)

@@ -10,7 +10,10 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+from peft import PeftModel
+
 from runner.core import signals
+from runner.core.errors import RunnerError
 from runner.runs import checkpoint
 
 
@@ -91,3 +94,20 @@ class Resumed:
         if trainer._saved_step == 0:  # save_strategy=best, and this was not the best
             trainer.save_checkpoint()
         self.caught_up = str(Path(str(trainer.args.output_dir)) / f"checkpoint-{trainer.state.global_step}")
+
+
+def load_weights(model: Any, folder: Path) -> bool:
+    """Give a model of which every weight is trained those of a checkpoint; False for one with an adapter.
+
+    By the names that the library saves them under, which of some kinds (Gemma 3 with its towers, mixtures of
+    experts) are not those of the modules: its trainer would look for these, and go on with the weights that
+    are there without a word. Raises ``RunnerError`` where a weight is missing.
+    """
+    if isinstance(model, PeftModel):
+        return False
+    options = {"config": model.config, "dtype": model.dtype, "output_loading_info": True}
+    saved, found = type(model).from_pretrained(folder, **options)
+    if lacking := sorted(found["missing_keys"]):
+        raise RunnerError(f"{folder} lacks {len(lacking)} of the model's weights, {lacking[0]} among them")
+    model.load_state_dict(saved.state_dict())
+    return True

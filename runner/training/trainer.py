@@ -20,7 +20,7 @@ from runner.core import signals
 from runner.core.errors import Diverged, RunnerError
 from runner.core.signals import Preempted
 from runner.models.keyed_dropout import key_dropout
-from runner.parallel.zero import held
+from runner.parallel.zero import all_finite
 from runner.runs import checkpoint
 from runner.speed.decoder import FastDecoder
 from runner.speed.late_log import LateLog
@@ -28,7 +28,7 @@ from runner.speed.short_walks import short_walks
 from runner.training.callbacks import Places, Report
 from runner.training.context import TrainerContext
 from runner.training.evaluating import EvaluatingTrainer
-from runner.training.resumed import Resumed
+from runner.training.resumed import Resumed, load_weights
 
 _BATCH = ("per_device_train_batch_size", "gradient_accumulation_steps")
 
@@ -286,9 +286,9 @@ class GuardedTrainer(EvaluatingTrainer, Trainer):
         if reason := checkpoint.verify(best):
             raise RunnerError(f"the best checkpoint cannot be loaded: {best} {reason}")
         self.end_steps()
-        super()._load_best_model()
+        if not load_weights(self.model, best):
+            super()._load_best_model()
 
-
-def all_finite(model: Any) -> bool:
-    """Whether every trained weight is finite, as far as this process has it."""
-    return all(bool(torch.isfinite(held(p)).all()) for p in model.parameters() if p.requires_grad)
+    def _load_from_checkpoint(self, resume_from_checkpoint: str, model: Any = None) -> None:
+        if not load_weights(self.model, Path(resume_from_checkpoint)):
+            super()._load_from_checkpoint(resume_from_checkpoint, model)
