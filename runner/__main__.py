@@ -51,7 +51,7 @@ def main(argv: list[str] | None = None) -> int:
         console.config_errors(error.issues)
         return ExitCode.CONFIG_ERROR
     only_prints = command.informational or command.shown
-    with end_with_reader() if only_prints else nullcontext():
+    with end_with_reader(to_the_end=argv is None) if only_prints else nullcontext():
         return _hand_over(Handle(typed, command))
 
 

@@ -57,10 +57,11 @@ def signal_handlers() -> Iterator[None]:
 
 
 @contextmanager
-def end_with_reader() -> Iterator[None]:
+def end_with_reader(to_the_end: bool) -> Iterator[None]:
     """End the process quietly when nobody reads its stdout any more (``| head``), as Unix tools end.
 
-    For commands that do nothing but print: Python's own way is a traceback, of ``--info`` one a line.
+    For commands that do nothing but print: Python's own way is a traceback, of ``--info`` one a line, and
+    another message where it flushes what is left at its end: ``to_the_end`` has this block reach there.
     """
     if not hasattr(signal, "SIGPIPE") or threading.current_thread() is not threading.main_thread():
         yield
@@ -70,7 +71,8 @@ def end_with_reader() -> Iterator[None]:
         yield
         sys.stdout.flush()
     finally:
-        signal.signal(signal.SIGPIPE, before)
+        if not to_the_end:
+            signal.signal(signal.SIGPIPE, before)
 
 
 @contextmanager
