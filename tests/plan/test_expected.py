@@ -161,6 +161,7 @@ def test_a_run_that_cannot_fit_is_refused_before_weights_are_loaded(cli, capsys,
     assert "plan.check=false" in capsys.readouterr().err
 
 
+@pytest.mark.slow
 def test_the_command_of_a_refusal_runs(cli, capsys, monkeypatch) -> None:
     monkeypatch.setattr(load, "cuda_card", lambda: Card("small", GIB))
     monkeypatch.setattr("torch.cuda.mem_get_info", lambda _: (GIB, GIB))

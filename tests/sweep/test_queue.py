@@ -143,6 +143,7 @@ def test_all_workers_end_with_their_sweep(place, asked):
         assert [entry["status"] for entry in record["cells"]] == ["preempted"] * 2
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(not Path("/proc").is_dir(), reason="looks at /proc")
 def test_children_die_with_a_parent_that_is_killed(place):
     process = hanging(place)

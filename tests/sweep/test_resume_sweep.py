@@ -200,7 +200,8 @@ def test_an_exit_code_in_words():
     assert processes.how_it_ended(75).endswith("exit code 75 (preempted)")
 
 
-@pytest.mark.parametrize("asked", [pytest.param(signal.SIGINT, marks=pytest.mark.slow), signal.SIGTERM])
+@pytest.mark.slow
+@pytest.mark.parametrize("asked", [signal.SIGINT, signal.SIGTERM])
 def test_an_interrupted_sweep_ends_its_children_and_says_how_to_resume(place, asked):
     process = hanging(place)
     (child,) = children_of(process)
