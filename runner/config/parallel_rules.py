@@ -47,7 +47,7 @@ def check_parallel(values: Values, origins: Origins) -> Iterator[Issue]:
         yield Issue(origins.where("model.device_map"), message, "one of the two")
     if engine == "fsdp2":
         yield from _check_parts(values, origins)
-    if engine in ZERO:
+    if engine in tuple(ZERO):  # which may be anything here, a list too
         yield from _check_zero(values, origins, engine)
     if values.get("on_oom"):
         message = f"on_oom={values['on_oom']} with parallel={engine}: no process can shrink its batch alone"
