@@ -160,3 +160,50 @@ def test_table_of_what_is_there(table, tmp_path):
     done = command("--out", str(tmp_path), "--only-table", "--wall-steps", "100")
     assert done.returncode == 0, done.stderr
     assert "extrapolated to 100 steps" in (tmp_path / "table.md").read_text()
+
+
+def test_devices_that_are_measured_one_after_the_other_stand_together(monkeypatch, tmp_path):
+    monkeypatch.syspath_prepend(str(FOLDER))
+    import sweep_against_trl
+
+    monkeypatch.setattr(sweep_against_trl, "measure", lambda *_: result(16, step=0.1, wall=50.0))
+    for devices in "12":
+        words = ["--out", str(tmp_path), "--rows", "1.7b-1x512", "--devices", devices, "speed.compile=false"]
+        assert sweep_against_trl.main(words) == 0
+    assert set(json.loads((tmp_path / "1.7b-1x512.json").read_text())["devices"]) == {"1", "2"}
+
+
+def test_engines_are_compared_with_the_first_of_their_cell(monkeypatch):
+    monkeypatch.syspath_prepend(str(FOLDER))
+    import several_gpus
+
+    def side(processes: int, rate: float, gib: float, loss: float) -> dict:
+        return {
+            "processes": processes,
+            "step_seconds": 0.5,
+            "tokens_per_second": rate,
+            "peak_memory_bytes": int(gib * 2**30),
+            "losses": [2.0, loss],
+        }
+
+    one, two = [cell for cell in several_gpus.CELLS if "ddp" in cell.sides][:2]
+    found = {
+        (one, "none"): side(1, 1000.0, 4.0, 1.0),
+        (one, "ddp"): side(2, 1900.0, 3.0, 1.25),
+        (two, "ddp"): {"error": "exit code 1: broken"},
+    }
+    text = several_gpus.markdown(found)
+    first, second = lines(text)
+    assert [first[index] for index in (1, 2, 5, 7, 8)] == ["none", "1", "", "", ""]
+    assert [second[index] for index in (1, 2, 5, 6, 7, 8)] == [
+        "ddp",
+        "2",
+        "1.90x",
+        "3.00",
+        "0.75x",
+        "2.5e-01",
+    ]
+    assert f"- {two.name} ddp: exit code 1: broken" in text
+    for mistake in (["--cells", "4b"], ["--sides", "zero"], ["--processes", "1"]):
+        with pytest.raises(SystemExit, match="2"):
+            several_gpus.main(["--out", "results", *mistake])
