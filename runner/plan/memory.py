@@ -141,9 +141,6 @@ class StepMemory:
         backward = {"backward": round(backward_bytes(architecture, step, tokens, self._kept.layer))}
         logits = {"logits": logit_bytes(architecture, step, tokens, labelled)}
         gradients = {"gradients": self._gradients}
-        if step.parts > 1 and not architecture.tied:  # the table of tokens, gathered, and as it is copied
-            table = step.weight * architecture.vocabulary * architecture.hidden
-            yield {**gradients, "activations": 2 * table}
         graphs = step.pieces.cuda_graphs
         if graphs or step.accumulation > 1 or not trained.whole or step.zero:  # gradients stay, or are few
             yield {**gradients, **activations, **logits, **(backward if graphs else {})}
@@ -161,7 +158,8 @@ def resident(
     """What stays from step to step, by kind: the base, a copy of it for a reference, adapters, states."""
     base = base_bytes(architecture, quantization, step.quantization, step.weight)
     if step.parts > 1:
-        less, more = bytes_in_parts(architecture, step.quantization, step.weight, step.parts, step.kept_whole)
+        kept = step.quantization, step.weight, step.parts, step.kept_whole, step.on_cuda
+        less, more = bytes_in_parts(architecture, *kept)
         base += more - less
     added = sum(map(prod, trained.added)) * step.cells * step.trained
     states = optimizer_bytes(step.optimizer, trained.own, step.weight, step.on_cuda)

@@ -43,19 +43,19 @@ def base_bytes(architecture: Architecture, quantization: Mapping[str, Any], kind
 
 
 def bytes_in_parts(
-    architecture: Architecture, kind: str, width: int, parts: int, whole: bool
+    architecture: Architecture, kind: str, width: int, parts: int, whole: bool, on_cuda: bool
 ) -> tuple[int, int]:
-    """Bytes of weights that a process has less when each keeps one of so many ``parts`` of the layers, and of
-    embeddings that are not tied; and those that it has more: two layers at a time, of which one is being
-    gathered, or all layers where they stay ``whole``.
+    """Bytes of weights that a device has less when each process keeps one of so many ``parts`` of the layers,
+    and embeddings that are not tied stay on the host; and those that it has more: two layers at a time, of
+    which one is being gathered, or all layers where they stay ``whole``.
 
     Scales are not sharded: only the weights themselves are parameters.
     """
     bits = {"nf4": 4, "fp4": 4, "int8": 8, "fp8": 8}.get(kind, 8 * width)
     layers = [sum(each.weights for each in linears) * bits // 8 for _, linears in architecture.in_layers()]
-    table = 0 if architecture.tied else width * architecture.vocabulary * architecture.hidden
-    total = sum(layers) + table
-    return total - ceil(total / parts), sum(layers) if whole else sum(sorted(layers)[-2:])
+    table = width * architecture.vocabulary * architecture.hidden if on_cuda and not architecture.tied else 0
+    less = table + sum(layers) - ceil(sum(layers) / parts)
+    return less, sum(layers) if whole else sum(sorted(layers)[-2:])
 
 
 def linear_bytes(linear: Linear, quantization: Mapping[str, Any], kind: str, width: int) -> int:

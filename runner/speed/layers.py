@@ -82,7 +82,7 @@ class FastLayers:
                 for number, (layer, call) in enumerate(zip(self.layers, self._compiled, strict=True)):
                     call = for_any_length(call) if varying else call
                     call = alone(call, number > 0) if self._one_by_one else call
-                    stack.enter_context(patched(layer, "_compiled_call_impl", call))
+                    stack.enter_context(patched(layer, "forward", call))
                     if getattr(layer, "gradient_checkpointing", False):  # the memory budget is in its place
                         stack.enter_context(patched(layer, "gradient_checkpointing", False))
             yield
@@ -107,10 +107,8 @@ class FastLayers:
     def _compile(self) -> None:
         if self._compiled:
             return
-        for layer in self.layers:
-            layer.compile(options=ROUNDED)
-            self._compiled.append(layer._compiled_call_impl)
-            layer._compiled_call_impl = None
+        # not ``layer.compile``: hooks, such as those that gather a layer's weights, stand around what is compiled
+        self._compiled = [torch.compile(layer.forward, options=ROUNDED) for layer in self.layers]
 
 
 def for_any_length(call: Callable[..., Any]) -> Callable[..., Any]:
@@ -202,10 +200,13 @@ def _cast_once(adapters: list[Any]) -> Iterator[None]:
 
 @contextmanager
 def patched(owner: Any, name: str, value: Any) -> Iterator[None]:
-    """An attribute that has another value in this block."""
-    before = getattr(owner, name)
+    """An attribute that has another value in this block; it may be one of the class."""
+    own, before = name in vars(owner), getattr(owner, name)
     setattr(owner, name, value)
     try:
         yield
     finally:
-        setattr(owner, name, before)
+        if own:
+            setattr(owner, name, before)
+        else:
+            delattr(owner, name)

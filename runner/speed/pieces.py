@@ -129,8 +129,7 @@ def _reasons(
         for name in ("compile", "cuda_graphs", "async_logging"):
             yield name, "no CUDA device"
     if config.parallel.engine == "fsdp2":
-        for name in ("compile", "cuda_graphs"):
-            yield name, "parallel=fsdp2 gathers weights around every layer"
+        yield "cuda_graphs", "parallel=fsdp2 gathers weights around every layer"
     if not (shutil.which("gcc") or shutil.which("cc")):
         yield "compile", "no C compiler, which Triton needs"
     if arguments.fp16:

@@ -90,11 +90,20 @@ def test_runs_are_equal_in_float64(both):
 
 @pytest.mark.slow
 @pytest.mark.parametrize(
-    ("base", "tied"), [("none", True), ("nf4", True), ("nf4", False), ("none", False)], ids=str
+    ("base", "tied", "precision"),
+    [
+        ("none", True, "fp32"),
+        ("nf4", True, "fp32"),
+        ("nf4", False, "fp32"),
+        ("nf4", False, "bf16"),
+        ("none", False, "bf16"),
+    ],
+    ids=str,
 )
-def test_a_base_in_parts_is_a_whole_one(cli, tmp_path, base, tied):
+def test_a_base_in_parts_is_a_whole_one(cli, tmp_path, base, tied, precision):
     words = (*SMALL, *ANSWERS, f"quantization={base}", "lora.lora_dropout=0.1", "trainer.eval_strategy=epoch")
-    if not tied:  # from files, whose embeddings are in parts too
+    words += (f"trainer.precision={precision}",)
+    if not tied:  # from files, whose embeddings stay on the host
         words += using(random_model(tmp_path / "model", "qwen3", vocab_size=512))
     whole, parts = cli(*words, *DDP, folder="whole"), cli(*words, *DDP, "parallel=fsdp2", folder="parts")
     assert (whole.code, parts.code) == (0, 0)

@@ -58,7 +58,7 @@ MEMBERS = {
     "datasets:Dataset": ("_fingerprint",),
     "sacrebleu.metrics:CHRF": ("_compute_score_from_stats", "_extract_corpus_statistics"),
     "sacrebleu.metrics:BLEU": ("_compute_score_from_stats", "_extract_corpus_statistics"),
-    "torch.nn:Module": ("_buffers", "_compiled_call_impl", "_parameters"),
+    "torch.nn:Module": ("_buffers", "_parameters"),
     "torch._C:_VariableFunctions": ("_scaled_mm",),
     "torch.utils:_pytree": ("tree_leaves", "tree_map_only"),
     "torch:cpu": ("_is_amx_tile_supported", "_is_avx512_bf16_supported"),
