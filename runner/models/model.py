@@ -105,7 +105,9 @@ def load_model(
 def _drawn(base: Base, classes: list[str] | None, dtype: torch.dtype, quantization: Any) -> Any:
     """A model of random weights on the run's device."""
     import torch
+    from transformers import logging
 
+    logging.disable_progress_bar()
     where = device()
     with torch.device(where):
         model = _kind(base, classes).from_config(base.config, dtype=dtype, **_attention(base.settings))

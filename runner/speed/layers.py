@@ -21,7 +21,7 @@ from runner.speed.pieces import Pieces
 # Between operations round to bfloat16, as layers that are not compiled do; compiled code would keep float32,
 # and a packed cell be three times as far from its solo run as batch layouts are apart
 # (tests/packed/test_packed_distance.py).
-ROUNDED = {"emulate_precision_casts": True}
+ROUNDED: dict[str, Any] = {"emulate_precision_casts": True}
 
 # SDPA, for which transformers makes no mask. It would make one while a CUDA graph is recorded, where it
 # cannot look whether there is padding; and SDPA takes its slow kernel for any mask.
@@ -107,7 +107,7 @@ class FastLayers:
     def _compile(self) -> None:
         if self._compiled:
             return
-        # not ``layer.compile``: hooks, such as those that gather a layer's weights, stand around what is compiled
+        # not ``layer.compile``: hooks, such as those that gather a layer's weights, stand around compiled code
         self._compiled = [torch.compile(layer.forward, options=ROUNDED) for layer in self.layers]
 
 

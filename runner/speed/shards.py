@@ -6,8 +6,7 @@ import itertools
 from typing import Any
 
 import torch
-from bitsandbytes.nn import Linear4bit
-from bitsandbytes.nn.modules import fix_4bit_weight_quant_state_from_module
+from bitsandbytes.nn.modules import Linear4bit, fix_4bit_weight_quant_state_from_module
 from torch.distributed.device_mesh import init_device_mesh
 from torch.distributed.fsdp import fully_shard
 

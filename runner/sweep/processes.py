@@ -10,7 +10,8 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass
 from pathlib import Path
 
 from runner.core import console
@@ -25,39 +26,69 @@ WORKER = ["-m", "runner.sweep.worker"]
 Ended = Callable[["Child"], None]
 
 
+@dataclass(frozen=True)
+class _Process:
+    """A worker that imports its libraries and waits for the name of its job; by the end of the pipe
+    ``writing`` it notices that this process is gone."""
+
+    popen: subprocess.Popen[bytes]
+    writing: int
+
+    def give(self, job: Path) -> None:
+        """Let it run a job."""
+        assert self.popen.stdin is not None
+        with contextlib.suppress(OSError), self.popen.stdin as stream:  # else it has ended, which shows later
+            stream.write(f"{job}\n".encode())
+
+    def kill(self) -> None:
+        """End it, which has no job."""
+        self.popen.kill()
+        self.popen.wait()
+        for stream in (self.popen.stdin, self.popen.stdout):
+            assert stream is not None
+            stream.close()
+        os.close(self.writing)
+
+
+def _start(device: Device, lock: FolderLock | None) -> _Process:
+    """Start a worker on a device. It holds the ``lock`` of the sweep as long as it lives, which may be longer
+    than its parent, and is in a process group of its own, so that Ctrl-C reaches it once, from here."""
+    reading, writing = os.pipe()
+    process = subprocess.Popen(
+        [sys.executable, *WORKER, "-", device.name],
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        env={**environment(device), orphan.VARIABLE: str(reading)},
+        pass_fds=[reading, *([lock.descriptor] if lock else [])],
+        start_new_session=True,
+    )
+    os.close(reading)
+    if device.cores and hasattr(os, "sched_setaffinity"):
+        with contextlib.suppress(OSError):  # it has ended already
+            os.sched_setaffinity(process.pid, device.cores)
+    return _Process(process, writing)
+
+
 class Child:
-    """A running job, ``python -m runner.sweep.worker JOB.json``.
+    """A worker that runs the job of a ``file`` on a ``device``.
 
     Everything that it prints goes to the log beside the file, ``again`` behind what an earlier process has
-    printed there, and with ``echo`` to the terminal too; ``last`` is the last line. It computes on
-    ``device``. It holds the ``lock`` of the sweep as long as it lives, which may be longer than its parent,
-    and is in a process group of its own, so that Ctrl-C reaches it once, from here.
+    printed there, and with ``echo`` to the terminal too; ``last`` is the last line.
     """
 
     waiting = False
 
     def __init__(
-        self, file: Path, device: Device, echo: bool, ended: Ended, lock: FolderLock | None, again: bool
+        self, process: _Process, file: Path, device: Device, echo: bool, ended: Ended, again: bool
     ) -> None:
         self.name, self.device, self.log = file.stem, device, file.with_suffix(".log")
         self.last, self.began = "", time.monotonic()
-        reading, self._writing = os.pipe()
-        self._process = subprocess.Popen(
-            [sys.executable, *WORKER, str(file), device.name],
-            stdin=subprocess.DEVNULL,
-            stdout=subprocess.PIPE,
-            stderr=subprocess.STDOUT,
-            env={**environment(device), orphan.VARIABLE: str(reading)},
-            pass_fds=[reading, *([lock.descriptor] if lock else [])],
-            start_new_session=True,
-        )
-        os.close(reading)
-        if device.cores and hasattr(os, "sched_setaffinity"):
-            with contextlib.suppress(OSError):  # it has ended already
-                os.sched_setaffinity(self._process.pid, device.cores)
+        self._process, self._writing = process.popen, process.writing
         arguments = (echo, ended, "ab" if again else "wb")
         self._listener = threading.Thread(target=self._listen, args=arguments, daemon=True)
         self._listener.start()
+        process.give(file)
 
     def send(self, number: int) -> None:
         """Send a signal, if it still runs."""
@@ -106,11 +137,22 @@ class Children:
     def __init__(self, lock: FolderLock | None) -> None:
         self.running: list[Child] = []
         self._lock = lock
+        self._ready: dict[str, _Process] = {}
         self._ended: queue.Queue[Child] = queue.Queue()
+
+    def await_jobs(self, devices: Iterable[Device]) -> None:
+        """Let the next worker of these devices import its libraries now, 5 to 19 s by machine, and end those
+        of others that wait for a job."""
+        wanted = {device.name: device for device in devices}
+        for name in self._ready.keys() - wanted.keys():
+            self._ready.pop(name).kill()
+        for name in wanted.keys() - self._ready.keys():
+            self._ready[name] = _start(wanted[name], self._lock)
 
     def start(self, file: Path, device: Device, echo: bool, again: bool) -> None:
         """Start a job."""
-        self.running.append(Child(file, device, echo, self._ended.put, self._lock, again))
+        process = self._ready.pop(device.name, None) or _start(device, self._lock)
+        self.running.append(Child(process, file, device, echo, self._ended.put, again))
 
     def wait(self, seconds: float) -> Child | None:
         """The next child that ends; None when none does in that time."""

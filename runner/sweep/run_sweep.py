@@ -32,6 +32,7 @@ from runner.sweep.slurm.queue import Held
 from runner.sweep.slurm.queue import held as held_by_slurm
 from runner.sweep.slurm.submit import check_installed
 from runner.sweep.slurm.tasks import Tasks, places
+from runner.sweep.workers import Workers
 
 
 class Sweep:
@@ -73,22 +74,27 @@ class Sweep:
             raise ConfigError(issues)
         if self._only_planned(cells):
             return
-        of_models = check_models(cells)
         if self._cluster is None:
             devices = choose(self.settings.devices, any(cell.config.model.device_map for cell in cells))
         else:
             check_installed()
             devices = places(self.settings.devices if isinstance(self.settings.devices, int) else 1)
         self._open()
+        local = Children(self._lock)
         try:
             held = self._held(cells)
             if issues := self.ledger.stale(cells):
                 raise ConfigError(issues)
             self.ledger.add(cells, axes)
+            if self._cluster is None:  # while this process checks the models and the rows
+                left = sum(self.ledger.status(cell.name) not in DONE for cell in cells)
+                local.await_jobs(devices[:left])
+            of_models = check_models(cells)
             jobs = self._plan(cells, of_models, devices, held)
+            workers: Workers = local
             if self._cluster is None:
+                local.await_jobs(devices[: len(jobs)])
                 self._expect(jobs, on_cuda=devices[0].gpus == 1)
-                workers = Children(self._lock)
             else:
                 workers, devices = Tasks(self.folder, self._cluster, held), places(len(jobs))
             record_jobs(self.ledger.jobs, jobs)
@@ -96,6 +102,8 @@ class Sweep:
         except ConfigError:
             self._withdraw()
             raise
+        finally:
+            local.await_jobs([])
 
     def _run(self, jobs: Sequence[Job], leases: Leases) -> None:
         before, self.ran = self.ran, True

@@ -1,4 +1,7 @@
-"""The process of a job of a sweep, a pack or single cells: ``python -m runner.sweep.worker JOB DEVICE``."""
+"""The process of a job of a sweep, a pack or single cells: ``python -m runner.sweep.worker JOB DEVICE``.
+
+JOB is its file, or ``-`` for one that is named on the standard input when this process is known to be needed.
+"""
 
 from __future__ import annotations
 
@@ -7,8 +10,10 @@ from runner.core.library_env import set_library_env
 set_library_env()
 
 import dataclasses
+import importlib
 import itertools
 import json
+import os
 import shutil
 import sys
 import traceback
@@ -123,7 +128,18 @@ def _mark(job: dict[str, Any], cell: dict[str, Any]) -> dict[str, Any]:
     return {"key": cell["key"], "sweep": job["sweep"], "job": job["name"], "device": job["device"]}
 
 
+def _awaited() -> str:
+    """The job that is named on the standard input, which is read once the libraries are imported."""
+    quiet_libraries()
+    importlib.import_module("runner.packed.train_pack")
+    name = sys.stdin.readline().removesuffix("\n")
+    with open(os.devnull) as nothing:
+        os.dup2(nothing.fileno(), 0)
+    return name
+
+
 if __name__ == "__main__":
     orphan.die_with_parent()
     mask_uncaught()
-    sys.exit(run_job(Path(sys.argv[1]), sys.argv[2]))
+    if job := _awaited() if sys.argv[1] == "-" else sys.argv[1]:
+        sys.exit(run_job(Path(job), sys.argv[2]))

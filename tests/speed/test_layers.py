@@ -34,7 +34,9 @@ def test_an_adapter_in_float32_reads_what_its_base_does_and_learns_the_same(monk
         if "lora_B" in name:
             torch.nn.init.normal_(each, std=0.05)
     assert key_dropout(found, seed=0) is not None
-    monkeypatch.setattr(FastLayers, "_compile", lambda self: self._compiled.extend(layer.forward for layer in self.layers))
+    monkeypatch.setattr(
+        FastLayers, "_compile", lambda self: self._compiled.extend(layer.forward for layer in self.layers)
+    )
     fast = FastLayers(found, Pieces(compile=True))
     once, read = results(found, fast)
     assert read == {torch.bfloat16}

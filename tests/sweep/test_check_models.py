@@ -1,5 +1,6 @@
 """What a sweep finds of its cells' models before it starts a process."""
 
+import psutil
 import pytest
 
 from helpers.sweeps import cells_of
@@ -29,6 +30,8 @@ def test_what_a_run_would_be_refused_for_is_found_before_any_starts(sweep, start
     assert said in " ".join(ran.said.split())
     assert started() == []
     assert not ran.folder.exists()
+    # of those that are started early, to import their libraries
+    assert not [child for child in psutil.Process().children() if "worker.py" in " ".join(child.cmdline())]
 
 
 @pytest.mark.parametrize(
