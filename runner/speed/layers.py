@@ -107,7 +107,7 @@ class FastLayers:
     def _compile(self) -> None:
         if self._compiled:
             return
-        # not ``layer.compile``: hooks, such as those that gather a layer's weights, stand around compiled code
+        # not ``layer.compile``: hooks, such as those that gather weights, stand around compiled code
         self._compiled = [torch.compile(layer.forward, options=ROUNDED) for layer in self.layers]
 
 
