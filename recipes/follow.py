@@ -12,7 +12,7 @@ from pathlib import Path
 
 from recipes.run import run_recipe
 from runner.config.settings import RunConfig
-from runner.core.process import orphan
+from runner.core.process import libraries, orphan
 from runner.core.secrets import mask_uncaught
 
 
@@ -23,6 +23,7 @@ def main(file: Path) -> int:
 
 
 if __name__ == "__main__":
+    libraries.leave_at_exit()
     orphan.die_with_parent()
     mask_uncaught()
     sys.exit(main(Path(sys.argv[1])))

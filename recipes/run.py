@@ -18,7 +18,7 @@ from runner.config.recipe_rules import BELONGS
 from runner.config.settings import RunConfig
 from runner.core import console, environment, signals
 from runner.core.errors import ConfigError, ExitCode, RunnerError
-from runner.core.process import ranks
+from runner.core.process import libraries, ranks
 from runner.core.process.ranks import Rank
 from runner.parallel import launch
 from runner.parallel.processes import check
@@ -110,12 +110,24 @@ def _begin(
         made_from = parents(run, path)
         earlier = repeated(repeats or path, run)
         device = environment.machine if run.recipe in _COMPUTES_NOTHING else environment.device
-        folder = run_folder.RunFolder(path, *typed, run_config.to_yaml(run), run.seed, device)
+        folder = _folder(run, path, objective, typed, device=device)
     except ConfigError:
         run_folder.abandon(path)
         raise
     folder.compared = earlier
     folder.record |= {"recipe": run.recipe, "parents": made_from}
+    return folder
+
+
+def _folder(
+    run: RunConfig, path: Path, objective: Objective | None, typed: tuple[str, list[str]], **more: Any
+) -> run_folder.RunFolder:
+    """The folder of a run at ``path``; the first phase of one that trains is the import of its libraries."""
+    with libraries.importing():
+        folder = run_folder.RunFolder(path, *typed, run_config.to_yaml(run), run.seed, **more)
+        if objective is not None:
+            with folder.timed("import"):
+                objective.trainer()
     return folder
 
 
@@ -144,9 +156,7 @@ def _follow(run: RunConfig, objective: Objective, typed: tuple[str, list[str]], 
     try:
         with launch.following(rank) as (group, shared):
             if shared is not None:
-                folder = run_folder.RunFolder(
-                    launch.folder_of(rank, shared), *typed, run_config.to_yaml(run), run.seed, shared=shared
-                )
+                folder = _folder(run, launch.folder_of(rank, shared), objective, typed, shared=shared)
                 with signals.signal_handlers():
                     train(run, folder, objective, group)
     except Exception as raised:

@@ -32,8 +32,6 @@ def train(config: RunConfig, folder: RunFolder, objective: Objective, group: Gro
     Raises ``ConfigError`` before weights are loaded, ``Diverged`` when the loss, a gradient or a weight stops
     being finite, and ``Preempted`` after a signal, behind a checkpoint.
     """
-    if group.follows:
-        objective.trainer()  # imports the libraries, while the process that leads does too
     with folder.timed("check"), group.first():
         setup = check_training(config, objective, folder.shared, group.count)
     with folder.timed("data"), group.first():

@@ -26,6 +26,7 @@ from runner.config.settings import RunConfig
 from runner.core import console
 from runner.core.errors import ConfigError, ExitCode, Issue, RunnerError
 from runner.core.paths import CONFIG_DIR
+from runner.core.process import libraries
 from runner.core.process.folder_lock import unwritable
 from runner.core.secrets import mask_uncaught, masked
 from runner.core.signals import end_with_reader
@@ -36,10 +37,11 @@ def main(argv: list[str] | None = None) -> int:
     """Run one command line and return its exit code (see ``ExitCode``).
 
     Without ``argv`` it is the process's own, as of ``python -m runner`` and of the installed ``runner``: an
-    error that nobody catches is then printed without secrets.
+    error that nobody catches is then printed without secrets, and the process ends at once.
     """
     if argv is None:
         mask_uncaught()
+        libraries.leave_at_exit()
     typed = sys.argv[1:] if argv is None else argv
     command = run_config.parse(typed, OBJECTIVES)
     try:

@@ -16,6 +16,7 @@ from runner.core import console
 from runner.core.errors import ConfigError, ExitCode, Issue
 from runner.core.hydra_quoting import hydra_value
 from runner.core.paths import SWEEP_FILE
+from runner.core.process import libraries
 from runner.core.process.folder_lock import FolderLock, hold
 from runner.core.secrets import masked
 from runner.core.signals import terminate_as_interrupt
@@ -89,7 +90,8 @@ class Sweep:
             if self._cluster is None:  # while this process checks the models and the rows
                 left = sum(self.ledger.status(cell.name) not in DONE for cell in cells)
                 local.await_jobs(devices[:left])
-            of_models = check_models(cells)
+            with libraries.importing():
+                of_models = check_models(cells)
             jobs = self._plan(cells, of_models, devices, held)
             workers: Workers = local
             if self._cluster is None:

@@ -26,7 +26,7 @@ from runner.cli import run_config
 from runner.config.settings import RunConfig, SweepSettings
 from runner.core import console, signals
 from runner.core.errors import ConfigError, ExitCode, RunnerError
-from runner.core.process import orphan
+from runner.core.process import libraries, orphan
 from runner.core.secrets import mask_uncaught
 from runner.runs.run_folder import RunFolder
 from runner.training.out_of_memory import explained
@@ -131,7 +131,8 @@ def _mark(job: dict[str, Any], cell: dict[str, Any]) -> dict[str, Any]:
 def _awaited() -> str:
     """The job that is named on the standard input, which is read once the libraries are imported."""
     quiet_libraries()
-    importlib.import_module("runner.packed.train_pack")
+    with libraries.importing():
+        importlib.import_module("runner.packed.train_pack")
     name = sys.stdin.readline().removesuffix("\n")
     with open(os.devnull) as nothing:
         os.dup2(nothing.fileno(), 0)
@@ -139,6 +140,7 @@ def _awaited() -> str:
 
 
 if __name__ == "__main__":
+    libraries.leave_at_exit()
     orphan.die_with_parent()
     mask_uncaught()
     if job := _awaited() if sys.argv[1] == "-" else sys.argv[1]:
