@@ -42,16 +42,18 @@ def main() -> None:
     parser.add_argument("--rows", type=int, default=64, help="whose logits are compared")
     parser.add_argument("--answers", type=int, default=100, help="held-out rows that are answered")
     parser.add_argument("--set", nargs="*", default=[], metavar="KEY=VALUE", help="further overrides")
-    parser.add_argument("--out", type=Path, help="a JSON file for the figures")
+    parser.add_argument("--out", type=Path, help="a folder for figures and the sweep, which goes on there")
     options = parser.parse_args()
     options.kinds = list(dict.fromkeys(["none", *options.kinds.split(",")]))
-    figures = logit_distance(options)
-    if options.steps:
-        for kind, scores in task_scores(options).items():
-            figures[kind] |= scores
-    print(table(figures, options))
-    if options.out:
-        options.out.write_text(json.dumps(figures, indent=1))
+    with tempfile.TemporaryDirectory() as name:
+        out = options.out or Path(name)
+        out.mkdir(parents=True, exist_ok=True)
+        scores = task_scores(options, out / "sweep") if options.steps else {}
+        figures = logit_distance(options)
+        for kind in scores:
+            figures[kind] |= scores[kind]
+        print(table(figures, options))
+        (out / "figures.json").write_text(json.dumps(figures, indent=1) + "\n")
 
 
 def logit_distance(options: argparse.Namespace) -> dict[str, dict[str, Any]]:
@@ -83,23 +85,21 @@ def logit_distance(options: argparse.Namespace) -> dict[str, dict[str, Any]]:
     return found
 
 
-def task_scores(options: argparse.Namespace) -> dict[str, dict[str, Any]]:
-    """For each kind of base, ``exact_match`` and ``eval_loss`` of each seed's adapter."""
+def task_scores(options: argparse.Namespace, sweep: Path) -> dict[str, dict[str, Any]]:
+    """For each kind of base, ``exact_match`` and ``eval_loss`` of each seed's adapter, from a ``sweep``."""
     found: dict[str, dict[str, Any]] = {}
-    with tempfile.TemporaryDirectory() as name:
-        sweep = Path(name) / "sweep"
-        command = [sys.executable, "-m", "runner", "-m", *words(options), f"output_dir={sweep}"]
-        command += [f"quantization={','.join(options.kinds)}", f"seed={options.seeds}"]
-        command += [f"trainer.max_steps={options.steps}", "trainer.save_strategy=no"]
-        command += [f"trainer.per_device_train_batch_size={options.batch}"]
-        command += ["generation.samples=0", f"generation.rows={options.answers}"]
-        subprocess.run(command, check=True)
-        for file in sorted(sweep.glob("*/run.json")):
-            record = json.loads(file.read_text())
-            axes = dict(word.split("=", 1) for word in file.parent.name.split(","))
-            own = found.setdefault(str(axes.get("quantization", options.kinds[0])), {})
-            for key, metric in (("exact_match", "exact_match_after"), ("eval_loss", "eval_loss")):
-                own.setdefault(key, []).append(record["metrics"][metric])
+    command = [sys.executable, "-m", "runner", "-m", *words(options), f"output_dir={sweep}"]
+    command += [f"quantization={','.join(options.kinds)}", f"seed={options.seeds}"]
+    command += [f"trainer.max_steps={options.steps}", "trainer.save_strategy=no"]
+    command += [f"trainer.per_device_train_batch_size={options.batch}"]
+    command += ["generation.samples=0", f"generation.rows={options.answers}"]
+    subprocess.run(command, check=True)
+    for file in sorted(sweep.glob("*/run.json")):
+        record = json.loads(file.read_text())
+        axes = dict(word.split("=", 1) for word in file.parent.name.split(","))
+        own = found.setdefault(str(axes.get("quantization", options.kinds[0])), {})
+        for key, metric in (("exact_match", "exact_match_after"), ("eval_loss", "eval_loss")):
+            own.setdefault(key, []).append(record["metrics"][metric])
     return found
 
 

@@ -122,9 +122,9 @@ def time_table(case: Case, card: Card) -> None:
         return
     steps = total_steps(case)
     words = f"about {duration_text(found.step)} a step, {found.mfu:.0%} of the card's products"
-    if steps:
-        words += f"; {steps:,} steps in {duration_text(steps * found.step)}"
     console.out.print(f"time (an estimate): {words}")
+    if steps:
+        console.out.print(f"  {steps:,} steps in {duration_text(steps * found.step)}")
 
 
 def advice(case: Case, setting: Setting | None, card: Card, rows: Rows) -> None:
@@ -132,7 +132,9 @@ def advice(case: Case, setting: Setting | None, card: Card, rows: Rows) -> None:
     table = Table(box=None, padding=(0, 0, 0, 2), show_header=False)
     table.add_column()
     if setting is None:
-        table.add_row("no batch, base or recomputation fits: shorter rows, or a smaller model")
+        engine = "fsdp2" if case.config.lora else "zero3"
+        table.add_row("no batch, base or recomputation fits: shorter rows, a smaller model,")
+        table.add_row(f"or more GPUs, each with a part (parallel={engine})")
     elif not setting.overrides:
         table.add_row("nothing to change: it fits, and nothing here is faster")
     else:

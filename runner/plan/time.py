@@ -1,5 +1,4 @@
-"""How long a step takes on a card: an estimate, from counted operations and bytes and four measured
-constants.
+"""How long a step takes on a card: an estimate, from counted operations and bytes and measured constants.
 
 A pass (forward and backward of one batch) takes the time of its matrix products, of reading and writing
 activations and weights, and of what each kernel takes however small it is; or what Python takes to launch
@@ -35,6 +34,7 @@ MOVED, MOVED_EAGER = 11, 20
 KERNELS, KERNEL = 125, 2.6e-6  # of a layer's two passes, and seconds of one that has next to nothing to do
 # Seconds that a layer's two passes take to be launched: by compiled code, and one by one from Python.
 COMPILED, EAGER = 3.1e-3, 6.8e-3
+GATHERED = 8.4e-3  # what it takes more where its weights are gathered: Qwen3-8B on two H200, one run
 _FP8 = 2.0  # as many products of e4m3 in a second as of bfloat16
 _MOVED_4BIT = 2 * 2  # of a 4-bit weight in each pass: written as 16-bit number, and read as such
 
@@ -121,4 +121,5 @@ def _launched(architecture: Architecture, step: Step) -> float:
     if step.pieces.cuda_graphs:
         return 0.0
     seconds = COMPILED if step.pieces.compile else EAGER
-    return architecture.layers * seconds * (1 + _again(step) / 3)
+    gathered = GATHERED if step.parts > 1 else 0.0
+    return architecture.layers * (seconds * (1 + _again(step) / 3) + gathered)
