@@ -110,24 +110,13 @@ def _begin(
         made_from = parents(run, path)
         earlier = repeated(repeats or path, run)
         device = environment.machine if run.recipe in _COMPUTES_NOTHING else environment.device
-        folder = _folder(run, path, objective, typed, device=device)
+        with libraries.importing():  # the device is torch's to say
+            folder = run_folder.RunFolder(path, *typed, run_config.to_yaml(run), run.seed, device)
     except ConfigError:
         run_folder.abandon(path)
         raise
     folder.compared = earlier
     folder.record |= {"recipe": run.recipe, "parents": made_from}
-    return folder
-
-
-def _folder(
-    run: RunConfig, path: Path, objective: Objective | None, typed: tuple[str, list[str]], **more: Any
-) -> run_folder.RunFolder:
-    """The folder of a run at ``path``; the first phase of one that trains is the import of its libraries."""
-    with libraries.importing():
-        folder = run_folder.RunFolder(path, *typed, run_config.to_yaml(run), run.seed, **more)
-        if objective is not None:
-            with folder.timed("import"):
-                objective.trainer()
     return folder
 
 
@@ -156,7 +145,11 @@ def _follow(run: RunConfig, objective: Objective, typed: tuple[str, list[str]], 
     try:
         with launch.following(rank) as (group, shared):
             if shared is not None:
-                folder = _folder(run, launch.folder_of(rank, shared), objective, typed, shared=shared)
+                own = launch.folder_of(rank, shared)
+                with libraries.importing():
+                    folder = run_folder.RunFolder(
+                        own, *typed, run_config.to_yaml(run), run.seed, shared=shared
+                    )
                 with signals.signal_handlers():
                     train(run, folder, objective, group)
     except Exception as raised:

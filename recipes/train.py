@@ -8,6 +8,7 @@ from typing import Any
 from runner.config.objective import Objective
 from runner.config.settings import RunConfig
 from runner.core.errors import ConfigError, Diverged, Issue
+from runner.core.process import libraries
 from runner.core.progress import TrainingProgress
 from runner.data.prepare import prepare
 from runner.parallel.deal import shares_of
@@ -32,6 +33,8 @@ def train(config: RunConfig, folder: RunFolder, objective: Objective, group: Gro
     Raises ``ConfigError`` before weights are loaded, ``Diverged`` when the loss, a gradient or a weight stops
     being finite, and ``Preempted`` after a signal, behind a checkpoint.
     """
+    with folder.timed("import"), libraries.importing():  # beside the other processes of the group
+        objective.trainer()
     with folder.timed("check"), group.first():
         setup = check_training(config, objective, folder.shared, group.count)
     with folder.timed("data"), group.first():

@@ -37,7 +37,7 @@ def main(argv: list[str] | None = None) -> int:
     """Run one command line and return its exit code (see ``ExitCode``).
 
     Without ``argv`` it is the process's own, as of ``python -m runner`` and of the installed ``runner``: an
-    error that nobody catches is then printed without secrets, and the process ends at once.
+    error that nobody catches is then printed without secrets, and memory is left to the system.
     """
     if argv is None:
         mask_uncaught()
@@ -107,7 +107,7 @@ def _errors_recorded(codes: list[int], handle: Handle) -> Iterator[None]:
         console.config_errors([Issue("hydra", str(error))])
         codes.append(ExitCode.CONFIG_ERROR)
     except KeyboardInterrupt:
-        if handle.sweep is None:
+        if handle.sweep is None or not handle.sweep.ran:
             raise
     except Exception as error:
         if handle.sweep is None and isinstance(error, OSError) and error.filename:  # Hydra makes its folder

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import itertools
+from collections.abc import Sequence
+from functools import partial
 from typing import Any
 
 import torch
@@ -48,7 +50,8 @@ def shard(model: Any, settings: ParallelSettings, group: Group) -> None:
         fully_shard(
             layer, mesh=mesh, reshard_after_forward=settings.reshard_after_forward, ignored_params=trained
         )
-        layer.register_forward_pre_hook(_with_scales)  # behind the one that gathers
+        packed = [module for module in layer.modules() if isinstance(module, Linear4bit)]
+        layer.register_forward_pre_hook(partial(_with_scales, packed))  # behind the one that gathers
     inside = {parameter for layer in layers for parameter in layer.parameters()}  # which are others now
     # the root, in whose passes the layers' gathers overlap with what is computed
     fully_shard(decoder, mesh=mesh, ignored_params=set(decoder.parameters()) - inside)
@@ -83,25 +86,27 @@ class _HostEmbedding(torch.nn.Module):
 
     def forward(self, input_ids: torch.Tensor) -> torch.Tensor:
         """The embeddings [..., width] of ``input_ids`` [...]."""
-        return self._table[0](input_ids.cpu()).to(input_ids.device)
+        return self._table[0](input_ids.cpu()).to(self.stand_in.device)
 
 
 def _keep_embeddings_on_host(model: Any, device: torch.device) -> None:
-    """Those of tokens, if they are frozen, plain, and not the head's weights."""
-    table, head = model.get_input_embeddings(), model.get_output_embeddings()
-    weight = getattr(table, "weight", None)
-    if not isinstance(table, torch.nn.Embedding) or weight is None or weight.requires_grad:
+    """Those of tokens, if they are frozen, plain, and nobody else's, such as the head's.
+
+    Gemma 4 with embeddings of its own for each layer reads the table beside looking rows up.
+    """
+    table = model.get_input_embeddings()
+    if not isinstance(table, torch.nn.Embedding) or table.weight.requires_grad:
         return
-    if head is None or getattr(head, "weight", None) is not weight:
+    owners = [each for _, each in model.named_parameters(remove_duplicate=False) if each is table.weight]
+    if len(owners) == 1 and not getattr(model.config.get_text_config(), "hidden_size_per_layer_input", 0):
         model.set_input_embeddings(_HostEmbedding(table, device))
 
 
-def _with_scales(layer: torch.nn.Module, _: Any) -> None:
-    """Give the packed weights of a layer their scales, as bitsandbytes' layers would when they compute: code
-    that is compiled for them looks for the scales there."""
-    for module in layer.modules():
-        if isinstance(module, Linear4bit):
-            fix_4bit_weight_quant_state_from_module(module)
+def _with_scales(packed: Sequence[Linear4bit], *_: Any) -> None:
+    """Give packed weights their scales, as bitsandbytes' layers would when they compute: compiled code looks
+    for the scales there."""
+    for module in packed:
+        fix_4bit_weight_quant_state_from_module(module)
 
 
 def _store_as_floats(layer: Any) -> None:

@@ -4,6 +4,7 @@ what it is refused for, and why it runs alone though its config could be one of 
 from __future__ import annotations
 
 import dataclasses
+import importlib
 import json
 from collections.abc import Sequence
 
@@ -13,6 +14,7 @@ from runner.config.adapters import adapters
 from runner.config.objective import Objective
 from runner.config.settings import RunConfig
 from runner.core.errors import ConfigError, Issue, RunnerError
+from runner.core.process import libraries
 from runner.models.base import Base, byte_tokenizer
 from runner.plan.find import find_facts
 from runner.sweep.cells import Cell, placed
@@ -29,6 +31,8 @@ def check_models(cells: Sequence[Cell]) -> dict[str, str]:
     cells whose run would be refused, all together.
     """
     quiet_libraries()
+    with libraries.importing():
+        importlib.import_module("runner.packed.fit")
     reasons: dict[str, str] = {}
     issues: dict[Issue, list[str]] = {}
     seen: dict[str, str | ConfigError | None] = {}

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import codecs
 import contextlib
+import json
 import os
 import queue
 import subprocess
@@ -38,7 +39,7 @@ class _Process:
         """Let it run a job."""
         assert self.popen.stdin is not None
         with contextlib.suppress(OSError), self.popen.stdin as stream:  # else it has ended, which shows later
-            stream.write(f"{job}\n".encode())
+            stream.write(json.dumps(str(job)).encode() + b"\n")  # ASCII, whatever the path has
 
     def kill(self) -> None:
         """End it, which has no job."""
@@ -139,6 +140,13 @@ class Children:
         self._lock = lock
         self._ready: dict[str, _Process] = {}
         self._ended: queue.Queue[Child] = queue.Queue()
+
+    def __enter__(self) -> Children:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        """End those that wait for a job."""
+        self.await_jobs([])
 
     def await_jobs(self, devices: Iterable[Device]) -> None:
         """Let the next worker of these devices import its libraries now, 5 to 19 s by machine, and end those

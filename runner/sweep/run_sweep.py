@@ -16,7 +16,6 @@ from runner.core import console
 from runner.core.errors import ConfigError, ExitCode, Issue
 from runner.core.hydra_quoting import hydra_value
 from runner.core.paths import SWEEP_FILE
-from runner.core.process import libraries
 from runner.core.process.folder_lock import FolderLock, hold
 from runner.core.secrets import masked
 from runner.core.signals import terminate_as_interrupt
@@ -81,31 +80,38 @@ class Sweep:
             check_installed()
             devices = places(self.settings.devices if isinstance(self.settings.devices, int) else 1)
         self._open()
-        local = Children(self._lock)
         try:
-            held = self._held(cells)
-            if issues := self.ledger.stale(cells):
-                raise ConfigError(issues)
-            self.ledger.add(cells, axes)
-            if self._cluster is None:  # while this process checks the models and the rows
-                left = sum(self.ledger.status(cell.name) not in DONE for cell in cells)
-                local.await_jobs(devices[:left])
-            with libraries.importing():
-                of_models = check_models(cells)
-            jobs = self._plan(cells, of_models, devices, held)
-            workers: Workers = local
-            if self._cluster is None:
-                local.await_jobs(devices[: len(jobs)])
-                self._expect(jobs, on_cuda=devices[0].gpus == 1)
-            else:
-                workers, devices = Tasks(self.folder, self._cluster, held), places(len(jobs))
-            record_jobs(self.ledger.jobs, jobs)
-            self._run(jobs, Leases(devices, self.ledger, workers, lambda job: self._write(job, held)))
-        except ConfigError:
-            self._withdraw()
+            with Children(self._lock) as local:
+                self._run_on(devices, local, cells, axes)
+        except BaseException as error:
+            if not self.ran or isinstance(error, ConfigError):
+                self._withdraw()
             raise
-        finally:
-            local.await_jobs([])
+
+    def _run_on(
+        self,
+        devices: Sequence[Device],
+        local: Children,
+        cells: Sequence[Cell],
+        axes: Mapping[str, Sequence[str]],
+    ) -> None:
+        """Check the cells that have no result, plan their jobs, and run these on the ``devices``."""
+        held = self._held(cells)
+        if issues := self.ledger.stale(cells):
+            raise ConfigError(issues)
+        self.ledger.add(cells, axes)
+        if self._cluster is None:  # while this process checks the models and the rows
+            left = sum(self.ledger.status(cell.name) not in DONE for cell in cells)
+            local.await_jobs(devices[:left])
+        jobs = self._plan(cells, check_models(cells), devices, held)
+        workers: Workers = local
+        if self._cluster is None:
+            local.await_jobs(devices[: len(jobs)])
+            self._expect(jobs, on_cuda=devices[0].gpus == 1)
+        else:
+            workers, devices = Tasks(self.folder, self._cluster, held), places(len(jobs))
+        record_jobs(self.ledger.jobs, jobs)
+        self._run(jobs, Leases(devices, self.ledger, workers, lambda job: self._write(job, held)))
 
     def _run(self, jobs: Sequence[Job], leases: Leases) -> None:
         before, self.ran = self.ran, True

@@ -133,10 +133,10 @@ def _awaited() -> str:
     quiet_libraries()
     with libraries.importing():
         importlib.import_module("runner.packed.train_pack")
-    name = sys.stdin.readline().removesuffix("\n")
+    line = sys.stdin.readline()
     with open(os.devnull) as nothing:
         os.dup2(nothing.fileno(), 0)
-    return name
+    return json.loads(line) if line else ""
 
 
 if __name__ == "__main__":

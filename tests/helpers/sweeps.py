@@ -30,7 +30,7 @@ import json, os, signal, sys, time
 from pathlib import Path
 from runner.core.process import orphan
 orphan.die_with_parent()
-job = json.loads(Path(sys.stdin.readline().strip()).read_text())
+job = json.loads(Path(json.loads(sys.stdin.readline())).read_text())
 plan = json.loads(os.environ.get("PLAN", "{}"))
 print("job", job["name"], "on", os.environ.get("CUDA_VISIBLE_DEVICES"), flush=True)
 with open("started.txt", "a") as stream:

@@ -78,6 +78,14 @@ def test_the_table_of_tokens_is_no_weight_of_the_device(alone, model):
     assert not any(each is table for each in model.parameters())
 
 
+def test_a_table_that_another_module_has_too_goes_to_the_device(alone, tmp_path):
+    folder = random_model(tmp_path / "tied", "qwen3", tie_word_embeddings=True)
+    base = AutoModelForCausalLM.from_pretrained(folder)
+    model = get_peft_model(base, LoraConfig(target_modules=["q_proj"], modules_to_save=["lm_head"]))
+    shards.shard(model, SETTINGS, Group(0, 1))
+    assert isinstance(model.get_input_embeddings(), torch.nn.Embedding)
+
+
 def test_a_layer_that_does_not_come_back_as_it_was_is_an_error(alone, model, monkeypatch):
     def loses(module: Any, **options: Any) -> None:
         if hasattr(module, "self_attn"):

@@ -12,7 +12,7 @@ from runner.sweep import devices, processes
 WORKER = """
 import json, os, signal, sys
 from pathlib import Path
-job = json.loads(Path(sys.stdin.readline().strip()).read_text())
+job = json.loads(Path(json.loads(sys.stdin.readline())).read_text())
 for number, cell in enumerate(job["cells"]):
     folder = Path(job["sweep"]) / cell["name"]
     folder.mkdir(parents=True)
