@@ -110,7 +110,7 @@ def _begin(
         made_from = parents(run, path)
         earlier = repeated(repeats or path, run)
         device = environment.machine if run.recipe in _COMPUTES_NOTHING else environment.device
-        with libraries.importing():  # the device is torch's to say
+        with libraries.importing("torch"):  # the device is torch's to say
             folder = run_folder.RunFolder(path, *typed, run_config.to_yaml(run), run.seed, device)
     except ConfigError:
         run_folder.abandon(path)
@@ -146,7 +146,7 @@ def _follow(run: RunConfig, objective: Objective, typed: tuple[str, list[str]], 
         with launch.following(rank) as (group, shared):
             if shared is not None:
                 own = launch.folder_of(rank, shared)
-                with libraries.importing():
+                with libraries.importing("torch"):
                     folder = run_folder.RunFolder(
                         own, *typed, run_config.to_yaml(run), run.seed, shared=shared
                     )

@@ -33,7 +33,7 @@ def train(config: RunConfig, folder: RunFolder, objective: Objective, group: Gro
     Raises ``ConfigError`` before weights are loaded, ``Diverged`` when the loss, a gradient or a weight stops
     being finite, and ``Preempted`` after a signal, behind a checkpoint.
     """
-    with folder.timed("import"), libraries.importing():  # beside the other processes of the group
+    with folder.timed("import"), libraries.importing("trl"):  # beside the other processes of the group
         objective.trainer()
     with folder.timed("check"), group.first():
         setup = check_training(config, objective, folder.shared, group.count)

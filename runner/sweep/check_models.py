@@ -31,7 +31,7 @@ def check_models(cells: Sequence[Cell]) -> dict[str, str]:
     cells whose run would be refused, all together.
     """
     quiet_libraries()
-    with libraries.importing():
+    with libraries.importing("peft"):
         importlib.import_module("runner.packed.fit")
     reasons: dict[str, str] = {}
     issues: dict[Issue, list[str]] = {}

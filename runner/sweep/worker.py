@@ -131,7 +131,7 @@ def _mark(job: dict[str, Any], cell: dict[str, Any]) -> dict[str, Any]:
 def _awaited() -> str:
     """The job that is named on the standard input, which is read once the libraries are imported."""
     quiet_libraries()
-    with libraries.importing():
+    with libraries.importing("trl"):
         importlib.import_module("runner.packed.train_pack")
     line = sys.stdin.readline()
     with open(os.devnull) as nothing:

@@ -21,7 +21,7 @@ def bare(monkeypatch):
 def test_what_the_block_changes_is_as_before_behind_it(bare, fails):
     asked = importlib.metadata.packages_distributions
     try:
-        with importing():
+        with importing("trl"):
             assert not gc.isenabled()
             once = importlib.metadata.packages_distributions()
             assert importlib.metadata.packages_distributions() is once
@@ -35,5 +35,5 @@ def test_what_the_block_changes_is_as_before_behind_it(bare, fails):
 
 def test_a_process_that_has_its_libraries_collects_as_ever(bare, monkeypatch):
     monkeypatch.setitem(sys.modules, "trl", gc)
-    with importing():
+    with importing("trl"):
         assert gc.isenabled()
