@@ -94,7 +94,6 @@ def test_runs_are_equal_in_float64(both):
     [
         ("none", True, "fp32"),
         ("nf4", True, "fp32"),
-        ("nf4", False, "fp32"),
         ("nf4", False, "bf16"),
         ("none", False, "bf16"),
     ],
