@@ -4,7 +4,6 @@ what it is refused for, and why it runs alone though its config could be one of 
 from __future__ import annotations
 
 import dataclasses
-import importlib
 import json
 from collections.abc import Sequence
 
@@ -31,8 +30,6 @@ def check_models(cells: Sequence[Cell]) -> dict[str, str]:
     cells whose run would be refused, all together.
     """
     quiet_libraries()
-    with libraries.importing("peft"):
-        importlib.import_module("runner.packed.fit")
     reasons: dict[str, str] = {}
     issues: dict[Issue, list[str]] = {}
     seen: dict[str, str | ConfigError | None] = {}
@@ -65,14 +62,15 @@ def _key(config: RunConfig) -> str:
 
 
 def _reason_alone(config: RunConfig, objective: Objective) -> str | None:
-    base = _shape(config)
-    if base is None:
-        return None
-    # only now, as these import torch
-    from runner.models.empty_model import module_names
-    from runner.packed.fit import cannot_pack
-    from runner.speed.row_separation import check_packing
-    from runner.training.argument_checks import try_lora
+    with libraries.importing("peft"):
+        base = _shape(config)
+        if base is None:
+            return None
+        # only now, as these import torch
+        from runner.models.empty_model import module_names
+        from runner.packed.fit import cannot_pack
+        from runner.speed.row_separation import check_packing
+        from runner.training.argument_checks import try_lora
 
     check_packing(config, base)
     classes = ["score"] if objective.task_type == "SEQ_CLS" else None

@@ -146,16 +146,16 @@ class Children:
 
     def __exit__(self, *_: object) -> None:
         """End those that wait for a job."""
-        self.await_jobs([])
+        self.keep([])
 
     def await_jobs(self, devices: Iterable[Device]) -> None:
-        """Let the next worker of these devices import its libraries now, 5 to 19 s by machine, and end those
-        of others that wait for a job."""
-        wanted = {device.name: device for device in devices}
-        for name in self._ready.keys() - wanted.keys():
+        """Let the next worker of these devices import the libraries of training now, 5 to 19 s by machine."""
+        self._ready = {device.name: _start(device, self._lock) for device in devices}
+
+    def keep(self, devices: Iterable[Device]) -> None:
+        """End those that wait for a job on other devices than these."""
+        for name in self._ready.keys() - {device.name for device in devices}:
             self._ready.pop(name).kill()
-        for name in wanted.keys() - self._ready.keys():
-            self._ready[name] = _start(wanted[name], self._lock)
 
     def start(self, file: Path, device: Device, echo: bool, again: bool) -> None:
         """Start a job."""

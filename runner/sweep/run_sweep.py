@@ -10,6 +10,7 @@ from typing import Any
 
 from rich.markup import escape
 
+from recipes import OBJECTIVES
 from runner.config.path_rules import check_sweep_folder
 from runner.config.settings import SweepSettings
 from runner.core import console
@@ -101,12 +102,12 @@ class Sweep:
             raise ConfigError(issues)
         self.ledger.add(cells, axes)
         if self._cluster is None:  # while this process checks the models and the rows
-            left = sum(self.ledger.status(cell.name) not in DONE for cell in cells)
-            local.await_jobs(devices[:left])
+            left = [cell for cell in cells if self.ledger.status(cell.name) not in DONE]
+            local.await_jobs(devices[: sum(cell.config.recipe in OBJECTIVES for cell in left)])
         jobs = self._plan(cells, check_models(cells), devices, held)
         workers: Workers = local
         if self._cluster is None:
-            local.await_jobs(devices[: len(jobs)])
+            local.keep(devices[: len(jobs)])
             self._expect(jobs, on_cuda=devices[0].gpus == 1)
         else:
             workers, devices = Tasks(self.folder, self._cluster, held), places(len(jobs))

@@ -14,6 +14,7 @@ import importlib
 import itertools
 import json
 import os
+import select
 import shutil
 import sys
 import traceback
@@ -70,6 +71,7 @@ def _run_alone(job: dict[str, Any], cell: dict[str, Any]) -> int:
 
 def _run_pack(job: dict[str, Any], work: Path) -> int:
     """All cells together; those with another number of examples than the first, in packs after it."""
+    _import_libraries()
     from runner.packed.cell import CellRun
     from runner.packed.train_pack import train_pack
 
@@ -128,11 +130,16 @@ def _mark(job: dict[str, Any], cell: dict[str, Any]) -> dict[str, Any]:
     return {"key": cell["key"], "sweep": job["sweep"], "job": job["name"], "device": job["device"]}
 
 
-def _awaited() -> str:
-    """The job that is named on the standard input, which is read once the libraries are imported."""
-    quiet_libraries()
+def _import_libraries() -> None:
     with libraries.importing("trl"):
         importlib.import_module("runner.packed.train_pack")
+
+
+def _awaited() -> str:
+    """The job that is named on the standard input; as long as it is not, the libraries are imported."""
+    if not select.select([sys.stdin], [], [], 0)[0]:
+        quiet_libraries()
+        _import_libraries()
     line = sys.stdin.readline()
     with open(os.devnull) as nothing:
         os.dup2(nothing.fileno(), 0)

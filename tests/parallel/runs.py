@@ -26,6 +26,7 @@ WORDS = (
     "generation.samples=0",
     "data.metric=null",
 )
+SMALL = (*WORDS, "trainer.per_device_train_batch_size=8", "trainer.gradient_accumulation_steps=1")
 
 
 def distance(one: Run, other: Run) -> dict[str, float]:
