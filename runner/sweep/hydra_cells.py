@@ -17,6 +17,7 @@ from omegaconf import DictConfig, OmegaConf
 from runner.cli import run_config
 from runner.cli.axes import Grid, axes_of, zip_lists
 from runner.cli.compose import blame
+from runner.cli.composed_once import compose_options_once
 from runner.cli.slurm_rules import slurm_options
 from runner.config.settings import RunConfig
 from runner.core.errors import ConfigError, Issue, RunnerError
@@ -52,13 +53,14 @@ class CellReturn(JobReturn):
 class ComposedCells:
     """The runner's cells among the jobs of one sweeper, which may ask for them in several batches.
 
-    Hydra's sweeper composes every job to see whether it can be, and the launcher would once more: 50 ms each,
-    so that what was composed is kept, and cells that ``sweep.zip`` leaves out are not composed at all.
+    Hydra's sweeper composes every job to see whether it can be, and the launcher would once more. What was
+    composed is kept, and cells that ``sweep.zip`` leaves out are not composed at all.
     """
 
     def __init__(self, handle: Handle, context: HydraContext, master: DictConfig) -> None:
         self._handle, self._master = handle, master
         self._loader: Any = context.config_loader
+        compose_options_once(self._loader)
         self._load = self._loader.load_sweep_config
         self._loader.load_sweep_config = self._keep
         self._kept: dict[tuple[str, ...], DictConfig | Exception] = {}

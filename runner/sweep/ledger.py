@@ -35,6 +35,7 @@ _CODES = {
     "running": ExitCode.PREEMPTED,
     "waiting": ExitCode.PREEMPTED,
 }
+_STATUSES = {ExitCode.COMPLETED: "completed", ExitCode.PREEMPTED: "preempted"}  # of a sweep; else it failed
 
 
 class Ledger:
@@ -183,11 +184,11 @@ class Ledger:
     def finish(self) -> ExitCode:
         """Write the final status and return the exit code: that of the worst cell."""
         statuses = {entry["status"] for entry in self.cells.values()}
-        done = statuses <= set(DONE)
-        self.record |= {"status": "completed" if done else "failed", "ended": utc_now()}
+        codes = [code for status, code in _CODES.items() if status in statuses]
+        worst = codes[-1] if codes else ExitCode.FAILED
+        self.record |= {"status": _STATUSES.get(worst, "failed"), "ended": utc_now()}
         self.write()
-        worst = [code for status, code in _CODES.items() if status in statuses]
-        return worst[-1] if worst else ExitCode.FAILED
+        return worst
 
     def metric(self, name: str, metric: str) -> float | None:
         """A metric of a cell; of a cell that halving dropped, its held-out loss at that step."""

@@ -270,7 +270,7 @@ class Sweep:
     def _say_end(self, code: int) -> None:
         statuses = [entry["status"] for entry in self.ledger.cells.values()]
         counts = ", ".join(f"{statuses.count(status)} {status}" for status in dict.fromkeys(statuses))
-        colour = "green" if code == ExitCode.COMPLETED else "red"
+        colour = {ExitCode.COMPLETED: "green", ExitCode.PREEMPTED: "yellow"}.get(ExitCode(code), "red")
         console.out.print(
             f"\n[bold {colour}]sweep {self.ledger.record['status']}[/]  {len(statuses)} cells: {counts}"
         )

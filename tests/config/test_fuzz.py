@@ -201,25 +201,15 @@ CASES = {
 }
 
 
-def fuzz(name: str, examples: int) -> None:
+@pytest.mark.slow
+@pytest.mark.parametrize("name", CASES)
+def test_only_our_own_errors_leave_the_check(name: str) -> None:
     function, strategy = CASES[name]
     run = given(strategy)(function)
     settings(
-        max_examples=examples,
+        max_examples=80,
         deadline=None,
         database=None,
         derandomize=True,
         suppress_health_check=list(HealthCheck),
     )(run)()
-
-
-@pytest.mark.parametrize("name", CASES)
-@pytest.mark.slow
-def test_only_our_own_errors_leave_the_check(name: str) -> None:
-    fuzz(name, 5)
-
-
-@pytest.mark.slow
-@pytest.mark.parametrize("name", CASES)
-def test_only_our_own_errors_leave_the_check_of_many(name: str) -> None:
-    fuzz(name, 200)

@@ -65,6 +65,13 @@ MEMBERS = {
     "omegaconf:DictConfig": ("_get_node",),
     "omegaconf.base:Container": ("resolve_parse_tree",),
     "hydra._internal:hydra": ("Hydra",),
+    "hydra._internal.config_loader_impl:ConfigLoaderImpl": (
+        "_apply_overrides_to_config",
+        "_load_configuration_impl",
+        "_parse_overrides_and_create_caching_repo",
+    ),
+    "hydra._internal:config_loader_impl": ("ConfigLoaderImpl", "get_overrides_dirname"),
+    "hydra._internal:config_repository": ("CachingConfigRepository",),
     "hydra._internal.core_plugins:file_config_source": ("FileConfigSource",),
     "hydra._internal:sources_registry": ("SourcesRegistry",),
     "hydra.plugins.config_source:ConfigSource": ("_get_header_dict", "_normalize_file_name"),
