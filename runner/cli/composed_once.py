@@ -26,11 +26,14 @@ def compose_options_once(loader: Any) -> None:
 
 
 class _Options:
-    """The configs of the options chosen so far, before any value is set in them."""
+    """The configs of the options chosen so far, before any value is set in them.
+
+    The first config of a command is composed by Hydra alone: most commands have no other.
+    """
 
     def __init__(self, loader: ConfigLoaderImpl) -> None:
         self._loader, self._compose = loader, loader._load_configuration_impl
-        self._parser = OverridesParser.create()
+        self._first, self._parser = True, OverridesParser.create()
         self._repositories: dict[tuple[str, ...], CachingConfigRepository] = {}
         self._composed: dict[tuple[str, ...], DictConfig] = {}
 
@@ -43,8 +46,9 @@ class _Options:
         validate_sweep_overrides: bool = True,
     ) -> DictConfig:
         """In place of Hydra's ``_load_configuration_impl``."""
-        parsed = self._parser.parse_overrides(overrides)
-        if run_mode != RunMode.RUN or any(each.is_sweep_override() for each in parsed):
+        first, self._first = self._first, False
+        parsed = [] if first or run_mode != RunMode.RUN else self._parser.parse_overrides(overrides)
+        if not parsed or any(each.is_sweep_override() for each in parsed):
             return self._compose(config_name, overrides, run_mode, from_shell, validate_sweep_overrides)
         groups = self._groups(config_name, parsed)
         options = [str(each.input_line) for each in parsed if _chooses(each, groups)]

@@ -84,7 +84,7 @@ def test_options_are_composed_once_for_all_cells(monkeypatch):
 
     monkeypatch.setattr(composed_once.ConfigLoaderImpl, "_compose_config_from_defaults_list", counted)
     check("-m", "model=tiny", "lora=r8,dora", "lora.lora_alpha=1,2,3,4,5,6")
-    assert len(times) == 2
+    assert len(times) == 3, "each of two options, and the first config"
 
 
 @pytest.mark.parametrize("key", ["seed", "output_dir"])
