@@ -38,25 +38,28 @@ def target_fields(section: str, target: str) -> dict[str, Field]:
 
     Raises ``UnknownTarget`` if the class is not one of ``ALLOWED_TARGETS``.
     """
-    known: dict[str, Path] = {}
-    for place in ALLOWED_TARGETS[section]:
-        known |= _classes_at(*place)
-    if target not in known:
-        packages = " or ".join(dict.fromkeys(place[0] for place in ALLOWED_TARGETS[section]))
-        message = f"{target!r} is not a {packages} class allowed here"
-        same = [name for name in known if name.rpartition(".")[2] == target.rpartition(".")[2]]
-        raise UnknownTarget(message, nearest(target, same or known))
-    return class_fields(known[target], target.rpartition(".")[2])
+    places, called = ALLOWED_TARGETS[section], target.rpartition(".")[2]
+    same = {name: file for place in places for name, file in _classes_at(*place, called).items()}
+    if target in same:
+        return class_fields(same[target], called)
+    packages = " or ".join(dict.fromkeys(place[0] for place in places))
+    known = same or [name for place in places for name in _classes_at(*place)]
+    raise UnknownTarget(f"{target!r} is not a {packages} class allowed here", nearest(target, known))
 
 
 @cache
-def _classes_at(package: str, pattern: str, base: str) -> dict[str, Path]:
-    """Full names of the classes, each by the outermost package that exports it, and their files."""
+def _classes_at(package: str, pattern: str, base: str, called: str = "") -> dict[str, Path]:
+    """Full names of the classes, each by the outermost package that exports it, and their files.
+
+    ``called`` asks for those of one name, for which few of some 100 files are parsed: that takes a second.
+    """
     root = package_dir(package)
     found = {}
     for file in sorted(root.glob(pattern)):
+        if f"class {called}" not in file.read_text(encoding="utf-8"):
+            continue
         for name, node in classes(file).items():
-            if name != base and base not in ancestors(file, node):
+            if called not in ("", name) or (name != base and base not in ancestors(file, node)):
                 continue
             for folder in (root, file.parent):
                 # "peft.NAME" must exist: a package's own __init__ names what it exports

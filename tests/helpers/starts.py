@@ -15,16 +15,20 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+import pytest
+
 from helpers.paths import ROOT
 
 _server = multiprocessing.get_context("forkserver")
-_server.set_forkserver_preload(["recipes.train", "runner.packed.train_pack", "runner.packed.trainer"])
+_server.set_forkserver_preload(["helpers.preloaded"])
 
 
 def start(target: Callable[..., Any], folder: Path, *arguments: Any) -> Any:
     """Call ``target(*arguments)`` in ``folder`` in a new process; its result, a number, is the exit code."""
     process = _server.Process(target=_call, args=(target, str(folder), arguments))
-    process.start()
+    with pytest.MonkeyPatch.context() as patch:  # the first process starts the server, which imports by it
+        patch.setenv("PYTHONPATH", os.pathsep.join([str(ROOT), str(ROOT / "tests")]))
+        process.start()
     return process
 
 
