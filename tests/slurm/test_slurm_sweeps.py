@@ -15,7 +15,7 @@ from helpers.sweeps import wait_for
 pytestmark = [pytest.mark.slurm, pytest.mark.xdist_group("slurm")]
 
 SLURM = ("hydra/launcher=slurm", "hydra.launcher.time=5", "hydra.launcher.signal_delay_s=10")
-LONG = ("lora.r=2,4", "trainer.max_steps=80", "sweep.checkpoint_seconds=0.001")
+LONG = ("lora.r=2,4", "trainer.max_steps=150", "sweep.checkpoint_seconds=0.001")
 # Ends the process as kill -9 does, as soon as SLURM has the jobs and before anything is said of it.
 KILLED = """
 import sys
@@ -88,7 +88,7 @@ def test_a_job_that_is_ended_resumes_and_has_the_same_bytes(
 ):
     ours = tmp_path / "ours"
     process = sweep(*LONG, *SLURM, "output_dir=ours")
-    wait_for(lambda: list(ours.glob("jobs/pack-1/1/checkpoints/checkpoint-[2-9]?")), seconds=120)
+    wait_for(lambda: list(ours.glob("jobs/pack-1/1/checkpoints/checkpoint-[4-9]?")), seconds=120)
     (number,) = slurm_command("squeue", "--me", "--noheader", "--format=%A").split()
     if disturbance == "preempted":
         slurm_command("scancel", "--signal=TERM", number)
@@ -97,7 +97,7 @@ def test_a_job_that_is_ended_resumes_and_has_the_same_bytes(
     wait_for(lambda: slurm_command("squeue", "--me", "--noheader", "--format=%T") == "PENDING", seconds=60)
     wait_for(lambda: set(statuses(ours).values()) == {"waiting"}, seconds=10)
     assert process.wait(300) == 0, said(ours)
-    assert (ours / "jobs" / "pack-1.log").read_text().count("training 15/80") == 1, "begun anew"
+    assert (ours / "jobs" / "pack-1.log").read_text().count("training 15/150") == 1, "begun anew"
     assert "Restarts=1" in slurm_command("scontrol", "show", "job", number)
     assert_same(ours, undisturbed(*LONG))
 
