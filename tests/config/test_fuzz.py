@@ -207,7 +207,7 @@ def test_only_our_own_errors_leave_the_check(name: str) -> None:
     function, strategy = CASES[name]
     run = given(strategy)(function)
     settings(
-        max_examples=80,
+        max_examples=50,
         deadline=None,
         database=None,
         derandomize=True,

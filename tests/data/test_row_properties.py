@@ -179,9 +179,9 @@ def test_rows_that_hold_anything() -> None:
 @pytest.mark.slow
 @pytest.mark.parametrize("kind", KINDS)
 def test_many_rows_of_a_kind(kind: str) -> None:
-    examples_of(kind, 120)
+    examples_of(kind, 80)
 
 
 @pytest.mark.slow
 def test_many_rows_that_hold_anything() -> None:
-    anything(800)
+    anything(500)
