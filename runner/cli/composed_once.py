@@ -51,15 +51,17 @@ class _Options:
         if not parsed or any(each.is_sweep_override() for each in parsed):
             return self._compose(config_name, overrides, run_mode, from_shell, validate_sweep_overrides)
         groups = self._groups(config_name, parsed)
-        options = [str(each.input_line) for each in parsed if _chooses(each, groups)]
-        key = (config_name, *options)
-        if key not in self._composed:
-            self._composed[key] = self._compose(config_name, options, run_mode, from_shell)
+        options = [each for each in parsed if _chooses(each, groups)]
+        key = (config_name, *(str(each.input_line) for each in options))
+        try:
+            if key not in self._composed:
+                self._composed[key] = self._compose(config_name, list(key[1:]), run_mode, from_shell)
+        except Exception:  # of options that are wrong, or need a value that is set afterwards
+            return self._compose(config_name, overrides, run_mode, from_shell, validate_sweep_overrides)
         config = copy.deepcopy(self._composed[key])
-        self._loader._apply_overrides_to_config(
-            [each for each in parsed if not _chooses(each, groups)], config
-        )
-        _record(config, [each for each in parsed if not each.is_hydra_override()])
+        values = [each for each in parsed if not _chooses(each, groups)]
+        self._loader._apply_overrides_to_config(values, config)
+        _record(config, _own(parsed), _own(options))
         return config
 
     def _groups(self, config_name: str, parsed: Sequence[Override]) -> CachingConfigRepository:
@@ -79,11 +81,19 @@ def _chooses(override: Override, groups: CachingConfigRepository) -> bool:
     return re.split("[./]", key)[0] == "hydra" or (not is_dict and groups.group_exists(key))
 
 
-def _record(config: DictConfig, overrides: list[Override]) -> None:
-    """Enter all overrides of the config's own keys where Hydra enters them."""
-    job = config.hydra.job
+def _own(overrides: Sequence[Override]) -> list[Override]:
+    """Those of the config's own keys, without Hydra's."""
+    return [each for each in overrides if not each.is_hydra_override()]
+
+
+def _record(config: DictConfig, overrides: list[Override], options: list[Override]) -> None:
+    """Enter all overrides where Hydra has entered the ``options``, behind what files have put there."""
+    job, entered = config.hydra.job, config.hydra.overrides.task
     style = job.config.override_dirname
-    config.hydra.overrides.task = [each.input_line for each in overrides]
+    config.hydra.overrides.task = [
+        *entered[: len(entered) - len(options)],
+        *(each.input_line for each in overrides),
+    ]
     job.override_dirname = get_overrides_dirname(
         overrides, style.exclude_keys, item_sep=style.item_sep, kv_sep=style.kv_sep
     )

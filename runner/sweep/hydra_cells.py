@@ -18,6 +18,7 @@ from runner.cli import run_config
 from runner.cli.axes import Grid, axes_of, zip_lists
 from runner.cli.compose import blame
 from runner.cli.composed_once import compose_options_once
+from runner.cli.plain import bound_interpolations
 from runner.cli.slurm_rules import slurm_options
 from runner.config.settings import RunConfig
 from runner.core.errors import ConfigError, Issue, RunnerError
@@ -105,6 +106,7 @@ class ComposedCells:
         if not self._grid.keeps(key):
             return master_config
         if key not in self._kept:
+            bound_interpolations()  # each composition spends 17 of what one config may have
             try:
                 self._kept[key] = self._load(master_config, list(key))
             except Exception as error:

@@ -6,7 +6,7 @@ import hydra
 import pytest
 from omegaconf import OmegaConf
 
-from helpers.command import check
+from helpers.command import check, issues
 from recipes import OBJECTIVES
 from runner.cli import compose, composed_once, run_config
 
@@ -23,6 +23,8 @@ CELLS = [
     ("experiment=qwen3-4b-qlora", "trainer.max_steps=3", "trainer.max_steps=4"),
     ("model=tiny", "hydra.job.name=mine", "output_dir=${hydra:job.name}"),
     ("model=tiny", "~quantization", "+quantization=nf4"),
+    ("model=tiny", "hydra.overrides.task=[x]", "lora=dora", "seed=3"),
+    ("hydra.job.config.override_dirname.kv_sep='${output_dir}'", "output_dir=a", "lora.r=3"),
     ("model=tiny", "lora.rank=4"),
     ("model={weights: random}", "model.r=1"),
     ("model=tiny", "data.columns={prompt: q}", "data.columns={completion: a}"),
@@ -72,6 +74,18 @@ def test_an_option_of_a_folder_that_a_config_names_is_no_value(tmp_path, monkeyp
     ours = composed(cells, monkeypatch, by_hydra=False)
     assert ours == composed(cells, monkeypatch, by_hydra=True)
     assert [config["seed"] for config, _ in ours] == [7, 0, 7]
+
+
+def test_what_hydra_alone_refuses_in_one_cell_is_refused_in_any(tmp_path):
+    (tmp_path / "experiment").mkdir()
+    for name, more in (("fine", ""), ("over", "hydra: {overrides: {task: [x]}}\n")):
+        text = f"# @package _global_\nseed: 5\n{more}"
+        (tmp_path / "experiment" / f"{name}.yaml").write_text(text)
+    given = ("model=tiny", "--config-dir", str(tmp_path))
+    (said,) = issues("-m", *given, "experiment=fine,over")
+    assert "over.yaml: hydra.overrides is set by the command line only" in said
+    (said,) = issues(*given, "experiment=over", "lora.r=4", "seed=3")
+    assert "over.yaml" in said
 
 
 def test_options_are_composed_once_for_all_cells(monkeypatch):

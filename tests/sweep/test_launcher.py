@@ -240,3 +240,8 @@ def test_composing_many_cells_takes_seconds(sweep, monkeypatch):
     sweep("lora.r=range(1,9)", "trainer.learning_rate=1e-4,2e-4")
     assert len(seen) == 16
     assert time.process_time() - began < 10
+
+
+def test_each_cell_may_have_as_many_interpolations_as_a_config(sweep, monkeypatch):
+    monkeypatch.setattr("runner.cli.plain.MOST_OF_A_CONFIG", 60)
+    assert sweep("lora=r8,r16,dora", "speed=auto,plain").code == 0
