@@ -20,7 +20,7 @@ import pytest
 from helpers.paths import ROOT
 
 _server = multiprocessing.get_context("forkserver")
-_server.set_forkserver_preload(["helpers.preloaded"])
+_server.set_forkserver_preload(["faults.preloaded"])
 
 
 def start(target: Callable[..., Any], folder: Path, *arguments: Any) -> Any:
