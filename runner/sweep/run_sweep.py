@@ -267,10 +267,10 @@ class Sweep:
             run_report.write_report(folder)
         write_sweep_report(self.folder)
 
-    def _say_end(self, code: int) -> None:
+    def _say_end(self, code: ExitCode) -> None:
         statuses = [entry["status"] for entry in self.ledger.cells.values()]
         counts = ", ".join(f"{statuses.count(status)} {status}" for status in dict.fromkeys(statuses))
-        colour = {ExitCode.COMPLETED: "green", ExitCode.PREEMPTED: "yellow"}.get(ExitCode(code), "red")
+        colour = {ExitCode.COMPLETED: "green", ExitCode.PREEMPTED: "yellow"}.get(code, "red")
         console.out.print(
             f"\n[bold {colour}]sweep {self.ledger.record['status']}[/]  {len(statuses)} cells: {counts}"
         )

@@ -1,4 +1,5 @@
-"""The default job with the real pretrained model, as a new user runs it but for fewer held-out rows."""
+"""The default jobs with the real pretrained model, as a new user runs them but for fewer held-out rows and, of
+the preferences, 40 steps."""
 
 from __future__ import annotations
 
@@ -19,7 +20,7 @@ FILES = sorted((ROOT / "conf/experiment").glob("*.yaml"))
 EXPERIMENTS = [file.stem for file in FILES if "/recipe: chain" not in file.read_text()]
 PRETRAINED = ("qwen3-4b-qlora", "qwen3-4b-alpaca")
 # Each answer takes seconds of a processor without bf16, and a step of DPO 14.
-FEW = ("data.eval_max_rows=40", "generation.rows=20")
+FEW = ("data.eval_max_rows=40",)
 # Nothing but dead ends, for a run that must not touch the network.
 DEAD = "http://127.0.0.1:9"
 OFFLINE = {
@@ -83,7 +84,7 @@ def preferring(trained: Path) -> Path:
 def test_the_default_preference_job_prefers_the_right_answers(preferring):
     metrics = _record(preferring)["metrics"]
     assert metrics["eval_rewards_accuracies"] > 0.9
-    assert metrics["exact_match_after"] >= metrics["exact_match_before"] - 0.05
+    assert metrics["exact_match_after"] >= metrics["exact_match_before"] - 0.02
 
 
 @pytest.mark.slow
