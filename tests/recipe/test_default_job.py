@@ -1,5 +1,5 @@
-"""The default jobs with the real pretrained model, as a new user runs them but for fewer held-out rows and, of
-the preferences, 40 steps."""
+"""The default jobs with the real pretrained model, as a new user runs them, but for fewer held-out rows and
+40 steps of the preference job."""
 
 from __future__ import annotations
 
