@@ -44,7 +44,7 @@ for cell in job["cells"]:
     mark = {"key": cell["key"], "sweep": job["sweep"], "job": job["name"], "device": sys.argv[2]}
     record = {"status": "running", "metrics": {}, "cell": mark, "overrides": cell["overrides"]}
     (folder / "run.json").write_text(json.dumps(record))
-    (folder / "config.yaml").write_text("seed: %d\\n" % cell["config"]["seed"])
+    (folder / "config.yaml").write_text(json.dumps({"seed": cell["config"]["seed"], "lora": lora}))
     end, _, device = plan.get(cell["name"], "completed").partition("@")
     end = end if device in ("", sys.argv[2]) else "completed"
     if end == "hang":

@@ -7,6 +7,7 @@ import pytest
 
 from helpers.command import QUIET, TINY, one
 from helpers.packs import run_pack
+from helpers.sweeps import WORKER
 from recipes.run import run_recipe
 from runner.__main__ import main
 from runner.models.lora_scale import lora_scale
@@ -54,21 +55,6 @@ def test_a_cell_that_runs_alone_records_what_its_sweep_has_said(tmp_path, monkey
     assert run_recipe(one(*SHORT, *ODD, "output_dir=run"), "command", [], {"cell": {"job": "cell-1"}}) == 0
     assert scales(json.loads(Path("run/run.json").read_text())["notes"]) == [SAID]
     assert "adapter scale" not in "".join(capsys.readouterr())
-
-
-# A child that trains nothing, and leaves what a sweep's report reads.
-WORKER = """
-import json, sys
-from pathlib import Path
-job = json.loads(Path(sys.argv[1]).read_text())
-for cell in job["cells"]:
-    folder = Path(job["sweep"]) / cell["name"]
-    folder.mkdir(parents=True)
-    (folder / "config.yaml").write_text(json.dumps({"lora": cell["config"]["lora"]}))
-    mark = {"key": cell["key"], "sweep": job["sweep"], "job": job["name"]}
-    record = {"status": "completed", "metrics": {"eval_loss": 1 / cell["config"]["lora"]["r"]}, "cell": mark}
-    (folder / "run.json").write_text(json.dumps(record))
-"""
 
 
 @pytest.mark.slow
