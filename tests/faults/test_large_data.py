@@ -216,12 +216,12 @@ def _peak(folder: Path, file: Path, name: str) -> tuple[int, dict[str, Any]]:
 
 
 @pytest.mark.slow
-def test_five_gigabytes_train_in_the_memory_of_a_small_file(tmp_path: Path) -> None:
+def test_two_gigabytes_train_in_the_memory_of_a_small_file(tmp_path: Path) -> None:
     block = [row(number, 400) for number in range(2_000)]
     small, big = jsonl(tmp_path / "small.jsonl", block), tmp_path / "big.jsonl"
     count = 0
     with big.open("w") as stream:
-        while stream.tell() < 5 * 10**9:
+        while stream.tell() < 2 * 10**9:
             lines = (json.dumps(each | {"prompt": f"Question {count}-{n}?"}) for n, each in enumerate(block))
             stream.write("\n".join(lines) + "\n")
             count += len(block)
@@ -236,4 +236,4 @@ def test_five_gigabytes_train_in_the_memory_of_a_small_file(tmp_path: Path) -> N
     assert train["rows"] == 2000
     assert train["counts"]["read"] == count
     assert train["counts"]["over the row limit"] + train["counts"]["held out"] + 2000 == count
-    assert much - little < 0.5 * 10**9
+    assert much - little < 0.2 * 10**9  # a tenth

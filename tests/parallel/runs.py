@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import subprocess
-import sys
 import time
 from pathlib import Path
 
 from safetensors.torch import load_file
 
 from helpers.command import TINY, Run
+from parallel.forked import Leader
 
 DDP = ("parallel=ddp", "parallel.num_processes=2")
 # 21 rows in steps of 8: the last step of an epoch has 5, of which one process has its whole batch
@@ -45,15 +44,10 @@ def distance(one: Run, other: Run) -> dict[str, float]:
     return found
 
 
-def start(*words: str, folder: Path) -> subprocess.Popen[bytes]:
-    command = [sys.executable, "-m", "runner", *words, f"output_dir={folder}"]
-    return subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE)
-
-
-def await_line(folder: Path, count: int, process: subprocess.Popen[bytes]) -> None:
+def await_line(folder: Path, count: int, leader: Leader) -> None:
     """Until the log has so many lines."""
     file, deadline = folder / "metrics.jsonl", time.monotonic() + 300
     while not file.is_file() or len(file.read_text(encoding="utf-8").splitlines()) < count:
-        assert process.poll() is None, process.stderr and process.stderr.read().decode()
+        assert leader.code is None, leader.said
         assert time.monotonic() < deadline
         time.sleep(0.05)

@@ -9,9 +9,13 @@ from pathlib import Path
 import pytest
 
 from helpers.tiny_model import random_model, using
-from parallel.runs import DDP, SMALL, WORDS, await_line, distance, start
+from parallel.forked import lead
+from parallel.runs import DDP, SMALL, WORDS, await_line, distance
 
-pytestmark = pytest.mark.skipif((os.cpu_count() or 1) < 2, reason="two processes need two cores")
+pytestmark = [
+    pytest.mark.skipif((os.cpu_count() or 1) < 2, reason="two processes need two cores"),
+    pytest.mark.usefixtures("forked"),
+]
 
 ANSWERS = ("generation.samples=1", "generation.rows=2")
 
@@ -55,10 +59,9 @@ def test_a_base_in_parts_has_rows_of_any_length(cli):
 @pytest.mark.slow
 def test_a_base_in_parts_resumes(cli, tmp_path):
     words = (*SMALL, "quantization=nf4", "trainer.max_steps=40", "trainer.learning_rate=1e-4")
-    process = start(*words, *DDP, "parallel=fsdp2", folder=tmp_path / "run")
-    await_line(tmp_path / "run", 2, process)
-    process.terminate()
-    process.communicate(timeout=60)
-    assert process.returncode == 75
+    leader = lead(*words, *DDP, "parallel=fsdp2", folder=tmp_path / "run")
+    await_line(tmp_path / "run", 2, leader)
+    leader.terminate()
+    assert leader.wait(60) == 75
     resumed, whole = cli(*words, "resume=auto"), cli(*words, folder="whole")
     assert max(distance(whole, resumed).values()) < 1e-4

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import json
 import os
 import shutil
@@ -15,7 +16,8 @@ from pathlib import Path
 import pytest
 
 from helpers.command import TINY, Run
-from parallel.runs import DDP, SMALL, WORDS, await_line, distance, start
+from parallel.forked import FOLLOWER, Leader, lead
+from parallel.runs import DDP, SMALL, WORDS, await_line, distance
 from runner.parallel import launch
 
 pytestmark = pytest.mark.skipif((os.cpu_count() or 1) < 2, reason="two processes need two cores")
@@ -32,23 +34,24 @@ BEST = (
 PAIRS = (*WORDS, "recipe=dpo", "trainer.learning_rate=1e-3")
 
 
-@pytest.fixture
-def both(cli) -> Callable[..., dict[str, float]]:
+def compare(cli: Callable[..., Run], *words: str) -> dict[str, float]:
     """How far a run of two processes is from one of a single one."""
-
-    def compare(*words: str) -> dict[str, float]:
-        alone, shared = cli(*words, folder="alone"), cli(*words, *DDP, folder="shared")
-        assert (alone.code, shared.code) == (0, 0)
-        assert alone.files() == shared.files()
-        assert shared.record["parallel"]["processes"] == 2
-        assert shared.record["parallel"]["rows_a_step"] == alone.record["parallel"]["rows_a_step"]
-        return distance(alone, shared)
-
-    return compare
+    alone, shared = cli(*words, folder="alone"), cli(*words, *DDP, folder="shared")
+    assert (alone.code, shared.code) == (0, 0)
+    assert alone.files() == shared.files()
+    assert shared.record["parallel"]["processes"] == 2
+    assert shared.record["parallel"]["rows_a_step"] == alone.record["parallel"]["rows_a_step"]
+    return distance(alone, shared)
 
 
-def test_a_step_is_that_of_one_process(both, capsys):
-    found = both(*WORDS, "trainer.max_steps=3", "lora.lora_dropout=0.1")
+@pytest.fixture
+def both(cli, forked) -> Callable[..., dict[str, float]]:
+    """As ``compare``, with a process that is forked."""
+    return functools.partial(compare, cli)
+
+
+def test_a_step_is_that_of_one_process(cli, capsys):
+    found = compare(cli, *WORDS, "trainer.max_steps=3", "lora.lora_dropout=0.1")
     assert max(found.values()) < 1e-5, found
     assert "2 processes, 4 rows each a step, which has 8 rows" in capsys.readouterr().out
 
@@ -98,18 +101,16 @@ def test_a_classifier_is_that_of_one_process(both):
 
 
 @pytest.mark.slow
-def test_each_process_may_take_rows_of_its_own(cli):
+def test_each_process_may_take_rows_of_its_own(cli, forked):
     shared = cli(*WORDS, *DDP, "parallel.keep_batch=false", folder="shared")
     wider = cli(*WORDS, "trainer.gradient_accumulation_steps=4", folder="alone")
     assert shared.record["parallel"]["rows_a_step"] == 16
     assert max(distance(wider, shared).values()) < 1e-5
 
 
-def _followers(process: subprocess.Popen[bytes]) -> list[int]:
-    children = Path(f"/proc/{process.pid}/task/{process.pid}/children").read_text(encoding="utf-8").split()
-    return [
-        int(child) for child in children if b"recipes.follow" in Path(f"/proc/{child}/cmdline").read_bytes()
-    ]
+def _followers(leader: Leader) -> list[int]:
+    children = Path(f"/proc/{leader.pid}/task/{leader.pid}/children").read_text(encoding="utf-8").split()
+    return [int(child) for child in children if Path(f"/proc/{child}/comm").read_text().strip() == FOLLOWER]
 
 
 LONG = (*WORDS, "trainer.max_steps=400", "trainer.save_strategy=steps", "trainer.save_steps=100")
@@ -117,15 +118,12 @@ LONG = (*WORDS, "trainer.max_steps=400", "trainer.save_strategy=steps", "trainer
 
 @pytest.mark.slow
 def test_a_process_that_is_killed_ends_the_run_with_its_error(tmp_path):
-    process = start(*LONG, *DDP, folder=tmp_path / "run")
-    await_line(tmp_path / "run", 3, process)
-    (follower,) = _followers(process)
+    leader = lead(*LONG, *DDP, folder=tmp_path / "run")
+    await_line(tmp_path / "run", 3, leader)
+    (follower,) = _followers(leader)
     os.kill(follower, signal.SIGKILL)
-    began = time.monotonic()
-    _, said = process.communicate(timeout=60)
-    assert time.monotonic() - began < 30
-    assert process.returncode == 1
-    assert "process 1 of 2: its process was ended by SIGKILL" in said.decode()
+    assert leader.wait(30) == 1
+    assert "process 1 of 2: its process was ended by SIGKILL" in leader.said
     record = json.loads((tmp_path / "run" / "run.json").read_text(encoding="utf-8"))
     assert record["status"] == "failed"
     assert "process 1 of 2" in record["error"]["message"]
@@ -161,11 +159,11 @@ def test_an_error_of_another_process_is_the_run_s(cli, capsys, tmp_path, monkeyp
 
 @pytest.mark.slow
 def test_when_the_first_process_is_killed_none_is_left(tmp_path):
-    process = start(*LONG, *DDP, folder=tmp_path / "run")
-    await_line(tmp_path / "run", 3, process)
-    (follower,) = _followers(process)
-    process.kill()
-    process.wait()
+    leader = lead(*LONG, *DDP, folder=tmp_path / "run")
+    await_line(tmp_path / "run", 3, leader)
+    (follower,) = _followers(leader)
+    leader.kill()
+    leader.wait()
     deadline = time.monotonic() + 30
     while _alive(follower):
         assert time.monotonic() < deadline
@@ -181,13 +179,12 @@ def _alive(pid: int) -> bool:
 
 @pytest.mark.slow
 @pytest.mark.parametrize("again", [(), DDP], ids=["alone", "shared"])
-def test_a_signal_ends_all_with_one_checkpoint_that_any_number_resumes(cli, tmp_path, again):
+def test_a_signal_ends_all_with_one_checkpoint_that_any_number_resumes(cli, forked, tmp_path, again):
     words = (*WORDS, "trainer.max_steps=40", "lora.lora_dropout=0.1")
-    process = start(*words, *DDP, folder=tmp_path / "run")
-    await_line(tmp_path / "run", 2, process)
-    process.terminate()
-    process.communicate(timeout=60)
-    assert process.returncode == 75
+    leader = lead(*words, *DDP, folder=tmp_path / "run")
+    await_line(tmp_path / "run", 2, leader)
+    leader.terminate()
+    assert leader.wait(60) == 75
     (checkpoint,) = (tmp_path / "run" / "checkpoints").iterdir()
     assert int(checkpoint.name.removeprefix("checkpoint-")) >= 2
     assert not any(".writing" in path.name for path in (tmp_path / "run").rglob("*"))
@@ -199,12 +196,12 @@ def test_a_signal_ends_all_with_one_checkpoint_that_any_number_resumes(cli, tmp_
 
 
 @pytest.mark.slow
-def test_killed_and_resumed_it_is_what_it_would_have_been(cli, tmp_path):
+def test_killed_and_resumed_it_is_what_it_would_have_been(cli, forked, tmp_path):
     words = (*WORDS, "trainer.max_steps=12", "trainer.save_strategy=steps", "trainer.save_steps=2")
-    process = start(*words, *DDP, folder=tmp_path / "run")
-    await_line(tmp_path / "run", 5, process)
-    process.kill()
-    process.wait()
+    leader = lead(*words, *DDP, folder=tmp_path / "run")
+    await_line(tmp_path / "run", 5, leader)
+    leader.kill()
+    leader.wait()
     resumed, whole = cli(*words, *DDP, "resume=auto"), cli(*words, *DDP, folder="whole")
     assert (resumed.code, whole.code) == (0, 0)
     assert max(distance(whole, resumed).values()) == 0.0

@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import os
 import shutil
-import subprocess
-import sys
 from importlib.util import find_spec
 from pathlib import Path
 
@@ -15,9 +13,11 @@ from transformers import AutoModelForCausalLM
 
 from helpers.command import TINY, Run
 from helpers.tiny_model import build, random_model, using
-from parallel.runs import WORDS, await_line, distance, start
+from parallel.forked import Change, lead
+from parallel.runs import WORDS, await_line, distance
 from runner.models.model import byte_tokenizer
 from runner.parallel import processes
+from runner.parallel.zero import ShardedOptimizer
 
 # DeepSpeed compiles what adds up the processes of a CPU when it first runs
 runs = [
@@ -37,11 +37,9 @@ ANSWERS = ("generation.samples=1", "generation.rows=2")
 both_stages = pytest.mark.parametrize("zero", [ZERO2, ZERO3], ids=["zero2", "zero3"])
 
 
-def shared(*words: str, folder: Path) -> Run:
+def shared(*words: str, folder: Path, change: Change | None = None) -> Run:
     """A run in processes of its own: the engine counts the weights of all models that a process has had."""
-    process = start(*words, folder=folder)
-    process.communicate(timeout=300)
-    return Run(process.returncode, folder)
+    return Run(lead(*words, folder=folder, change=change).wait(), folder)
 
 
 def slow(test):
@@ -87,11 +85,10 @@ def test_a_step_is_that_of_one_process(cli, tmp_path, zero, words):
 @both_stages
 def test_a_signal_leaves_one_checkpoint_that_any_engine_resumes(cli, tmp_path, odd, zero):
     words = (*FULL, *odd, "trainer.max_steps=30")
-    process = start(*words, *zero, folder=tmp_path / "run")
-    await_line(tmp_path / "run", 2, process)
-    process.terminate()
-    process.communicate(timeout=60)
-    assert process.returncode == 75
+    leader = lead(*words, *zero, folder=tmp_path / "run")
+    await_line(tmp_path / "run", 2, leader)
+    leader.terminate()
+    assert leader.wait(60) == 75
     (checkpoint,) = (tmp_path / "run" / "checkpoints").iterdir()
     AutoModelForCausalLM.from_pretrained(checkpoint)
     shutil.copytree(tmp_path / "run", tmp_path / "again")
@@ -102,57 +99,36 @@ def test_a_signal_leaves_one_checkpoint_that_any_engine_resumes(cli, tmp_path, o
         assert max(distance(whole, resumed).values()) < 1e-4
 
 
-PATCHED = """
-import sys
-from pathlib import Path
-from recipes import follow
-from runner.__main__ import main
-from runner.core.process import orphan
-from runner.parallel import launch
-from runner.parallel.zero import ShardedOptimizer
+def break_follower(follows: bool) -> None:
+    def broken(*_: object) -> None:
+        raise ValueError("broken in the second process alone")
 
-launch._WORKER = [__file__]
-follows = len(sys.argv) == 2
-backward = ShardedOptimizer.backward
-
-def broken(*_):
-    raise ValueError("broken in the second process alone")
-
-def infinite(optimizer, loss, last):
-    backward(optimizer, loss * float("inf"), last)
-
-{patch}
-if follows:
-    orphan.die_with_parent()
-    sys.exit(follow.main(Path(sys.argv[1])))
-sys.exit(main(sys.argv[1:]))
-"""
-
-
-def patched(patch: str, *words: str, folder: Path) -> Run:
-    """As ``shared``, with a line of code in every process."""
-    script = folder.with_name("patched.py")
-    script.write_text(PATCHED.format(patch=patch), encoding="utf-8")
-    done = subprocess.run(
-        [sys.executable, str(script), *words, f"output_dir={folder}"], check=False, timeout=300
-    )
-    return Run(done.returncode, folder)
+    if follows:
+        ShardedOptimizer.clip_and_step = broken
 
 
 @slow
 @both_stages
 def test_an_error_of_another_process_is_the_run_s(tmp_path, zero):
-    patch = "if follows: ShardedOptimizer.clip_and_step = broken"
-    run = patched(patch, *FULL, *zero, folder=tmp_path / "run")
+    run = shared(*FULL, *zero, folder=tmp_path / "run", change=break_follower)
     assert run.code == 1
     assert "process 1 of 2: broken in the second process alone" in run.record["error"]["message"]
+
+
+backward = ShardedOptimizer.backward
+
+
+def make_infinite(follows: bool) -> None:
+    def infinite(optimizer: ShardedOptimizer, loss: torch.Tensor, last: bool) -> None:
+        backward(optimizer, loss * float("inf"), last)
+
+    ShardedOptimizer.backward = backward if follows else infinite
 
 
 @slow
 @both_stages
 def test_a_gradient_that_is_not_finite_ends_the_run(tmp_path, zero):
-    patch = "if not follows: ShardedOptimizer.backward = infinite"
-    run = patched(patch, *FULL, *zero, folder=tmp_path / "run")
+    run = shared(*FULL, *zero, folder=tmp_path / "run", change=make_infinite)
     assert run.code == 3
     assert "the gradient norm of step 1" in run.record["error"]["message"]
 

@@ -1,5 +1,4 @@
-"""The default jobs with the real pretrained model, as a new user runs them, but for fewer held-out rows and
-40 steps of the preference job."""
+"""The default jobs with the real pretrained model, as a new user runs them, but for fewer held-out rows."""
 
 from __future__ import annotations
 
@@ -72,9 +71,7 @@ def test_the_default_job_learns_to_answer_unseen_orders(trained):
 @pytest.fixture(scope="module")
 def preferring(trained: Path) -> Path:
     """The default preference job, on top of the default job."""
-    done = _command(
-        trained.parent, "recipe=dpo", "adapter=sft", *FEW, "trainer.max_steps=40", "output_dir=dpo"
-    )
+    done = _command(trained.parent, "recipe=dpo", "adapter=sft", *FEW, "output_dir=dpo")
     assert done.returncode == 0, done.stderr
     return trained.parent / "dpo"
 
