@@ -1,10 +1,11 @@
-"""What several GPUs gain one run: step and peak of `parallel=ddp` and `fsdp2`, beside one GPU and each other.
+"""What several GPUs gain one run: step and peak of each engine of `parallel`, beside one GPU and each other.
 
     python benchmarks/several_gpus.py --out results                      # on all GPUs of this machine
     python benchmarks/several_gpus.py --out results --cells 4b-nf4-4x2048 --sides none,ddp
 
-Each side is one `python -m runner`: random weights at the true shape, LoRA r=16 on all linear layers, rows of
-exactly the cell's length, as many rows a step on one GPU as on all. OUT gets a run folder and a log of each,
+Each side is one `python -m runner`: random weights at the true shape, LoRA r=16 on all linear layers (or every
+weight, `full`, for which `zero2` and `zero3` want DeepSpeed), rows of exactly the cell's length, as many rows a
+step on one GPU as on all. OUT gets a run folder and a log of each,
 several_gpus.json and several_gpus.md; a side that is there already is not measured again. The gain of a sweep
 is measured by `sweep_against_trl.py --devices`.
 """
@@ -42,11 +43,13 @@ class Cell:
     length: int
     sides: tuple[str, ...]
     overrides: tuple[str, ...] = ()
+    lora: str = "r16"
 
     @property
     def name(self) -> str:
         """How ``--cells`` and the folders call it."""
         base = "bf16" if self.quantization == "none" else self.quantization
+        base = "full" if self.lora == "none" else base
         return f"{self.model.removeprefix('qwen3-')}-{base}-{self.batch}x{self.length}"
 
 
@@ -57,6 +60,7 @@ CELLS = (
     Cell("qwen3-8b", "nf4", 1, 2048, ("ddp", "fsdp2"), (_CHECKPOINTS,)),
     Cell("qwen3-8b", "fp8", 1, 2048, ("ddp", "fsdp2"), (_CHECKPOINTS,)),
     Cell("qwen3-32b", "nf4", 1, 2048, ("fsdp2",), (_CHECKPOINTS,)),
+    Cell("qwen3-1.7b", "none", 1, 1024, ("ddp", "zero2", "zero3"), (_CHECKPOINTS,), lora="none"),
 )
 
 
@@ -78,7 +82,7 @@ def _options(argv: list[str] | None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    known, sides = {cell.name: cell for cell in CELLS}, ("none", "ddp", "fsdp2")
+    known, sides = {cell.name: cell for cell in CELLS}, ("none", "ddp", "fsdp2", "zero2", "zero3")
     parser.add_argument("--out", type=Path, required=True, help="folder of the results")
     parser.add_argument("--cells", default=",".join(known), help="some of %(default)s (default: all)")
     parser.add_argument("--sides", default=",".join(sides), help="some of %(default)s (default: all)")
@@ -139,7 +143,7 @@ def _words(cell: Cell, side: str, options: argparse.Namespace, work: Path) -> li
         f"model={options.model_override or cell.model}",
         "model.weights=random",
         f"quantization={'none' if options.model_override else cell.quantization}",
-        "lora=r16",
+        f"lora={cell.lora}",
         "data=text",
         f"data.path={work / 'rows.jsonl'}",
         "generation.samples=0",
