@@ -3,11 +3,10 @@
     python benchmarks/several_gpus.py --out results                      # on all GPUs of this machine
     python benchmarks/several_gpus.py --out results --cells 4b-nf4-4x2048 --sides none,ddp
 
-Each side is one `python -m runner`: random weights at the true shape, LoRA r=16 on all linear layers (or every
-weight, `full`, for which `zero2` and `zero3` want DeepSpeed), rows of exactly the cell's length, as many rows a
-step on one GPU as on all. OUT gets a run folder and a log of each,
-several_gpus.json and several_gpus.md; a side that is there already is not measured again. The gain of a sweep
-is measured by `sweep_against_trl.py --devices`.
+Each side is one `python -m runner`: random weights at the true shape, LoRA r=16 on all linear layers or every
+weight (`full`; `zero2` and `zero3` want DeepSpeed), rows of exactly the cell's length, as many rows a step on
+one GPU as on all. OUT gets a run folder and a log of each, several_gpus.json and several_gpus.md; a side that
+is there already is not measured again. The gain of a sweep is measured by `sweep_against_trl.py --devices`.
 """
 
 from __future__ import annotations

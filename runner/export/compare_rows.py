@@ -15,6 +15,8 @@ from runner.data.splits import Split
 from runner.data.template import Renderer
 
 _EMBEDDED = "embedded:orders_eval"
+# Of as many rows as are to be compared perhaps none can be trained on: then of so many times as many.
+_WIDER = (1, 16, 256)
 
 
 def rows_to_compare(config: RunConfig, renderer: Renderer, kind: Kind) -> tuple[Split, str]:
@@ -25,19 +27,27 @@ def rows_to_compare(config: RunConfig, renderer: Renderer, kind: Kind) -> tuple[
     is what the adapter was trained on; of a preference pair the chosen sequence is compared. Raises
     ``ConfigError``.
     """
-    settings, own = next(_at_hand(config))
+    settings, own = next(_at_hand(config, 1))
     if kind == "classification" and not own:
         message = "the rows of the adapter's run are not at hand, to compare the merged model on"
         raise ConfigError(Issue("data.path", message, "data=file data.path=..., rows of the adapter's task"))
     kind = kind if own and kind != "preference" else "completion"
-    data = prepare(settings, renderer, config.trainer.get("max_length", 1024), config.seed, kind)
+    for count in (config.merge.prompts * wider for wider in _WIDER):
+        settings, _ = next(_at_hand(config, count))
+        try:
+            data = prepare(settings, renderer, config.trainer.get("max_length", 1024), config.seed, kind)
+            break
+        except ConfigError as error:
+            problem = error
+    else:
+        raise problem
     rows = data.eval or data.train
     return rows, ", ".join(source.path for source in rows.sources)
 
 
-def _at_hand(config: RunConfig) -> Iterator[tuple[DataSettings, bool]]:
-    """Sources of rows, each with whether it is that of the run."""
-    data, count = config.data, config.merge.prompts
+def _at_hand(config: RunConfig, count: int) -> Iterator[tuple[DataSettings, bool]]:
+    """Sources of ``count`` rows, each with whether it is that of the run."""
+    data = config.data
     few = {key: min(getattr(data, key) or count, count) for key in ("max_rows", "eval_max_rows")}
     if data.path and not missing(data.path) and not (data.eval_path and missing(data.eval_path)):
         yield dataclasses.replace(data, **few), True

@@ -200,3 +200,13 @@ def test_a_classifier_keeps_its_head(cli):
     whole = load_model(base, None, torch.float32, 0, ["bad", "good", "so-so"])
     whole = PeftModel.from_pretrained(whole, "start/adapter")
     torch.testing.assert_close(logits(model), logits(whole), atol=1e-4, rtol=1e-3)
+
+
+def test_rows_are_found_where_most_cannot_be_trained_on(cli):
+    rows = [{"prompt": "so " * 400, "completion": "no"}] * 300 + [{"prompt": "Why?", "completion": "so"}] * 5
+    Path("rows.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    start = ("data=file", "data.path=rows.jsonl", "data.max_rows=null", "data.overlong=truncate")
+    assert cli(*LEARNS, *start, folder="start").code == 0
+    run = merge(cli, "start", "merge.prompts=1")
+    assert run.code == 0
+    assert run.record["data"]["train"]["rows"] <= 5
