@@ -8,8 +8,11 @@ is the process of one side, which the recipe starts.
 from __future__ import annotations
 
 from runner.core.library_env import set_library_env
+from runner.core.uncaught import set_excepthook
 
 set_library_env()  # before a side imports the libraries
+if __name__ == "__main__":
+    set_excepthook()
 
 import dataclasses
 import json
@@ -33,7 +36,7 @@ from runner.config.settings import RunConfig
 from runner.core import console, environment
 from runner.core.atomic import json_text, write_atomically
 from runner.core.errors import RunnerError
-from runner.core.secrets import mask_uncaught
+from runner.core.secrets import masked
 from runner.data.prepare import prepare
 from runner.reports import terminal
 from runner.runs.run_folder import RunFolder
@@ -191,12 +194,11 @@ def main(file: Path) -> int:
     try:
         write_result(job, run_job(job))
     except Exception as raised:
-        traceback.print_exc()
+        sys.stderr.write(masked(traceback.format_exc()))
         write_result(job, {"error": reason(explained(raised, RunConfig.of(job["config"])))})
         return 1
     return 0
 
 
 if __name__ == "__main__":
-    mask_uncaught()
     sys.exit(main(Path(sys.argv[1])))

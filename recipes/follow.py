@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 from runner.core.library_env import set_library_env
+from runner.core.uncaught import set_excepthook
 
 set_library_env()
+if __name__ == "__main__":
+    set_excepthook()
 
 import json
 import sys
@@ -13,7 +16,6 @@ from pathlib import Path
 from recipes.run import run_recipe
 from runner.config.settings import RunConfig
 from runner.core.process import libraries, orphan
-from runner.core.secrets import mask_uncaught
 
 
 def main(file: Path) -> int:
@@ -25,5 +27,4 @@ def main(file: Path) -> int:
 if __name__ == "__main__":
     libraries.leave_at_exit()
     orphan.die_with_parent()
-    mask_uncaught()
     sys.exit(main(Path(sys.argv[1])))

@@ -11,8 +11,11 @@ from contextlib import contextmanager, nullcontext
 from pathlib import Path
 
 from runner.core.library_env import set_library_env
+from runner.core.uncaught import set_excepthook
 
 set_library_env()
+if __name__ == "__main__":
+    set_excepthook()
 
 import hydra
 from hydra.core.hydra_config import HydraConfig
@@ -28,7 +31,7 @@ from runner.core.errors import ConfigError, ExitCode, Issue, RunnerError
 from runner.core.paths import CONFIG_DIR
 from runner.core.process import libraries
 from runner.core.process.folder_lock import unwritable
-from runner.core.secrets import mask_uncaught, masked
+from runner.core.secrets import masked
 from runner.core.signals import end_with_reader
 from runner.sweep import Handle
 
@@ -40,7 +43,7 @@ def main(argv: list[str] | None = None) -> int:
     error that nobody catches is then printed without secrets, and memory is left to the system.
     """
     if argv is None:
-        mask_uncaught()
+        set_excepthook()  # for the installed ``runner``
         libraries.leave_at_exit()
     typed = sys.argv[1:] if argv is None else argv
     command = run_config.parse(typed, OBJECTIVES)

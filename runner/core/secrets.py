@@ -4,10 +4,7 @@ from __future__ import annotations
 
 import os
 import re
-import sys
-import traceback
 from functools import cache
-from types import TracebackType
 
 from runner.core.secret_forms import secrets_in
 
@@ -51,12 +48,3 @@ def masked(text: str) -> str:
             pieces += [text[end : found.start], HIDDEN]
         end = max(end, found.end)
     return "".join([*pieces, text[end:]])
-
-
-def mask_uncaught() -> None:
-    """From now on an error that nobody catches is printed without secrets."""
-
-    def show(kind: type[BaseException], error: BaseException, trace: TracebackType | None) -> None:
-        sys.stderr.write(masked("".join(traceback.format_exception(kind, error, trace))))
-
-    sys.excepthook = show

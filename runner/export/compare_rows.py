@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 from collections.abc import Iterator
 
@@ -11,7 +12,7 @@ from runner.config.path_rules import missing
 from runner.config.settings import DataSettings, RunConfig
 from runner.core.errors import ConfigError, Issue
 from runner.data.prepare import prepare
-from runner.data.splits import Split
+from runner.data.splits import Data, Split
 from runner.data.template import Renderer
 
 _EMBEDDED = "embedded:orders_eval"
@@ -27,22 +28,25 @@ def rows_to_compare(config: RunConfig, renderer: Renderer, kind: Kind) -> tuple[
     is what the adapter was trained on; of a preference pair the chosen sequence is compared. Raises
     ``ConfigError``.
     """
-    settings, own = next(_at_hand(config, 1))
+    _, own = next(_at_hand(config, 1))
     if kind == "classification" and not own:
         message = "the rows of the adapter's run are not at hand, to compare the merged model on"
         raise ConfigError(Issue("data.path", message, "data=file data.path=..., rows of the adapter's task"))
-    kind = kind if own and kind != "preference" else "completion"
-    for count in (config.merge.prompts * wider for wider in _WIDER):
-        settings, _ = next(_at_hand(config, count))
-        try:
-            data = prepare(settings, renderer, config.trainer.get("max_length", 1024), config.seed, kind)
-            break
-        except ConfigError as error:
-            problem = error
-    else:
-        raise problem
+    data = _prepared(config, renderer, kind if own and kind != "preference" else "completion")
     rows = data.eval or data.train
     return rows, ", ".join(source.path for source in rows.sources)
+
+
+def _prepared(config: RunConfig, renderer: Renderer, kind: Kind) -> Data:
+    def prepared(count: int) -> Data:
+        settings, _ = next(_at_hand(config, count))
+        return prepare(settings, renderer, config.trainer.get("max_length", 1024), config.seed, kind)
+
+    *fewer, most = (config.merge.prompts * wider for wider in _WIDER)
+    for count in fewer:
+        with contextlib.suppress(ConfigError):
+            return prepared(count)
+    return prepared(most)
 
 
 def _at_hand(config: RunConfig, count: int) -> Iterator[tuple[DataSettings, bool]]:

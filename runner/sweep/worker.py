@@ -6,8 +6,11 @@ JOB is its file, or ``-`` for one that is named on the standard input when this 
 from __future__ import annotations
 
 from runner.core.library_env import set_library_env
+from runner.core.uncaught import set_excepthook
 
 set_library_env()
+if __name__ == "__main__":
+    set_excepthook()
 
 import dataclasses
 import importlib
@@ -28,7 +31,6 @@ from runner.config.settings import RunConfig, SweepSettings
 from runner.core import console, signals
 from runner.core.errors import ConfigError, ExitCode, RunnerError
 from runner.core.process import libraries, orphan
-from runner.core.secrets import mask_uncaught
 from runner.runs.run_folder import RunFolder
 from runner.training.out_of_memory import explained
 
@@ -149,6 +151,5 @@ def _awaited() -> str:
 if __name__ == "__main__":
     libraries.leave_at_exit()
     orphan.die_with_parent()
-    mask_uncaught()
     if job := _awaited() if sys.argv[1] == "-" else sys.argv[1]:
         sys.exit(run_job(Path(job), sys.argv[2]))
