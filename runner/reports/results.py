@@ -88,6 +88,8 @@ class CellResult:
         if self.status not in _ENDED:
             return self.recorded_reason
         message = (str(self.error.get("message") or "").strip().splitlines() or [""])[0]
+        if self.status == "preempted" and message:  # which says the step itself
+            return message
         parts = (str(self.error.get("type") or ""), message)
         why = ": ".join(part for part in parts if part) or self.recorded_reason or "no reason is recorded"
         step = self.last_step

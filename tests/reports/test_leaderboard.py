@@ -201,6 +201,7 @@ def test_cells_without_a_result_come_last_with_when_and_why(tmp_path: Path) -> N
         cell("a=10", None),
         cell("a=11", status="preempted", steps=2),
         cell("a=12", status="running", ledger="waiting", steps=2),  # killed, and to be started again
+        cell("a=13", status="preempted", error={"type": "Preempted", "message": "by SIGTERM after step 9"}),
     ]
     board = leaderboard(make_sweep(tmp_path, cells, status="running"))
     assert [(row.group, row.status, row.reason) for row in board.rows] == [
@@ -218,11 +219,12 @@ def test_cells_without_a_result_come_last_with_when_and_why(tmp_path: Path) -> N
             "before the first step: completed says sweep.json, but run.json is missing or cannot be read",
         ),
         ("a=11", "preempted", "after step 2: no reason is recorded"),
+        ("a=13", "preempted", "by SIGTERM after step 9"),
         ("a=1", "waiting", ""),
         ("a=12", "waiting", ""),
     ]
     assert board.best == "a=6"
-    assert [row.rank for row in board.rows] == [1] + [None] * 11
+    assert [row.rank for row in board.rows] == [1] + [None] * 12
 
 
 def test_a_group_with_a_failed_repeat_says_on_how_many_it_rests(tmp_path: Path) -> None:
