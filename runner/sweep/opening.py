@@ -66,7 +66,8 @@ def say_verdicts(verdicts: Sequence[Verdict]) -> None:
         groups.setdefault(verdict.line(), []).append(verdict)
     for line, alike in groups.items():
         names = [each.job.names[0] if each.job.alone else each.job.name for each in alike]
-        said = escape(f"{_short(names)}: {line}")
+        every = f"each of {len(names)} jobs" if len(names) == len(verdicts) > _SHOWN else _short(names)
+        said = escape(f"{every}: {line}")
         console.out.print(
             f"[bold]plan[/]   {said}" if alike[0].fits else f"[bold]plan[/]   [yellow]{said}[/]"
         )

@@ -131,6 +131,13 @@ def test_the_plan_of_a_sweep_is_one_screen_and_trains_nothing(cli, capsys, idle)
 
 
 @pytest.mark.slow
+def test_many_jobs_that_read_alike_are_counted(cli, capsys, idle):
+    ranks = ",".join(map(str, range(1, 12)))
+    assert cli("-m", *BASE, "recipe=plan", "lora=dora", f"lora.r={ranks}").code == 0
+    assert "plan each of 11 jobs: about" in " ".join(capsys.readouterr().out.split())
+
+
+@pytest.mark.slow
 def test_each_gpu_of_the_plan_has_a_verdict(cli, capsys, idle):
     """Brackets in the command that is ready to be run are no markup."""
     words = ("recipe=plan", "lora.r=2,4", "lora.target_modules=[q_proj]", "plan.gpu=rtx4090,h100")
