@@ -8,7 +8,7 @@ is the process of one side, which the recipe starts.
 from __future__ import annotations
 
 from runner.core.library_env import set_library_env
-from runner.core.uncaught import set_excepthook
+from runner.core.process.uncaught import set_excepthook
 
 set_library_env()  # before a side imports the libraries
 if __name__ == "__main__":
@@ -28,7 +28,7 @@ from runner.benchmark.processes import reason, run_side, write_result
 from runner.benchmark.results import summarised
 from runner.benchmark.rows import load_for_trl, save_for_trl, write_rows
 from runner.benchmark.table import print_table
-from runner.cli import run_config
+from runner.cli.saved_config import to_yaml
 from runner.config.objective import Objective
 from runner.config.recipe_rules import training_recipe
 from runner.config.recipes.benchmark_rules import peers
@@ -180,7 +180,7 @@ def _train_ours(config: RunConfig, objective: Objective, work: Path, meter: Any)
     environment.keep_freed_memory()
     path = work / "run"
     path.mkdir()
-    folder = RunFolder(path, "", [], run_config.to_yaml(config), config.seed)
+    folder = RunFolder(path, "", [], to_yaml(config), config.seed)
     try:
         train(config, folder, dataclasses.replace(objective, trainer=lambda: build))
     except _Measured:

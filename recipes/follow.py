@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from runner.core.library_env import set_library_env
-from runner.core.uncaught import set_excepthook
+from runner.core.process.uncaught import set_excepthook
 
 set_library_env()
 if __name__ == "__main__":

@@ -12,7 +12,7 @@ from typing import Any
 
 from recipes import OBJECTIVES
 from recipes.train import check_inputs, train
-from runner.cli import run_config
+from runner.cli.saved_config import to_yaml
 from runner.config.objective import Objective
 from runner.config.recipe_rules import BELONGS
 from runner.config.settings import RunConfig
@@ -111,7 +111,7 @@ def _begin(
         earlier = repeated(repeats or path, run)
         device = environment.machine if run.recipe in _COMPUTES_NOTHING else environment.device
         with libraries.importing("torch"):  # the device is torch's to say
-            folder = run_folder.RunFolder(path, *typed, run_config.to_yaml(run), run.seed, device)
+            folder = run_folder.RunFolder(path, *typed, to_yaml(run), run.seed, device)
     except ConfigError:
         run_folder.abandon(path)
         raise
@@ -147,9 +147,7 @@ def _follow(run: RunConfig, objective: Objective, typed: tuple[str, list[str]], 
             if shared is not None:
                 own = launch.folder_of(rank, shared)
                 with libraries.importing("torch"):
-                    folder = run_folder.RunFolder(
-                        own, *typed, run_config.to_yaml(run), run.seed, shared=shared
-                    )
+                    folder = run_folder.RunFolder(own, *typed, to_yaml(run), run.seed, shared=shared)
                 with signals.signal_handlers():
                     train(run, folder, objective, group)
     except Exception as raised:

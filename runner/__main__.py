@@ -11,7 +11,7 @@ from contextlib import contextmanager, nullcontext
 from pathlib import Path
 
 from runner.core.library_env import set_library_env
-from runner.core.uncaught import set_excepthook
+from runner.core.process.uncaught import set_excepthook
 
 set_library_env()
 if __name__ == "__main__":

@@ -8,8 +8,6 @@ from __future__ import annotations
 
 import dataclasses
 import json
-import re
-import shlex
 from typing import Any, NamedTuple
 
 import yaml
@@ -25,15 +23,7 @@ from omegaconf.errors import OmegaConfBaseException
 from runner.cli import compose, inherit
 from runner.cli import help as help_text
 from runner.cli.axes import axes_of, check_axes, walk, zip_lists
-from runner.cli.command import (
-    SAVED_DEFAULTS,
-    SAVED_NAME,
-    Command,
-    check_overrides,
-    config_issues,
-    parse,
-)
-from runner.cli.config_source import load_text
+from runner.cli.command import SAVED_NAME, Command, check_overrides, config_issues, parse
 from runner.cli.hydra_rules import (
     SUBDIR,
     check_classes,
@@ -43,6 +33,7 @@ from runner.cli.hydra_rules import (
     is_packed,
 )
 from runner.cli.plain import plain_values
+from runner.cli.saved_config import escaped, saved_node
 from runner.cli.slurm_rules import check_slurm
 from runner.config.checks import check_config
 from runner.config.objective import Objectives
@@ -50,13 +41,11 @@ from runner.config.origins import Origins
 from runner.config.parallel_rules import check_in_sweep
 from runner.config.settings import LIBRARY_SECTIONS, OWN_SECTIONS, RunConfig
 from runner.config.sweep_rules import unused
-from runner.config.trust import code_words
 from runner.core.errors import ConfigError, Issue
 from runner.core.folder_names import folder_name
 from runner.core.paths import CONFIG_DIR
-from runner.core.yaml_reader import read_text
 
-__all__ = ["Checked", "Command", "check", "freeze", "parse", "register", "to_yaml"]
+__all__ = ["Checked", "Command", "check", "freeze", "parse", "register"]
 
 
 def register(command: Command | None = None) -> None:
@@ -87,11 +76,11 @@ def register(command: Command | None = None) -> None:
         root[section] = OmegaConf.create({}, flags={"struct": False})
     ConfigStore.instance().store(name="runner", node=root)
     for group, values in command.inherited.items():
-        options = OmegaConf.create(_escaped(values))
+        options = OmegaConf.create(escaped(values))
         files = json.dumps(command.inherited_files.get(group, []))  # by which a value's origin is found
         ConfigStore.instance().store(group=group, name=inherit.OPTION, node=options, provider=files)
     if command.saved:
-        node = _saved_node(command)
+        node = saved_node(command)
         ConfigStore.instance().store(name=SAVED_NAME, node=node, provider=str(command.saved))
 
 
@@ -220,49 +209,6 @@ def freeze(composed: DictConfig, objectives: Objectives, multirun: bool = False)
     if issues:
         raise ConfigError(issues)
     return RunConfig.of(values)
-
-
-def to_yaml(config: RunConfig) -> str:
-    """The config of a run folder: complete, and composable again with ``--config-path``."""
-    again = "python -m runner --config-path <this folder> --config-name config"
-    header = (
-        "# Everything this run was made from. To run it again:\n"
-        f"# {' '.join([again, *map(shlex.quote, code_words(config))])}\n"
-    )
-    values = {**dataclasses.asdict(config), "output_dir": None}
-    # OmegaConf's own writer quotes what its reader would take for a number
-    return header + OmegaConf.to_yaml({"defaults": SAVED_DEFAULTS, **_escaped(values)})
-
-
-def _escaped(value: Any) -> Any:
-    """Keep ``${...}`` inside a value as text, instead of an interpolation, when it is composed again."""
-    if isinstance(value, str):
-        if "${" not in value:
-            return value
-        return re.sub(r"(\\*)\$\{", lambda found: found[1] * 2 + r"\${", value)
-    if isinstance(value, dict):
-        return {key: _escaped(item) for key, item in value.items()}
-    return [_escaped(item) for item in value] if isinstance(value, (list, tuple)) else value
-
-
-def _saved_node(command: Command) -> DictConfig:
-    """A saved config whose groups can be chosen again: an option on the command line replaces the section."""
-    assert command.saved is not None
-    node = load_text(read_text(command.saved), command.saved)
-    named = {re.split(r"[=@]", text.lstrip("+~"))[0]: text.partition("=")[2] for text in command.overrides}
-    chosen = [group for group in command.groups() if not named.get(group, "{").startswith("{")]
-    for group in chosen:
-        node.pop(group, None)
-    front = [{group: None} for group in chosen if group != "experiment"]
-    behind = [{group: None} for group in chosen if group == "experiment"]
-    node.defaults = [
-        *SAVED_DEFAULTS[:1],
-        *front,
-        *SAVED_DEFAULTS[1:2],
-        *behind,
-        *SAVED_DEFAULTS[2:],
-    ]
-    return node
 
 
 def _first(*values: Any) -> Any:

@@ -6,7 +6,7 @@ JOB is its file, or ``-`` for one that is named on the standard input when this 
 from __future__ import annotations
 
 from runner.core.library_env import set_library_env
-from runner.core.uncaught import set_excepthook
+from runner.core.process.uncaught import set_excepthook
 
 set_library_env()
 if __name__ == "__main__":
@@ -26,7 +26,7 @@ from typing import Any
 
 from recipes import OBJECTIVES
 from recipes.run import quiet_libraries, run_recipe
-from runner.cli import run_config
+from runner.cli.saved_config import to_yaml
 from runner.config.settings import RunConfig, SweepSettings
 from runner.core import console, signals
 from runner.core.errors import ConfigError, ExitCode, RunnerError
@@ -85,7 +85,7 @@ def _run_pack(job: dict[str, Any], work: Path) -> int:
         if _is_over(path, cell["key"]):
             continue
         path.mkdir(parents=True, exist_ok=True)
-        folder = RunFolder(path, job["command"], cell["overrides"], run_config.to_yaml(run), run.seed)
+        folder = RunFolder(path, job["command"], cell["overrides"], to_yaml(run), run.seed)
         folder.record |= {"recipe": run.recipe, "parents": [], "cell": _mark(job, cell)}
         cells.append(CellRun(cell["name"], run, folder))
     if not cells:

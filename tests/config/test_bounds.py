@@ -11,6 +11,7 @@ import yaml
 
 from recipes import OBJECTIVES
 from runner.cli import run_config
+from runner.cli.saved_config import to_yaml
 from runner.core.errors import ConfigError
 from runner.core.yaml_reader import check_yaml, parse_yaml
 
@@ -89,7 +90,7 @@ def test_a_saved_config_is_bounded_too(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     (config,) = run_config.check(run_config.parse(["model=tiny"], OBJECTIVES)).configs
     (tmp_path / "run").mkdir()
-    text = run_config.to_yaml(config)
+    text = to_yaml(config)
     file = tmp_path / "run" / "config.yaml"
     words = ["--config-path", "run", "--config-name", "config"]
     file.write_text(text.replace("kwargs: {}", "kwargs: &a\n    x: *a"))

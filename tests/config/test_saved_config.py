@@ -5,13 +5,13 @@ import random
 from pathlib import Path
 
 from helpers.command import check, issues, one
-from runner.cli import run_config
+from runner.cli.saved_config import to_yaml
 from runner.config.settings import RunConfig
 
 
 def save(run: RunConfig, folder: Path) -> None:
     folder.mkdir(exist_ok=True)
-    (folder / "config.yaml").write_text(run_config.to_yaml(run), encoding="utf-8")
+    (folder / "config.yaml").write_text(to_yaml(run), encoding="utf-8")
     for name in ("adapter", "model", "checkpoints"):  # as a run leaves them: they are no config groups
         (folder / name).mkdir(exist_ok=True)
 

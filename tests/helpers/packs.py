@@ -12,6 +12,7 @@ from safetensors.torch import load_file
 from helpers.command import Run
 from recipes import OBJECTIVES
 from runner.cli import run_config
+from runner.cli.saved_config import to_yaml
 from runner.config.settings import SweepSettings
 from runner.packed.cell import CellRun
 from runner.packed.train_pack import train_pack
@@ -27,7 +28,7 @@ def run_pack(
         path = folder / str(number)
         (run,) = run_config.check(run_config.parse([*base, *cells[number]], OBJECTIVES)).configs
         path.mkdir(parents=True, exist_ok=True)
-        own = RunFolder(path, "test", list(cells[number]), run_config.to_yaml(run), run.seed)
+        own = RunFolder(path, "test", list(cells[number]), to_yaml(run), run.seed)
         packed.append(CellRun(str(number), run, own))
     if not packed:
         raise ValueError("a pack of no cells")

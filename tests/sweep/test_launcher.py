@@ -10,6 +10,7 @@ from helpers.sweeps import one
 from recipes import OBJECTIVES
 from runner.__main__ import main
 from runner.cli import run_config
+from runner.cli.saved_config import to_yaml
 from runner.config.settings import RunConfig
 from runner.core.errors import ExitCode
 from runner.sweep import run_sweep
@@ -42,7 +43,7 @@ def test_a_cell_is_the_run_that_it_would_be_alone(sweep):
     solo = one("lora.r=8", "seed=5")
     run = RunConfig.of(cell["config"])
     assert replace(run, output_dir=None) == solo
-    assert run_config.to_yaml(run) == run_config.to_yaml(solo)
+    assert to_yaml(run) == to_yaml(solo)
     assert run.output_dir == "s/lora.r=8"
     assert cell["key"] == key_of(solo)
 
@@ -187,7 +188,7 @@ def test_the_embedded_grid_is_a_sweep(sweep):
 @pytest.mark.slow
 def test_a_saved_config_is_swept_over(sweep, place):
     (place / "run").mkdir()
-    (place / "run" / "config.yaml").write_text(run_config.to_yaml(one("lora=r8", "seed=3")))
+    (place / "run" / "config.yaml").write_text(to_yaml(one("lora=r8", "seed=3")))
     ran = sweep("--config-path", "run", "trainer.learning_rate=1e-4,2e-4")
     assert list(ran.statuses) == ["trainer.learning_rate=1e-4", "trainer.learning_rate=2e-4"]
     assert ran.job("pack-1")["cells"][0]["config"]["seed"] == 3
