@@ -4,26 +4,27 @@ from __future__ import annotations
 
 import contextlib
 import re
+import shlex
 import shutil
 import signal
 import subprocess
 import sys
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 from recipes import OBJECTIVES
 from runner.cli import run_config
+from runner.config.recipes.chain_rules import PLACE, is_text, stage_words
 from runner.config.settings import RunConfig
 from runner.core import console, signals
 from runner.core.errors import ConfigError, ExitCode, Issue, RunnerError
+from runner.core.hydra_quoting import hydra_value
+from runner.core.paths import CONFIG_DIR
 from runner.core.process.folder_lock import hold
 from runner.reports import terminal
 from runner.runs.resume import read_record
 from runner.runs.run_folder import HOLDS, RunFolder
-
-# Overrides of the chain that mean nothing to a stage.
-_OF_THE_CHAIN = ("experiment", "recipe", "output_dir", "resume", "stages")
-
 
 _POLL = 0.5  # seconds between looks at a signal while a stage runs
 
@@ -39,28 +40,27 @@ class StageFailed(RunnerError):
 def run(config: RunConfig, folder: RunFolder) -> None:
     """Check all stages, then run one after the other, each in a process and a folder of its own.
 
-    With ``resume=auto`` the stages that have completed are not run again. Raises ``ConfigError`` for a
-    config error in any stage before the first one runs, ``StageFailed`` for the first that does not complete.
+    With ``resume=auto`` the stages that have completed are not run again; those that train look whether
+    their rows are still the same. Raises ``ConfigError`` for a config error in any stage before the first
+    one runs, ``StageFailed`` for the first that does not complete.
     """
-    stages: dict[str, list[str]] = config.stages or {}
-    common = [
-        text for text in folder.record["overrides"] if _key(text).partition(".")[0] not in _OF_THE_CHAIN
-    ]
+    stages = stage_words(config.stages or {})
+    flags = _flags(folder.record["command"])
     with folder.timed("check"):
-        recipes = _check(stages, common)
+        recipes = _check(stages, flags)
     # what the report is headed with: a chain has no model of its own
     folder.record |= {"model": {"name": " → ".join(stages)}, "adapter": f"{len(stages)} stages"}
     done: dict[str, Any] = folder.record.setdefault("stages", {})
     for number, (name, words) in enumerate(stages.items(), start=1):
         path = folder.path / name
-        if _status(path) == "completed":
+        if _status(path) == "completed" and recipes[name] not in OBJECTIVES:
             console.warn(f"stage {name} is complete already")
         else:
             console.heading(f"stage {number} of {len(stages)}: {name}")
-            filled = [_filled(text, folder.path) for text in words]
+            filled = [_filled(text, lambda other, rest: f"{folder.path / other}{rest}") for text in words]
             with folder.timed(name):
                 again = _again(path, recipes[name])
-                code = _run([*_without(common, filled), *filled, f"output_dir={path}", *again])
+                code = _run([*flags, *filled, f"output_dir={hydra_value(str(path))}", *again])
             if code:
                 raise StageFailed(f"stage {name} ended with exit code {code}", code)
         record = read_record(path)
@@ -69,17 +69,22 @@ def run(config: RunConfig, folder: RunFolder) -> None:
     terminal.stages(done)
 
 
-def _check(stages: dict[str, list[str]], common: list[str]) -> dict[str, str]:
+def _flags(command: str) -> list[str]:
+    """The folder with options of the user's own that the ``command`` of the chain names, for its stages."""
+    given = run_config.parse(shlex.split(command)[3:], OBJECTIVES)
+    own = next((folder for folder in reversed(given.folders) if folder != CONFIG_DIR), None)
+    return ["--config-dir", str(own)] if own else []
+
+
+def _check(stages: dict[str, list[str]], flags: list[str]) -> dict[str, str]:
     """The recipe of every stage, checked as far as that can be before the stages that it names have run."""
     issues: list[Issue] = []
     recipes: dict[str, str] = {}
     for name, words in stages.items():
         # a folder that is there stands for those that earlier stages will make
-        known = [re.sub(r"=\{[\w.-]+\}.*", "=.", text) for text in words]
+        known = [_filled(text, lambda *_: ".") for text in words]
         try:
-            (stage,) = run_config.check(
-                run_config.parse([*_without(common, known), *known], OBJECTIVES)
-            ).configs
+            (stage,) = run_config.check(run_config.parse([*flags, *known], OBJECTIVES)).configs
             recipes[name] = stage.recipe
         except ConfigError as error:
             issues += [
@@ -124,16 +129,9 @@ def _status(path: Path) -> str | None:
     return read_record(path).get("status") if (path / "run.json").is_file() else None
 
 
-def _filled(text: str, root: Path) -> str:
-    """A stage's override with ``{NAME}`` replaced by the folder of that stage."""
-    return re.sub(r"\{([\w.-]+)\}", lambda found: str(root / found[1]), text)
-
-
-def _without(common: list[str], words: list[str]) -> list[str]:
-    """Overrides of the whole, less the keys that the stage sets itself."""
-    keys = {_key(text) for text in words}
-    return [text for text in common if _key(text) not in keys]
-
-
-def _key(text: str) -> str:
-    return text.lstrip("+~").partition("=")[0]
+def _filled(text: str, path: Callable[[str, str], str]) -> str:
+    """A stage's override with the ``path`` of each ``{NAME}`` and what is behind it; in quotes it is text."""
+    key, equals, value = text.partition("=")
+    if is_text(value):
+        return text
+    return key + equals + re.sub(PLACE, lambda found: hydra_value(path(found[1], found[2])), value)

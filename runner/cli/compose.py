@@ -219,7 +219,7 @@ def layers(node: DictConfig) -> list[Layer]:
             files = [Path(str(ConfigStore.instance().load(f"{name}.yaml").provider))]
         if name.rpartition("/")[2] == OPTION:
             given = json.loads(str(ConfigStore.instance().load(f"{name}.yaml").provider))
-            layers += [Layer(Path(file), package, tuple(keys)) for file, package, keys in given]
+            layers += [Layer(Path(file), package, tuple(keys), name) for file, package, keys in given]
         elif file := next((file for file in files if file.is_file()), None):
-            layers.append(Layer(file, default.package or ""))
+            layers.append(Layer(file, default.package or "", name=name))
     return layers

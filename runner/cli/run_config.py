@@ -20,7 +20,7 @@ from hydra.types import RunMode
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
-from runner.cli import compose, inherit
+from runner.cli import chain_stages, compose, inherit
 from runner.cli import help as help_text
 from runner.cli.axes import axes_of, check_axes, walk, zip_lists
 from runner.cli.command import SAVED_NAME, Command, check_overrides, config_issues, parse
@@ -208,6 +208,8 @@ def freeze(composed: DictConfig, objectives: Objectives, multirun: bool = False)
         issues += unused(values, origins, f"with hydra/launcher={launcher}", "leave hydra/launcher out")
     if issues:
         raise ConfigError(issues)
+    if values["recipe"] == "chain":
+        values["stages"] = chain_stages.complete(values["stages"], values, hydra, compose.layers(hydra))
     return RunConfig.of(values)
 
 

@@ -18,11 +18,13 @@ class Layer:
     """A composed file and the section it is placed in ('' for the whole config).
 
     With ``keys`` it sets these and what is in them, whatever else it holds: a file beside an adapter.
+    ``name`` is what Hydra calls it (``lora/r16``).
     """
 
     file: Path
     package: str = ""
     keys: tuple[str, ...] | None = None
+    name: str = ""
 
     def place(self, key: str) -> str | None:
         """File and line that set ``key``; None where the file does not."""

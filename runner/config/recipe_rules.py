@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import re
 from collections.abc import Iterator
 from functools import cache
 from typing import Any
@@ -11,6 +10,7 @@ from typing import Any
 from runner.config.objective import Objective, Objectives, task_type
 from runner.config.origins import Origins
 from runner.config.recipes.benchmark_rules import check_benchmark
+from runner.config.recipes.chain_rules import check_stages
 from runner.config.recipes.plan_rules import check_plan
 from runner.config.settings import OWN_SECTIONS
 from runner.core.errors import Issue, nearest
@@ -74,7 +74,7 @@ def check_recipe(values: Values, origins: Origins, objectives: Objectives) -> It
     if objective := objectives.get(trained):
         yield from _check_losses(objective, values.get("trainer") or {}, origins)
     if recipe == "chain":
-        yield from _check_stages(values.get("stages"), origins)
+        yield from check_stages(values.get("stages"), origins)
     if recipe == "merge" and not values.get("adapter"):
         yield Issue(origins.where("adapter"), "recipe=merge needs an adapter", "add adapter=RUN_FOLDER")
 
@@ -151,24 +151,3 @@ def _check_losses(objective: Objective, trainer: Values, origins: Origins) -> It
             yield Issue(where, message, nearest(name, objective.losses, 20))
     for key, message, hint in objective.check(trainer) if objective.check else ():
         yield Issue(origins.where(key), message, hint)
-
-
-def _check_stages(stages: Any, origins: Origins) -> Iterator[Issue]:
-    where = origins.where("stages")
-    if not isinstance(stages, dict) or not stages:
-        hint = "\"stages={sft: ['recipe=sft'], merge: ['recipe=merge', 'adapter={sft}']}\""
-        yield Issue(where, "recipe=chain needs stages", hint)
-        return
-    earlier: list[str] = []
-    for name, words in stages.items():
-        if not re.fullmatch(r"[\w-][\w.-]*", str(name)):
-            yield Issue(where, f"stages: {name!r} cannot be a folder's name", "letters, digits, . _ and -")
-        if not isinstance(words, list) or not all(isinstance(text, str) and "=" in text for text in words):
-            yield Issue(where, f"stages.{name} must be a list of overrides, got {words!r}", "[recipe=sft]")
-            continue
-        for text in words:
-            for other in re.findall(r"\{([\w.-]+)\}", text):
-                if other not in earlier:
-                    message = f"stages.{name}: {text} names a stage that does not come before it"
-                    yield Issue(where, message, nearest(other, earlier) or "the first stage can name none")
-        earlier.append(str(name))

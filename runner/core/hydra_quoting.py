@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 import shlex
+from typing import Any
 
 _WORDS = ("true", "false", "null")  # read as something else than text, as are numbers
 
@@ -17,6 +18,17 @@ def hydra_value(text: str) -> str:
         return text
     escaped = re.sub(r"(\\*)('|$)", lambda found: found[1] * 2 + ("\\'" if found[2] else ""), text)
     return f"'{escaped}'"
+
+
+def override_value(value: Any) -> str:
+    """A value of a composed config, in lists and mappings too, as that of an override."""
+    if isinstance(value, str):
+        return hydra_value(re.sub(r"(\\*)\$\{", lambda found: found[1] * 2 + r"\${", value))
+    if isinstance(value, dict):
+        return "{" + ", ".join(f"{hydra_key(str(k))}: {override_value(v)}" for k, v in value.items()) + "}"
+    if isinstance(value, (list, tuple)):
+        return "[" + ", ".join(map(override_value, value)) + "]"
+    return "null" if value is None else str(value).lower() if isinstance(value, bool) else str(value)
 
 
 def hydra_key(text: str) -> str:

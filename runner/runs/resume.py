@@ -11,6 +11,7 @@ from typing import Any
 
 import yaml
 
+from runner.config.recipes.chain_rules import stage_words
 from runner.config.settings import RunConfig
 from runner.core.errors import ConfigError, Issue
 from runner.core.yaml_reader import read_yaml
@@ -79,6 +80,8 @@ def find_start(config: RunConfig) -> Start:
         run, start = _named(config.resume, best)
     if start.checkpoint is not None:
         _check_config(run, config)
+    if config.recipe == "chain":
+        _check_stages(run, config)
     return start
 
 
@@ -229,6 +232,21 @@ def _check_config(run: Path, config: RunConfig) -> None:
         Issue(key, f"was {before!r} in {run}, and is {after!r} now", hint)
         for key, before, after in _differences(saved, dataclasses.asdict(config))
     ]
+    if issues:
+        raise ConfigError(issues)
+
+
+def _check_stages(run: Path, config: RunConfig) -> None:
+    """Raise ``ConfigError`` for each stage of a chain that has completed with other words than it has now."""
+    before = stage_words((read_yaml(run / "config.yaml") or {}).get("stages") or {})
+    issues = []
+    for name, words in stage_words(config.stages or {}).items():
+        stage, had = run / name, before.get(name) or []
+        if is_run(stage) and read_record(stage).get("status") == "completed" and had != words:
+            gone, new = (sorted({*some} - {*others}) for some, others in ((had, words), (words, had)))
+            message = f"has completed with {' '.join(gone) or 'less'}, and has {' '.join(new) or 'less'} now"
+            hint = f"name a new output_dir, or remove {stage} to run it again"
+            issues.append(Issue(f"stages.{name}", message, hint))
     if issues:
         raise ConfigError(issues)
 

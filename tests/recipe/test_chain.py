@@ -4,9 +4,11 @@ import json
 from pathlib import Path
 
 import pytest
+import yaml
 
-from helpers.command import TINY
+from helpers.command import TINY, one
 from recipes.chain import _again
+from runner.config.recipes.chain_rules import stage_words
 
 STAGES = """
 stages:
@@ -67,6 +69,76 @@ def test_a_failed_stage_ends_the_chain_and_a_second_start_goes_on_behind_it(cli)
     assert (again.folder / "sft/run.json").read_text() == first
 
 
+CHAIN = """
+  - override /model: mine
+seed: 7
+trainer: {max_steps: 2, learning_rate: 1e-3, lr_scheduler_kwargs: {num_cycles: 1}}
+generation: {samples: 0, max_new_tokens: 4}
+template: {system: "{instruction} '${seed}'"}
+stages:
+  a: [recipe=sft, data=file, data.path=rows.jsonl]
+  b: [recipe=evaluate, "adapter={a}", data.eval_max_rows=2, generation.max_new_tokens=2]
+"""
+SAVED = ("--config-path", "first, x=1", "--config-name", "config")
+
+
+def with_options() -> list[str]:
+    words = own(CHAIN.removeprefix("\n"))
+    Path("mine/model").mkdir()
+    Path("mine/model/mine.yaml").write_text("path: null\narchitecture: tiny\nweights: random\n")
+    Path("rows.jsonl").write_text('{"prompt": "Why?", "completion": "So."}\n' * 4)
+    return words
+
+
+def configs(*folders: Path) -> list[dict]:
+    return [yaml.safe_load((folder / "config.yaml").read_text()) for folder in folders]
+
+
+def test_stages_have_what_the_files_of_the_chain_say(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    run = one(*with_options(), "lora.r=4", "trainer.max_steps=3")
+    assert run.stages is not None
+    assert set(run.stages["*"]) == {
+        "model=mine",
+        "seed=7",
+        "trainer.max_steps=3",
+        "trainer.learning_rate=0.001",
+        "trainer.lr_scheduler_kwargs={num_cycles: 1}",
+        "generation.samples=0",
+        "generation.max_new_tokens=4",
+        r"template.system='{instruction} \'7\''",
+        "lora.r=4",
+    }
+    words = stage_words(run.stages)
+    assert words["a"][-3:] == ["recipe=sft", "data=file", "data.path=rows.jsonl"]
+    assert [text for text in words["b"] if "max_new_tokens" in text] == ["generation.max_new_tokens=2"]
+
+
+@pytest.mark.slow
+def test_a_chain_is_repeated_from_its_config_and_resumed_as_it_was(cli, capsys):
+    """In a folder whose name Hydra would not read unquoted."""
+    words = [text for text in with_options() if "template" not in text]
+    file = Path("mine/experiment/steps.yaml")
+    file.write_text(file.read_text().replace("template:", "# "))
+    first = cli(*words, folder="'first, x=1'")
+    folder = first.folder.with_name("first, x=1")
+    assert first.code == 0
+    a, b = configs(folder / "a", folder / "b")
+    assert (a["model"]["architecture"], a["seed"], a["trainer"]["max_steps"], b["seed"]) == ("tiny", 7, 2, 7)
+    again = cli(*SAVED, "--config-dir", "mine", "seed=9", folder="again")
+    assert again.code == 0
+    a, b = configs(again.folder / "a", again.folder / "b")
+    assert (a["model"]["architecture"], a["seed"], b["seed"]) == ("tiny", 9, 9)
+    capsys.readouterr()
+    assert cli(*words, "trainer.max_steps=1", "resume=auto", folder="'first, x=1'").code == 2
+    assert "stages.a: has completed with trainer.max_steps=2, and has trainer.max_steps=1" in (
+        capsys.readouterr().err
+    )
+    assert cli(*words, "resume=auto", folder="'first, x=1'").code == 0
+    Path("rows.jsonl").write_text('{"prompt": "Why?", "completion": "So not."}\n' * 4)
+    assert cli(*words, "resume=auto", folder="'first, x=1'").code == 1
+
+
 MISTAKES = [
     ("stages: {sft: [recipe=sft, lora.rr=3]}", ["stages.sft: lora.rr=3", "'lora.r'"]),
     ('stages: {dpo: [recipe=dpo, "adapter={sft}"]}', ["names a stage that does not come before it"]),
@@ -74,7 +146,15 @@ MISTAKES = [
     ("stages: {sft: recipe=sft}", ["must be a list of overrides"]),
     ("seed: 1", ["recipe=chain needs stages"]),
     ("stages: {one: [recipe=sft], two: [recipe=dop]}", ["stages.two: recipe=dop", "did you mean"]),
+    ('stages: {"*": [seed=3]}', ["recipe=chain needs stages"]),
+    ('stages: {"*": ["adapter={one}"], one: [recipe=sft]}', ["names a stage that does not come before it"]),
 ]
+
+
+def test_a_word_that_every_stage_sets_itself_has_no_effect(cli, capsys):
+    stages = "stages={one: ['recipe=sft','seed=3'], two: ['recipe=sft','seed=4']}"
+    assert cli("recipe=chain", stages, "seed=5").code == 2
+    assert "seed=5: has no effect: every stage sets seed itself" in capsys.readouterr().err
 
 
 @pytest.mark.sampled(3)
