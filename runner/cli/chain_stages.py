@@ -48,7 +48,8 @@ def complete(
         raise ConfigError(issues)
     earlier = [*_of_files(values, hydra, layers), *stages.get(EVERY, ()), *typed]
     common = {key_of(text): text for text in earlier}  # the last one of each key
-    return {EVERY: list(common.values()), **{name: own for name, own in stages.items() if name != EVERY}}
+    own = {name: words for name, words in stages.items() if name != EVERY}
+    return {EVERY: list(common.values()), **own} if common else own
 
 
 def _is_of_stages(text: str) -> bool:
