@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from importlib.util import find_spec
 
 from runner.config.settings import RunConfig
@@ -20,10 +21,26 @@ def processes(config: RunConfig) -> int:
 
 def planned_shares(config: RunConfig) -> Shares:
     """What each process will have of a step."""
-    trainer, count = config.trainer, processes(config)
-    passes = int(trainer.get("gradient_accumulation_steps") or 1)
-    passes *= 1 if config.parallel.keep_batch else count
-    return share(int(trainer.get("per_device_train_batch_size") or 8), passes, count)
+    trainer = config.trainer
+    passes = int(trainer.get("gradient_accumulation_steps") or 1) * _times(config)
+    return share(int(trainer.get("per_device_train_batch_size") or 8), passes, processes(config))
+
+
+def same_rows(config: RunConfig) -> Iterator[tuple[dict[str, int], Shares]]:
+    """All batches with which a step has as many rows as a config's, smallest first: the fields of ``trainer``
+    that say so, and what each process will have then."""
+    planned, times = planned_shares(config), _times(config)
+    rows = planned.batch * planned.passes
+    for batch in range(1, rows + 1):
+        accumulation, rest = divmod(rows, batch * times)
+        if not rest:
+            fields = {"per_device_train_batch_size": batch, "gradient_accumulation_steps": accumulation}
+            yield fields, share(batch, accumulation * times, planned.count)
+
+
+def _times(config: RunConfig) -> int:
+    """How many passes of a step the trainer's accumulation counts once."""
+    return 1 if config.parallel.keep_batch else processes(config)
 
 
 def check(config: RunConfig, rank: Rank) -> None:

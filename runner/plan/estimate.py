@@ -95,8 +95,9 @@ class Case:
     def fits(
         self, card: Card, rows: int | None = None, length: int | None = None, share: float = 1.0
     ) -> bool:
-        """Whether a step's memory is not more than a share of what the card has."""
-        return self.memory(card, rows, length).total <= share * card.memory
+        """Whether the card can compute a step, whose memory is not more than a share of what it has."""
+        lacking = self.step(card).lacking(card)
+        return not lacking and self.memory(card, rows, length).total <= share * card.memory
 
     def largest_batch(self, card: Card, share: float = 1.0) -> int:
         """The most rows of the longest length that fit in a pass; 0 where not even one does."""

@@ -12,6 +12,7 @@ from typing import Any
 from runner.config.recipes.cards import CARDS, Card
 from runner.core.paths import CONFIG_DIR
 from runner.core.yaml_reader import read_yaml
+from runner.parallel.processes import planned_shares, same_rows
 from runner.plan.estimate import Case
 from runner.plan.memory import GIB
 from runner.plan.step import Step
@@ -20,6 +21,7 @@ _DEFAULT_RECIPE = "sft"
 _BUDGETS = (0.5, 0.3)  # shares of the activations that are tried, before checkpoints of whole layers
 SHARE = 0.95  # of a card that advice fills: what is measured may be a twentieth above what is calculated
 ROUNDED = 1.25  # times the time that a base is worth which is not rounded to 4 bits, where the config has one
+_OF_4_BITS = ("nf4", "fp4")
 _GAIN = 0.03  # of a step's time, below which settings are not changed
 
 
@@ -34,7 +36,7 @@ class Setting:
     def seconds(self, card: Card) -> float:
         """Seconds of a step, on a card of unknown rates as if it were an A100: only for comparing."""
         if card.rate is None:
-            card = dataclasses.replace(CARDS["a100"], memory=card.memory, name=card.name)
+            card = dataclasses.replace(CARDS["a100"], memory=card.memory, name=card.name, fp8=True)
         found = self.case.duration(card)
         return found.step if found else 0.0
 
@@ -66,21 +68,22 @@ def _settings(case: Case, card: Card) -> Iterator[Setting]:
 
 
 def _bases(case: Case, card: Card) -> Iterator[Setting]:
-    """The configured base, and the other of bf16 and NF4. Only an adapter can be trained on a quantised
-    one."""
+    """The configured base, and those of bf16 and NF4. Only an adapter can be trained on a quantised one."""
     yield Setting(case)
     if not case.config.lora or case.architecture.quantization:
         return
-    if case.config.quantization:
-        plain = Setting(case.quantized({}), {"quantization": "none"})
-        saved = case.step(card).quantization
-        if plain.case.fits(card, share=SHARE):
-            why = f"{saved} buys nothing here: the {plain.case.step(card).precision} base fits, and is faster"
-            yield dataclasses.replace(plain, reasons={"quantization": why})
-    else:
-        smaller = case.quantized(_nf4())
+    step = case.step(card)
+    lacking = step.lacking(card)
+    plain, smaller = case.quantized({}), case.quantized(_nf4())
+    if step.quantization and plain.fits(card, share=SHARE):
+        why = f"the {plain.step(card).precision} base fits"
+        saved = f"{step.quantization} buys nothing here: {why}, and is faster"
+        why = f"{card.name} has no {lacking}; {why}" if lacking else saved
+        yield Setting(plain, {"quantization": "none"}, {"quantization": why})
+    if step.quantization not in _OF_4_BITS:
         before, after = (_base(one, card) for one in (case, smaller))
         why = f"the base takes {after:.1f} GiB instead of {before:.1f}; its weights are rounded to 4 bits"
+        why = f"{card.name} has no {lacking}; {why}" if lacking else why
         yield Setting(smaller, {"quantization": "nf4"}, {"quantization": why})
 
 
@@ -106,25 +109,24 @@ def _recomputed(setting: Setting) -> Iterator[Setting]:
 
 
 def _batches(setting: Setting, card: Card) -> Iterator[Setting]:
-    """The largest batch that fits and divides the rows of a step, and the configured one."""
-    case, step = setting.case, setting.case.step(card)
+    """The configured batch, and that with which as many rows a step take least time of those that fit: of
+    several the one with the most rows a pass."""
     yield setting
-    rows = step.batch * step.accumulation
-    room = min(rows, case.largest_batch(card, SHARE))
-    batch = next((size for size in range(room, 0, -1) if rows % size == 0), 0)
-    if batch in (0, step.batch):
+    case, planned = setting.case, planned_shares(setting.case.config)
+    room = case.largest_batch(card, SHARE)
+    fitting = [(fields, shares) for fields, shares in same_rows(case.config) if shares.size <= room]
+    if not fitting:
         return
-    names = ("per_device_train_batch_size", "gradient_accumulation_steps")
-    values = (batch, rows * step.processes // batch)
-    changed = dataclasses.replace(setting, case=case.changed(**dict(zip(names, values, strict=True))))
-    larger = batch > step.batch
-    why = "as many rows a pass as fit" if larger else "the largest batch that fits"
-    why += f"; still {rows * step.processes} rows a step"
-    overrides = {f"trainer.{name}": str(value) for name, value in zip(names, values, strict=True)}
-    yield dataclasses.replace(
-        changed,
-        overrides={**setting.overrides, **overrides},
-        reasons={**setting.reasons, f"trainer.{names[0]}": why},
+    fields, best = min(fitting, key=lambda each: (each[1].turns * each[1].size, -each[1].size))
+    if best.size == planned.size:
+        return
+    why = "as many rows a pass as fit" if best.size > planned.size else "the largest batch that fits"
+    why += f"; still {planned.batch * planned.passes} rows a step"
+    overrides = {f"trainer.{name}": str(value) for name, value in fields.items()}
+    yield Setting(
+        case.changed(**fields),
+        {**setting.overrides, **overrides},
+        {**setting.reasons, next(iter(overrides)): why},
     )
 
 

@@ -35,6 +35,7 @@ _LABELS = {
     "fragmentation": "workspaces, gaps",
     "context": "CUDA context",
 }
+_WEIGHTS = ("base", "reference", "adapter")
 
 
 def opening(case: Case, rows: Rows, notes: Sequence[str]) -> None:
@@ -93,9 +94,14 @@ def memory_table(case: Case, card: Card | None) -> None:
 
 def verdict(case: Case, card: Card) -> None:
     """Print whether the config fits the card, and the largest batch that does."""
-    need, most = case.memory(card).total, case.largest_batch(card)
+    memory, most = case.memory(card), case.largest_batch(card)
+    need = memory.total
     has = card.name if card.name.endswith("GiB") else f"{card.name}, {card.gib:.1f} GiB"
     console.out.print()
+    if lacking := case.step(card).lacking(card):
+        where = escape(f"{card.name} has no {lacking}")
+        console.out.print(f"[bold red]does not run[/]: {where}: Ada, Hopper and newer have")
+        return
     if need <= card.memory:
         tight = need > SHARE * card.memory
         word = "[yellow]fits, just[/]" if tight else "[green]fits[/]"
@@ -103,14 +109,18 @@ def verdict(case: Case, card: Card) -> None:
     else:
         message = f"{gib(need - card.memory)} GiB too much for {has}"
         console.out.print(f"[bold red]does not fit[/]: {escape(message)}")
-    if case.step(card).quantization == "fp8" and card.rate and not card.fp8:
-        console.out.print(f"[bold red]{escape(card.name)} has no e4m3[/]: Ada, Hopper and newer have")
     if most:
         console.out.print(f"largest batch: {most} x {case.length} tokens a pass")
     elif longest := case.longest_row(card):
         console.out.print(f"not even one row of {case.length} tokens fits; one of {longest} would")
     else:
-        console.out.print("not even the weights fit")
+        parts = case.memory(card, 1, 1).parts
+        weights = sum(parts.get(kind, 0) for kind in _WEIGHTS)
+        largest = max(parts, key=lambda kind: parts[kind] * (kind not in _WEIGHTS))
+        size = f"{_LABELS[largest]} take {gib(parts[largest])} GiB of a row of any length"
+        console.out.print(
+            "not even the weights fit" if weights > card.memory else f"beside the weights, {size}"
+        )
 
 
 def time_table(case: Case, card: Card) -> None:
@@ -118,6 +128,7 @@ def time_table(case: Case, card: Card) -> None:
     found = case.duration(card)
     if found is None:
         why = "a token takes some of the experts" if card.rate else "the rates of this card are not known"
+        why = "it does not run there" if case.step(card).lacking(card) else why
         console.out.print(f"time: not estimated, {why}")
         return
     steps = total_steps(case)

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from runner.config.objective import Objective
+from runner.config.recipes.cards import Card
 from runner.config.settings import RunConfig
 from runner.config.targets import FP8
 from runner.parallel.processes import planned_shares
@@ -64,6 +65,10 @@ class Step:
     def recomputed(self) -> bool:
         """Whether checkpoints of whole layers are all that is kept of them."""
         return self.checkpointing and not self.pieces.compile
+
+    def lacking(self, card: Card) -> str | None:
+        """The number format of its products that a card of known rates cannot compute in; None if it can."""
+        return "e4m3" if self.quantization == "fp8" and card.rate and not card.fp8 else None
 
 
 class _Arguments:

@@ -80,9 +80,9 @@ def duration(
     """The time of a step whose passes are over rows of ``lengths`` tokens, ``labelled`` of them with a loss.
 
     ``rate`` is the card's measured one (``recipe=doctor`` shows it); None takes the published. None where the
-    card's rates are not known, or a token takes only some of a model's experts.
+    card's rates are not known, it cannot compute the step, or a token takes only some of a model's experts.
     """
-    if card.rate is None or card.bandwidth is None or architecture.experts:
+    if card.rate is None or card.bandwidth is None or architecture.experts or step.lacking(card):
         return None
     rate = rate or REACHED * card.rate
     size = model_size(architecture, trained)

@@ -122,8 +122,29 @@ def test_a_card_without_the_number_format(cli, capsys):
     assert (
         plan(cli("recipe=plan", "model=qwen3-4b", "quantization=nf4", "plan.gpu=t4"))["precision"] == "fp16"
     )
-    plan(cli("recipe=plan", "model=qwen3-4b", "quantization=fp8", "plan.gpu=a100", folder="other"))
-    assert "a100 has no e4m3" in capsys.readouterr().out
+    capsys.readouterr()
+    words = ("recipe=plan", "model=qwen3-8b", "quantization=fp8")
+    for gpu, base in {"a100": "none", "rtx3090": "nf4"}.items():
+        (card,) = plan(cli(*words, f"plan.gpu={gpu}", folder=gpu))["cards"]
+        assert card["setting"] == {"quantization": base}
+        assert (card["fits"], card["largest_batch"], card["step_seconds"]) == (False, 0, None)
+        said = capsys.readouterr().out
+        assert f"does not run: {gpu} has no e4m3" in said
+        assert "time: not estimated" in said
+
+
+def test_int8_that_does_not_fit_becomes_4_bits(cli):
+    found = plan(cli("recipe=plan", "model=qwen3-8b", "quantization=int8", "plan.gpu=12GiB"))
+    assert found["cards"][0]["setting"]["quantization"] == "nf4"
+
+
+def test_what_does_not_fit_beside_the_weights_is_named(cli, capsys):
+    """Each pass adds their updates to the weights of experts, however short its rows are."""
+    words = ("recipe=plan", "model=qwen3-30b-a3b", "lora=r16")
+    plan(cli(*words, "plan.gpu=80GiB"))
+    assert "beside the weights, activations take 54.0 GiB of a row of any length" in capsys.readouterr().out
+    plan(cli(*words, "plan.gpu=24GiB", folder="small"))
+    assert "not even the weights fit" in capsys.readouterr().out
 
 
 @pytest.mark.slow
