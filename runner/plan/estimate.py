@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from math import ceil
 from typing import Any
 
 from runner.config.objective import Objective
@@ -149,5 +150,5 @@ def optimizer_steps(config: RunConfig, rows: int) -> int:
     if (given := int(trainer.get("max_steps") or -1)) > 0:
         return given
     shares = planned_shares(config)
-    a_step = shares.batch * shares.passes
-    return max(1, round(-(-rows // a_step) * float(trainer.get("num_train_epochs") or 3))) if rows else 0
+    an_epoch = ceil(rows / (shares.batch * shares.passes))
+    return max(1, ceil(an_epoch * float(trainer.get("num_train_epochs") or 3))) if rows else 0

@@ -9,7 +9,7 @@ from helpers.paths import ROOT
 from recipes import OBJECTIVES
 from runner.config.recipes.cards import CARDS, sized
 from runner.config.settings import RunConfig
-from runner.plan.estimate import Case, make_case
+from runner.plan.estimate import Case, make_case, optimizer_steps
 from runner.plan.families import from_facts
 from runner.plan.fit import best_setting, covering_length
 
@@ -140,6 +140,12 @@ def test_time_of_a_step() -> None:
     assert four.step < again.step < 1.5 * four.step
     assert case(gradient_accumulation_steps=4).duration(card).step == 4 * case().duration(card).step  # type: ignore[union-attr]
     assert case().duration(sized(24)) is None
+
+
+@pytest.mark.parametrize(("epochs", "steps"), [(1.3, 10), (2.3, 17), (2, 14), (0.01, 1)])
+def test_a_part_of_an_epoch_has_the_steps_that_the_trainer_counts(epochs: float, steps: int) -> None:
+    found = case(per_device_train_batch_size=8, gradient_accumulation_steps=2, num_train_epochs=epochs)
+    assert optimizer_steps(found.config, 100) == steps
 
 
 def test_the_length_that_covers_most_rows() -> None:
