@@ -99,6 +99,8 @@ RANGES = {
     "chat.repetition_penalty": _POSITIVE,
     "speed.activation_memory_budget": _SHARE,
     "parallel.num_processes": _COUNT,
+    "parallel.reduce_bucket_size": _COUNT,
+    "parallel.stage3_param_persistence_threshold": _NOT_NEGATIVE,
     "plan.cells": _COUNT,
     "benchmark.steps": _COUNT,
     "benchmark.warmup": _COUNT,

@@ -76,6 +76,18 @@ def test_rules_are_about_fields_that_exist():
     assert {*RANGES, *CHOICES, *RESERVED} - known == set()
 
 
+def test_numbers_of_our_own_have_bounds():
+    own = (name for name in OWN_SECTIONS if name != "sweep")  # which its own rules check
+    numbers = {
+        f"{name}.{key}"
+        for name in own
+        for key, field in known_fields(name, None).items()
+        if field.types & {"int", "float"}
+    }
+    assert len(numbers) > 20
+    assert numbers - set(RANGES) == set()
+
+
 def test_types_of_annotations():
     fields = target_fields("lora", "peft.LoraConfig")
     assert fields["r"] == Field("r", frozenset({"int"}))

@@ -39,6 +39,8 @@ EARLY = [
     ("trainer.deepspeed=x.json", "parallel=ddp"),
     ("trainer.parallelism_config=3", "parallel=ddp"),
     ("trainer.ddp_backend=nccl", "parallel=ddp"),
+    ("lora=none parallel=zero2 parallel.reduce_bucket_size=0", "at least 1"),
+    ("lora=none parallel=zero3 parallel.stage3_param_persistence_threshold=-1", "at least 0"),
     ("trainer.use_cpu=true", "CUDA_VISIBLE_DEVICES="),
     ("trainer.hub_strategy=end", "set push_to"),
     ("trainer.include_for_metrics=[inputs]", "set data.metric"),
