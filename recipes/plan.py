@@ -51,8 +51,6 @@ def run(config: RunConfig, folder: RunFolder) -> None:
         folder.notes.append(
             f"the layers of {architecture.kind} are not known: activations follow their sizes"
         )
-    if config.stages:
-        folder.notes.append(f"this is {recipe} alone: a chain's stages are planned one by one")
     screen.opening(case, rows, folder.notes)
     screen.memory_table(case, card if len(cards) == 1 else None)
     if len(cards) == 1:

@@ -10,23 +10,11 @@ from omegaconf import DictConfig, OmegaConf
 from runner.cli.command import SAVED_NAME
 from runner.cli.inherit import OPTION
 from runner.config.origins import Layer
-from runner.config.recipes.chain_rules import EVERY, key_of
+from runner.config.recipes.chain_rules import EVERY, OF_THE_CHAIN, key_of
 from runner.core.errors import ConfigError, Issue
 from runner.core.hydra_quoting import override_value
 from runner.core.paths import CONFIG_DIR
 from runner.core.yaml_reader import read_yaml
-
-# Keys of the chain that mean nothing to a stage, and a preset that each stage's own command leaves in or out.
-_OF_THE_CHAIN = (
-    "defaults",
-    "experiment",
-    "hydra",
-    "output_dir",
-    "recipe",
-    "resume",
-    "stages",
-    "trainer_model",
-)
 
 
 def complete(
@@ -53,7 +41,7 @@ def complete(
 
 
 def _is_of_stages(text: str) -> bool:
-    return key_of(text).partition(".")[0] not in _OF_THE_CHAIN and not text.endswith(f"={OPTION}")
+    return key_of(text).partition(".")[0] not in OF_THE_CHAIN and not text.endswith(f"={OPTION}")
 
 
 def _of_files(values: dict[str, Any], hydra: DictConfig, layers: Sequence[Layer]) -> Iterator[str]:
@@ -63,7 +51,7 @@ def _of_files(values: dict[str, Any], hydra: DictConfig, layers: Sequence[Layer]
         for default in defaults
         if isinstance(default, dict)
         for group, option in default.items()
-        if " " not in group and group not in _OF_THE_CHAIN
+        if " " not in group and group not in OF_THE_CHAIN
     }
     for group, option in hydra.runtime.choices.items():
         if group in usual and option not in (usual[group], OPTION):
@@ -76,7 +64,7 @@ def _of_files(values: dict[str, Any], hydra: DictConfig, layers: Sequence[Layer]
     for key in keys:
         section, _, name = key.partition(".")
         inside = values if not name else values.get(section) or {}
-        if section not in _OF_THE_CHAIN and (name or section) in inside:
+        if section not in OF_THE_CHAIN and (name or section) in inside:
             yield f"{key}={override_value(inside[name or section])}"
 
 

@@ -58,6 +58,11 @@ class Origins:
         self._groups = set(groups)
         self._layers = layers
 
+    @property
+    def overrides(self) -> tuple[str, ...]:
+        """The command line, word by word."""
+        return tuple(self._overrides)
+
     def where(self, key: str) -> str:
         """Name the override (``lora.r=0``) or the file and line that set ``key``, or the key around it."""
         path = key

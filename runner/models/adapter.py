@@ -16,7 +16,7 @@ from runner.core.errors import ConfigError, Issue
 from runner.models.adapted import Adapted, adapted, parameters_of
 from runner.models.adapter_fit import add_saved, check_loaded, refusing_misfits
 from runner.models.empty_model import empty_model
-from runner.models.lora_targets import fit_targets, weights_of
+from runner.models.lora_targets import fit_targets, no_default, weights_of
 
 if TYPE_CHECKING:
     from peft import PeftConfig, PeftModel
@@ -27,6 +27,7 @@ if TYPE_CHECKING:
 
 # Initialisations that change the base weights; PEFT converts such an adapter to one for the original base.
 _CONVERTED = ("pissa", "olora", "corda")
+_NO_DEFAULT = re.compile(r"Please specify `(\w+)`")  # what PEFT says of a field that it has no default of
 
 
 def changes_base(config: PeftConfig | None) -> bool:
@@ -51,7 +52,7 @@ def add_adapter(model: PreTrainedModel, config: Any, seed: int, base_folder: Pat
     try:
         wrapped: Any = get_peft_model(model, config)
     except ValueError as error:
-        raise ConfigError(not_made(error)) from error
+        raise ConfigError(not_made(error, config, model)) from error
     if loftq:
         replace_lora_weights_loftq(wrapped, str(base_folder))
     return wrapped
@@ -80,7 +81,7 @@ def try_adapter(
     try:
         wrapped = get_peft_model(model, config, low_cpu_mem_usage=True)
     except (ValueError, TypeError, KeyError, NotImplementedError, re.error) as error:
-        raise ConfigError(not_made(error)) from error
+        raise ConfigError(not_made(error, config, model)) from error
     return wrapped, adapted(wrapped, before, weights, given)
 
 
@@ -92,9 +93,13 @@ def try_saved(base: Base, adapter: Adapter, classes: list[str] | None = None) ->
     return wrapped, adapted(wrapped, before, weights)
 
 
-def not_made(error: Exception) -> Issue:
-    """The issue of an adapter that PEFT refuses to make."""
+def not_made(error: Exception, config: Any, model: Any) -> Issue:
+    """The issue of an adapter of a PEFT ``config`` that PEFT refuses to put on a model."""
     reason = (str(error).splitlines() or [type(error).__name__])[0]
+    if wanted := _NO_DEFAULT.match(reason):
+        ends = {name.rpartition(".")[2] for name, _ in model.named_modules()}
+        feedforward = hasattr(config, "feedforward_modules")
+        return no_default(wanted[1], model.config.model_type, feedforward, ends)
     hint = ""
     if "ParamWrapper" in reason:  # PEFT's form of an adapter on a parameter
         hint = "expert weights are adapted as parameters, which take no dropout, DoRA or bias of their own"

@@ -11,7 +11,7 @@ from __future__ import annotations
 import copy
 import inspect
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping
 from dataclasses import dataclass, field
 from functools import cache
 from typing import Any
@@ -105,6 +105,19 @@ def fit_targets(config: Any, model: Any, quantized: bool) -> Any:
     parameters = [*(config.target_parameters or ()), *experts, *as_parameters]
     config.target_parameters = sorted({*parameters}) or None
     return config
+
+
+def no_default(key: str, kind: str, feedforward: bool = False, ends: Collection[str] = ()) -> Issue:
+    """The issue of a field of ``lora`` that PEFT knows a default of for some ``model_type``, but not for
+    ``kind``; ``feedforward`` says that the adapter wants the last layer of each MLP named, too.
+
+    ``ends`` are the last parts of the names of the model's modules.
+    """
+    last = "down_proj" if "down_proj" in ends else "LAST_OF_MLP"
+    values = {"target_modules": EVERY, "feedforward_modules": f"[{last}]"}
+    together = [key, "feedforward_modules"] if feedforward and key == "target_modules" else [key]
+    hint = " ".join(f"lora.{name}={values.get(name, '...')}" for name in together)
+    return Issue(f"lora.{key}", f"PEFT's table of {key} has no {kind}", hint)
 
 
 def _text_path(model: Any, modules: Mapping[str, Any]) -> str:

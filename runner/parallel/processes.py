@@ -48,9 +48,10 @@ def check(config: RunConfig, rank: Rank) -> None:
     settings = config.parallel
     wanted = settings.num_processes
     where = f"parallel.num_processes={wanted}"
-    if config.recipe == "plan" and wanted:
+    planned = config.recipe == "plan"
+    if planned and wanted:
         return  # of any machine
-    if settings.zero_stage and config.recipe != "plan" and find_spec("deepspeed") is None:
+    if settings.zero_stage and not planned and find_spec("deepspeed") is None:
         hint = "pip install -c constraints.txt -e '.[deepspeed]', or pip install deepspeed"
         raise ConfigError(Issue(f"parallel={settings.engine}", "needs the package deepspeed", hint))
     if settings.engine == "none":
@@ -66,6 +67,7 @@ def check(config: RunConfig, rank: Rank) -> None:
     elif wanted is None and not devices:
         message = "this machine has no CUDA device, for each of which there would be a process"
         hint = f"how many shall share its {count} cores: parallel.num_processes={min(2, count)}"
+        hint = "for how many GPUs to plan: parallel.num_processes=2" if planned else hint
         raise ConfigError(Issue("parallel.num_processes", message, hint))
     elif wanted is not None and wanted > (devices or count):
         there = (

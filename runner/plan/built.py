@@ -7,6 +7,7 @@ from collections.abc import Mapping
 from typing import Any, NamedTuple
 
 from runner.core.errors import ConfigError, Issue
+from runner.models.adapter import not_made
 from runner.models.lora_targets import fit_targets
 from runner.plan.architecture import Architecture, Linear
 from runner.plan.families import attends_to_all
@@ -160,8 +161,7 @@ def adapter_shapes(
     try:
         wrapped: Any = get_peft_model(model, wanted, low_cpu_mem_usage=True)
     except (ValueError, TypeError, KeyError, NotImplementedError) as error:
-        reason = (str(error).splitlines() or [type(error).__name__])[0]
-        raise ConfigError(Issue("lora", f"PEFT cannot make this adapter: {reason}")) from error
+        raise ConfigError(not_made(error, wanted, model)) from error
     found: dict[str, list[tuple[int, ...]]] = {"added": [], "copied": [], "own": []}
     for name, parameter in wrapped.named_parameters():
         if parameter.requires_grad:

@@ -12,8 +12,8 @@ from math import prod
 from pathlib import Path
 from typing import Any
 
-from runner.core.errors import ConfigError, Issue
-from runner.models.lora_targets import in_layers
+from runner.core.errors import ConfigError
+from runner.models.lora_targets import in_layers, no_default
 from runner.plan.architecture import Architecture, Linear
 
 Shape = tuple[int, ...]
@@ -151,8 +151,7 @@ def _is_target(
 def _default(kind: str) -> list[str]:
     """The layers that PEFT adapts where none are named."""
     if kind not in default_targets():
-        message = f"PEFT's table of query and value layers has no {kind}"
-        raise ConfigError(Issue("lora.target_modules", message, "lora.target_modules=all-linear"))
+        raise ConfigError(no_default("target_modules", kind))
     return default_targets()[kind]
 
 
