@@ -59,7 +59,7 @@ class Place:
 
 @dataclass(frozen=True)
 class Expected:
-    """What a run is expected to take: ``peak`` are bytes that torch holds of a GPU, or that the process has;
+    """What a run is expected to take: ``peak`` are bytes that torch holds of a GPU, or that a process has;
     ``step_seconds`` those of an optimizer step, None where they are not known, ``seconds`` those of all
     steps. All are estimates, of training alone: answers and scores before and after it may take more of a GPU
     than a small batch does. Of a pack, ``cells_per_pass`` cells share a pass."""
@@ -74,19 +74,34 @@ class Expected:
     seconds: float | None
     cells_per_pass: int = 1
 
-    def line(self) -> str:
-        """One line for people."""
+    @property
+    def needed(self) -> int:
+        """Bytes that must be free: of a GPU with CUDA's context; elsewhere of all processes of the run, which
+        share one memory."""
+        return self.memory.total if self.step.on_cuda else self.peak * self.step.processes
+
+    def line(self, needed: bool = False) -> str:
+        """One line for people; of a GPU what torch will hold, or all that is ``needed``."""
         time = f", {duration_text(self.seconds)} of training" if self.seconds is not None else ""
-        what = "at the peak" if self.step.on_cuda else "of memory at the peak"
+        several = self.step.processes > 1
+        if self.step.on_cuda:
+            size = self.needed if needed else self.peak
+            what = "at the peak" + (" of each GPU" if several else "")
+            what += ", CUDA's context included" if needed else ""
+        else:
+            size = self.needed
+            what = "of memory at the peak" + (f" of {self.step.processes} processes" if several else "")
         most = "about" if self.rows.known else "up to"
-        return f"{most} {gib(self.peak)} GiB {what}{time} (estimates)"
+        return f"{most} {gib(size)} GiB {what}{time} (estimates)"
 
     def record(self) -> dict[str, Any]:
-        """What ``run.json`` says of it."""
+        """What ``run.json`` says of it; ``peak_bytes`` are those of each of ``processes``, as the measured
+        ones are."""
+        each = {"processes": self.step.processes} if self.step.processes > 1 else {}
         allocated = {"allocated_bytes": self.memory.allocated} if self.step.on_cuda else {}
         pack = {"cells_per_pass": self.cells_per_pass} if self.step.cells > 1 else {}
         times = {"step_seconds": self.step_seconds, "seconds": self.seconds}
-        return {"peak_bytes": self.peak, **allocated, **times, **pack}
+        return {"peak_bytes": self.peak, **each, **allocated, **times, **pack}
 
     def check_fits(self, typed: Sequence[str] | None = None) -> None:
         """Raise ``ConfigError`` for a ``misfit``, unless ``plan.check=false``."""
@@ -94,9 +109,12 @@ class Expected:
             raise ConfigError(issue)
 
     def misfit(self, typed: Sequence[str] | None = None) -> Issue | None:
-        """An issue, with the nearest settings that fit, where a step cannot fit the memory of a GPU that is
-        free; or with the whole command that has them, for the overrides that were ``typed``."""
-        config, free = self.case.config, self.place.free
+        """An issue where a GPU cannot compute a step, or not in the memory that is free, with the nearest
+        settings that fit; or with the whole command that has them, for the overrides that were ``typed``."""
+        config, free, card = self.case.config, self.place.free, self.place.card
+        if card and (lacking := self.step.lacking(card)):
+            hint = "quantization=nf4, int8 or none"
+            return Issue(f"quantization={self.step.quantization}", f"{card.name} has no {lacking}", hint)
         if not self.step.on_cuda or config.model.device_map:
             return None
         if any(config.trainer.get(key) for key in _MOVES):

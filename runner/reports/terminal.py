@@ -116,7 +116,9 @@ def closing(record: dict[str, Any], folder: Path) -> None:
     if "tokens_per_second" in metrics:
         table.add_row("speed", f"{metrics['tokens_per_second']:,.0f} tokens/s")
     if "peak_memory_bytes" in metrics:
-        table.add_row("peak memory", f"{metrics['peak_memory_bytes'] / 2**30:.2f} GiB")
+        count = record.get("parallel", {}).get("processes", 1)
+        each = f" in each of {count} processes" if count > 1 else ""
+        table.add_row("peak memory", f"{metrics['peak_memory_bytes'] / 2**30:.2f} GiB{each}")
     table.add_row("device", escape(f"{record['device']['name']} ({record['device']['kind']})"))
     results = ("adapter", "model", "model-*", "report.html", "inspect.jsonl", "answers.jsonl", "plan.json")
     for file in (file for pattern in results for file in sorted(folder.glob(pattern))):

@@ -73,6 +73,17 @@ def say_verdicts(verdicts: Sequence[Verdict]) -> None:
         )
 
 
+def say_refused(verdicts: Sequence[Verdict]) -> None:
+    """Print why jobs cannot be run, and what would change that, those of one reason together."""
+    reasons: dict[str, list[str]] = {}
+    for verdict in verdicts:
+        if issue := verdict.refusal:
+            reasons.setdefault(f"{issue.message}; {issue.hint}", []).extend(verdict.job.names)
+    for reason, names in reasons.items():
+        said = escape(f"{_short(names)}: {reason}")
+        console.out.print(f"[bold red]cannot run[/] {said}", soft_wrap=True)
+
+
 def warn_of_other_code(done: Sequence[Cell], jobs: Sequence[Job], ledger: Ledger) -> None:
     """Say which results are kept, and which cells are resumed, although other code computed them."""
     kept = [cell.name for cell in done if ledger.cells[cell.name]["other_code"]]

@@ -17,7 +17,7 @@ from runner.sweep.cells import Cell
 from runner.sweep.check_models import check_models
 from runner.sweep.devices import cuda_devices
 from runner.sweep.jobs import Job
-from runner.sweep.opening import say_plan, say_verdicts
+from runner.sweep.opening import say_plan, say_refused, say_verdicts
 from runner.sweep.packable import group
 from runner.sweep.verdicts import foresee
 
@@ -29,7 +29,7 @@ def is_planned(cells: Sequence[Cell]) -> bool:
 
 def plan_sweep(cells: Sequence[Cell], settings: SweepSettings, typed: Sequence[str]) -> None:
     """Print on one screen what the sweep would take on ``plan.gpu``, which may be an axis, on the GPU that is
-    here, or on this machine, and the command that runs it."""
+    here, or on this machine, and the command that runs it where all of it can be."""
     jobs: dict[str | None, list[Job]] = {}
     of_models = check_models([_trained(cell) for cell in cells])
     groups = [
@@ -40,12 +40,21 @@ def plan_sweep(cells: Sequence[Cell], settings: SweepSettings, typed: Sequence[s
     for number, (gpu, found) in enumerate(groups, start=1):
         name = f"pack-{number}" if found.alone is None else f"cell-{number}"
         jobs.setdefault(gpu, []).append(Job(name, found.cells, found.alone))
+    able: list[str] = []
     say_plan(None, cells, [job for each in jobs.values() for job in each], 0, {})
     for gpu, each in jobs.items():
-        say_verdicts(foresee(each, settings, bool(cuda_devices()), gpu))
+        found = foresee(each, settings, bool(cuda_devices()), gpu)
+        say_verdicts(found)
+        cannot = [verdict for verdict in found if verdict.refusal]
+        say_refused(cannot)
+        able += [str(gpu)] * (not cannot)
+    if not able:
+        console.out.print("no command: not all cells can be run")
+        return
     words = [word for word in typed if not word.lstrip("+").startswith(("recipe=", "plan.", "output_dir="))]
     command = escape(shlex.join(["python", "-m", "runner", *words]))
-    console.out.print(f"[bold]ready[/]  {command}", soft_wrap=True)
+    where = f"for {escape(', '.join(able))}  " if len(able) < len(jobs) else ""
+    console.out.print(f"[bold]ready[/]  {where}{command}", soft_wrap=True)
 
 
 def _trained(cell: Cell) -> Cell:

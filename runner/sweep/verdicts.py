@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from importlib.metadata import version
 
 from recipes import OBJECTIVES
@@ -34,20 +35,22 @@ class Verdict:
 
     @property
     def fits(self) -> bool:
-        """Whether the device has as much memory left."""
-        return self._need <= self.expected.place.free
+        """Whether the device can compute it, and has as much memory left."""
+        return self.refusal is None and self.expected.needed <= self.expected.place.free
 
-    @property
-    def _need(self) -> int:
-        found = self.expected
-        return found.memory.total if found.step.on_cuda else found.peak
+    @cached_property
+    def refusal(self) -> Issue | None:
+        """Why it cannot be, with the nearest settings that can; None where it may."""
+        return self.expected.misfit()
 
     def line(self) -> str:
         """One line for people, the same for jobs of the same kind."""
         place = self.expected.place
         where = place.card.name if place.card else "the memory here"
-        word = "fits" if self.fits else "cannot fit" if self.expected.misfit() else "may not fit"
-        return f"{self.expected.line()}; {word} {where}, {gib(place.free)} GiB are free"
+        word = "fits" if self.fits else "cannot fit" if self.refusal else "may not fit"
+        if place.card and (lacking := self.expected.step.lacking(place.card)):
+            return f"{self.expected.line(needed=True)}; does not run on {where}, which has no {lacking}"
+        return f"{self.expected.line(needed=True)}; {word} {where}, {gib(place.free)} GiB are free"
 
 
 def foresee(

@@ -53,7 +53,10 @@ def both(cli, forked) -> Callable[..., dict[str, float]]:
 def test_a_step_is_that_of_one_process(cli, capsys):
     found = compare(cli, *WORDS, "trainer.max_steps=3", "lora.lora_dropout=0.1")
     assert max(found.values()) < 1e-5, found
-    assert "2 processes, 4 rows each a step, which has 8 rows" in capsys.readouterr().out
+    said = capsys.readouterr().out
+    assert "2 processes, 4 rows each a step, which has 8 rows" in said
+    assert "GiB of memory at the peak of 2 processes" in said
+    assert "GiB in each of 2 processes" in said
 
 
 @pytest.mark.slow

@@ -53,6 +53,32 @@ def found(*args: Any, **more: Any) -> Expected:
     return said
 
 
+def test_processes_share_the_memory_of_a_machine_but_have_a_gpu_each() -> None:
+    two = {"parallel": {"engine": "ddp", "num_processes": 2}, "lora": LORA, "recipe": "sft"}
+    config = RunConfig.of({**two, "trainer": {"per_device_train_batch_size": 4}})
+    architecture = from_facts(FACTS)
+    assert architecture is not None
+    here = expected(config, OBJECTIVES["sft"], architecture, ROWS, Place(None, 64 * GIB, has=GIB))
+    assert here is not None
+    assert here.needed == 2 * here.peak
+    assert here.line().startswith(f"about {here.needed / GIB:.1f} GiB of memory at the peak of 2 processes")
+    assert here.record().items() >= {"peak_bytes": here.peak, "processes": 2}.items()
+
+    there = found(parallel=two["parallel"])
+    assert there.needed == there.memory.total > there.peak
+    assert f"{there.peak / GIB:.1f} GiB at the peak of each GPU" in there.line()
+    assert "processes" not in found().record()
+
+
+def test_a_gpu_without_the_format_is_refused() -> None:
+    fp8 = {"_target_": "runner.models.fp8.Fp8Config"}
+    said = found(quantization=fp8)
+    assert said.misfit() is None
+    lacks = dataclasses.replace(said, place=Place(CARDS["a100"], 80 * GIB)).misfit()
+    assert lacks is not None
+    assert (lacks.where, lacks.message) == ("quantization=fp8", "a100 has no e4m3")
+
+
 def test_a_checkpoint_in_a_format_of_unknown_size_is_not_judged() -> None:
     for quantization, known in ((None, True), ({"quant_method": "gptq", "bits": 4}, False)):
         given = FACTS | ({"quantization_config": quantization} if quantization else {})

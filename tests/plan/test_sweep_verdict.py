@@ -155,4 +155,21 @@ def test_each_gpu_of_the_plan_has_a_verdict(cli, capsys, idle):
 def test_the_plan_of_a_sweep_says_what_cannot_fit(cli, capsys, idle):
     words = ("recipe=plan", "model=qwen3-8b", "lora.r=2,4", "plan.gpu=8GiB", "trainer.max_steps=2")
     assert cli("-m", *words, *QUIET).code == 0
-    assert "cannot fit 8 GiB" in " ".join(capsys.readouterr().out.split())
+    said = " ".join(capsys.readouterr().out.split())
+    assert "cannot fit 8 GiB" in said
+    assert "cannot run lora.r=2, lora.r=4: a step takes at least" in said
+    assert "no command: not all cells can be run" in said
+    assert "ready" not in said
+
+
+def test_a_command_is_ready_for_the_gpus_that_all_cells_can_run_on(cli, capsys, idle):
+    """What is said to be needed is what is compared: with CUDA's context, 24.3 GiB of 24."""
+    words = ("recipe=plan", "model=qwen3-8b", "lora=r16", "trainer.max_length=960,959")
+    assert cli("-m", *words, "plan.gpu=8GiB,24GiB,a100").code == 0
+    said = " ".join(capsys.readouterr().out.split())
+    assert "24.3 GiB at the peak, CUDA's context included (estimates); may not fit 24 GiB, 24.0 GiB" in said
+    assert "ready for 24GiB, a100 python -m runner -m model=qwen3-8b" in said
+    assert cli("-m", *words, "plan.gpu=a100", "quantization=fp8", folder="fp8").code == 0
+    said = " ".join(capsys.readouterr().out.split())
+    assert "does not run on a100, which has no e4m3" in said
+    assert "ready" not in said
