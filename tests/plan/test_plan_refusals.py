@@ -53,7 +53,7 @@ def test_what_peft_has_no_default_of_is_named_with_a_remedy(cli, capsys, recipe,
 @pytest.mark.parametrize(
     ("experiment", "planned"),
     [
-        ("qwen3-4b-alpaca-chain", [f"experiment=qwen3-4b-alpaca {WORDS}"]),
+        ("qwen3-4b-alpaca-chain", [f"{WORDS} experiment=qwen3-4b-alpaca"]),
         ("orders-chain", [WORDS, f"trainer=dpo data=orders-pairs {WORDS}"]),
     ],
 )
