@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -13,8 +13,9 @@ from hydra.core.config_store import ConfigStore
 from omegaconf import DictConfig, OmegaConf
 
 from runner.cli.slurm_rules import RUN_CODE, TARGET
+from runner.config.objective import Objectives
 from runner.config.path_rules import check_sweep_folder
-from runner.config.settings import SweepSettings
+from runner.config.sweep_rules import own_metrics, section
 from runner.config.trust import runs_code
 from runner.core.errors import Issue, nearest
 from runner.core.metric_names import find_metric
@@ -182,10 +183,14 @@ def _shipped(key: str) -> list[Any]:
     return [read_yaml(file) for file in sorted(folder.glob("*.yaml"))]
 
 
-def check_direction(composed: DictConfig, settings: Any) -> Iterator[Issue]:
+def check_direction(
+    composed: DictConfig, values: Mapping[str, Any], objectives: Objectives
+) -> Iterator[Issue]:
     """A sweeper that looks for the best values must look in the direction of the deciding metric."""
     direction = OmegaConf.select(composed, "hydra.sweeper.direction")
-    metric = (settings or {}).get("metric", SweepSettings.metric)
+    objective = objectives.get(str(values.get("recipe")))
+    given_metric = section(values, "sweep").get("metric")
+    metric = given_metric or next(iter(own_metrics(values, objective)), None)
     if direction is None or not isinstance(metric, str):
         return
     wanted = "maximize" if find_metric(metric).higher else "minimize"

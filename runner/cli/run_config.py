@@ -143,10 +143,11 @@ def _check_cells(command: Command, issues: list[Issue]) -> tuple[list[RunConfig]
         first = compose.compose(command, next(walk(overrides, command.multirun)))
     lists: list[list[str]] = []
     if command.multirun and first[0] is not None:
-        settings = plain_values(first[0], Origins([], [], list), []).get("sweep") or {}
+        values = plain_values(first[0], Origins([], [], list), [])
+        settings = values.get("sweep") or {}
         lists = zip_lists(settings.get("zip")) if isinstance(settings, dict) else []
         issues += check_axes(axes_of(overrides), settings, command.sweeper)
-        issues += check_direction(first[0], settings)
+        issues += check_direction(first[0], values, command.objectives)
         issues += check_sweep_dir(first[0])
         issues += check_system(first[0])
     configs: list[RunConfig] = []

@@ -61,7 +61,7 @@ def _issues(values: Values, origins: Origins, objectives: Objectives) -> list[Is
     found = [
         *check_recipe(values, origins, objectives),
         *cross_check(values, origins),
-        *check_sweep(values, origins),
+        *check_sweep(values, origins, objectives),
     ]
     return issues + [item for item in found if item.where not in broken]
 

@@ -10,6 +10,16 @@ from runner.core.errors import Issue
 
 Values = dict[str, Any]
 
+# Fields of a trainer that its loss is computed with: of two cells that differ in one, the losses are numbers
+# of different kinds. Those of how long and how fast is trained are none of them.
+LOSS_FIELDS = (
+    *("loss_type", "loss_weights", "beta", "label_smoothing", "label_smoothing_factor", "ld_alpha"),
+    *("f_divergence_type", "f_alpha_divergence_coef", "use_weighting", "discopop_tau"),
+    *("desirable_weight", "undesirable_weight", "center_rewards_coefficient", "router_aux_loss_coef"),
+    *("sync_ref_model", "ref_model_mixup_alpha", "ref_model_sync_steps"),
+    *("completion_only_loss", "assistant_only_loss", "max_length", "truncation_mode", "eval_packing"),
+)
+
 
 def check_reference(values: Values, origins: Origins) -> Iterator[Issue]:
     """An issue where the reference model shall follow the trained one, and is none of its own."""

@@ -19,6 +19,8 @@ from runner.config.recipes.settings import (
     PlanSettings,
 )
 
+AnswerMetric = Literal["exact_match", "chrf", "bleu", "rouge_l", "json_valid"]
+
 
 @dataclass(frozen=True)
 class ModelSettings:
@@ -81,7 +83,7 @@ class DataSettings:
     max_tokens: int | None = None
     overlong: Literal["truncate", "drop"] = "truncate"
     train_on: Literal["assistant", "completion", "all"] = "assistant"
-    metric: Literal["exact_match", "chrf", "bleu", "rouge_l", "json_valid"] | None = None
+    metric: AnswerMetric | None = None
     cache: bool = True
 
 
@@ -117,19 +119,21 @@ class SweepSettings:
 
     ``repeat`` runs every cell with as many seeds (seed, seed+1, ...). ``zip`` names axes that are walked
     together, ``[lora.r, lora.lora_alpha]``, or is a list of such lists. ``metric`` is the metric of run.json
-    that decides which cell is best. After each of the fractions ``halving`` of a run, the share ``keep`` of
-    the cells of a pack is trained further. ``max_cells`` limits a pack (null: what fits in memory), of which
-    a checkpoint is written every ``checkpoint_seconds``. ``redo: code`` runs again what other code, or other
-    versions of the libraries, have computed; null keeps it. ``devices`` are what packs, and cells that run
-    alone, are leased to, one process each: all visible CUDA devices (``auto``), the first so many, or those
-    with these numbers (``[0,1]``); without CUDA a number is how many processes share the cores, and ``auto``
-    is one. Their number decides which cells share a pack, and so how a cell is rounded: in the same pack it
-    has the same bytes on each of them, in another one it is as equal as to its solo run.
+    that decides which cell is best; null is the recipe's own, the held-out loss where cells train, and where
+    they differ in what that is computed with, the next that they can be compared by. After each of the
+    fractions ``halving`` of a run, the share ``keep`` of the cells of a pack is trained further.
+    ``max_cells`` limits a pack (null: what fits in memory), of which a checkpoint is written every
+    ``checkpoint_seconds``. ``redo: code`` runs again what other code, or other versions of the libraries,
+    have computed; null keeps it. ``devices`` are what packs, and cells that run alone, are leased to, one
+    process each: all visible CUDA devices (``auto``), the first so many, or those with these numbers
+    (``[0,1]``); without CUDA a number is how many processes share the cores, and ``auto`` is one. Their
+    number decides which cells share a pack, and so how a cell is rounded: in the same pack it has the same
+    bytes on each of them, in another one it is as equal as to its solo run.
     """
 
     repeat: int = 1
     zip: list | None = None
-    metric: str = "eval_loss"
+    metric: str | None = None
     halving: list | None = None
     keep: float = 0.5
     max_cells: int | None = None

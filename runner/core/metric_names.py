@@ -7,6 +7,7 @@ leaderboard, the reports, the model card and the check of ``sweep.metric``.
 from __future__ import annotations
 
 import re
+from collections.abc import Iterable
 from dataclasses import dataclass
 
 
@@ -96,3 +97,9 @@ def find_metric(key: str) -> Metric:
         return known
     words = name.removeprefix("eval_").removesuffix("_bytes").replace("_", " ").strip() or key
     return Metric(words, higher=_LOWER.search(name) is None, share=_SHARE.search(name) is not None)
+
+
+def in_record(metric: str, names: Iterable[str]) -> str | None:
+    """The one of ``names`` that a metric means: ``exact_match`` may stand for ``exact_match_after``."""
+    known = set(names)
+    return next((name for name in (metric, f"{metric}_after", f"eval_{metric}") if name in known), None)

@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from runner.core.atomic import write_atomically
-from runner.core.metric_names import find_metric
+from runner.core.metric_names import find_metric, in_record
 from runner.reports.results import STATUSES, CellResult, Sweep, read_sweep
 from runner.reports.significance import CONFIDENCE, Verdict, by_rows, by_seeds, row_losses
 
@@ -100,6 +100,11 @@ class Leaderboard:
         return [row for row in self.rows if row.rank]
 
     @property
+    def note(self) -> str:
+        """By which metric the rows are ranked, and why not by the usual one; empty where it is that one."""
+        return "" if self.sweep.unranked else str(self.sweep.deciding.get("note") or "")
+
+    @property
     def other_code(self) -> str:
         """What the mark of rows made by another version of the code means; empty where no row has it."""
         return OTHER_CODE if any(row.other_code for row in self.rows) else ""
@@ -153,6 +158,8 @@ def leaderboard(folder: Path) -> Leaderboard:
     for cell in sweep.cells:
         groups.setdefault(cell.group, []).append(cell)
     rows = [_row(name, cells, sweep, metric, higher) for name, cells in groups.items()]
+    if sweep.unranked:
+        rows = [replace(row, best=None, reason=row.reason or sweep.unranked) for row in rows]
     ranked = sorted(
         (row for row in rows if row.best is not None),
         key=lambda row: row.scores[metric].mean * (-1 if higher else 1),
@@ -168,9 +175,8 @@ def leaderboard(folder: Path) -> Leaderboard:
 
 def metric_of(sweep: Sweep) -> str:
     """The metric that decides, as run.json names it (``exact_match`` may stand for ``exact_match_after``)."""
-    wanted = str(sweep.settings.get("metric") or "eval_loss")
-    known = {name for cell in sweep.cells for name in cell.metrics}
-    return next((name for name in (wanted, f"{wanted}_after", f"eval_{wanted}") if name in known), wanted)
+    wanted = str(sweep.deciding.get("metric") or sweep.settings.get("metric") or "eval_loss")
+    return in_record(wanted, (name for cell in sweep.cells for name in cell.metrics)) or wanted
 
 
 def score_names(sweep: Sweep, metric: str) -> list[str]:

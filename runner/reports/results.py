@@ -117,6 +117,16 @@ class Sweep:
         """The section ``sweep`` of its config."""
         return mapping(self.record.get("settings"))
 
+    @property
+    def deciding(self) -> dict[str, Any]:
+        """The ``metric`` that ranks its cells, None where none does, and a ``note``; empty in old folders."""
+        return mapping(self.record.get("deciding"))
+
+    @property
+    def unranked(self) -> str:
+        """Why no metric ranks its cells; empty where one does."""
+        return "" if self.deciding.get("metric") else str(self.deciding.get("note") or "")
+
     def counts(self) -> dict[str, int]:
         """How many cells have each status, those with none left out."""
         found = {status: sum(cell.status == status for cell in self.cells) for status in STATUSES}
@@ -150,6 +160,7 @@ def read_sweep(folder: Path) -> Sweep:
     if not entries:
         entries = _entries_of_folders(folder)
     cells = [_cell(folder, entry, notes) for entry in entries if isinstance(entry.get("name"), str)]
+    notes += filter(None, [str(mapping(record.get("deciding")).get("note") or "")])
     notes += _same_weights(cells)
     notes += scale_summary((cell.name, mapping(cell.config.get("lora"))) for cell in cells)
     typed = {str(axis): _names(values) for axis, values in mapping(record.get("axes")).items()}

@@ -23,7 +23,8 @@ from runner.reports.run_report import MAX_SAMPLES, OPEN_SAMPLES, OUTCOMES, page_
 from runner.reports.table import score_text
 from runner.reports.views import TONES, board_view, heatmaps_view, importance_view, parallel_view
 
-_HEADLESS = ("classify", "reward")  # recipes whose models write no text
+# Recipes whose cells leave no adapter that writes text.
+_WITHOUT_CHAT = ("classify", "reward", "evaluate", "benchmark", "merge")
 
 
 def write_sweep_report(folder: Path, board: Leaderboard | None = None) -> Path:
@@ -81,9 +82,9 @@ def sweep_context(board: Leaderboard) -> dict[str, Any]:
 
 
 def use_command(board: Leaderboard) -> str:
-    """The command that chats with the best cell; empty without one, or where it only classifies or scores."""
+    """The command that chats with the best cell; empty where there is none that writes text."""
     best = board.best_cell
-    if best is None or best.config.get("recipe") in _HEADLESS:
+    if best is None or best.config.get("recipe") in _WITHOUT_CHAT:
         return ""
     adapter = f"adapter={hydra_value(str(board.sweep.folder))}"
     return f"python -m runner recipe=chat {shlex.quote(adapter)}"
@@ -97,7 +98,9 @@ def _answer(board: Leaderboard) -> dict[str, Any]:
     if not board.ranked:
         statuses = ", ".join(f"{count} {status}" for status, count in counts.items())
         why = f"No cell has a result{' yet' if open_cells else ''}" + (f": {statuses}." if statuses else ".")
-        if counts.get("completed"):
+        if board.sweep.unranked:
+            why = f"{board.sweep.unranked[:1].upper()}{board.sweep.unranked[1:]}."
+        elif counts.get("completed"):
             why = f"No completed cell has a finite {board.metric}: {statuses}."
         return {"best": "", "nothing": why}
     first, *others = board.ranked

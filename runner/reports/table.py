@@ -59,6 +59,8 @@ def print_leaderboard(board: Leaderboard) -> None:
     repeats = max((score.n for row in board.ranked for score in row.scores.values()), default=1)
     if repeats > 1:
         console.out.print(f"[dim]mean ± standard deviation over up to {repeats} repeats[/]")
+    if board.note:
+        console.out.print(f"[dim]{escape(board.note)}[/]")
     if board.method:
         known = not board.method.startswith("unknown")
         text = f"≈ best, within noise of it: {board.method}" if known else f"noise is {board.method}"

@@ -147,7 +147,9 @@ class ComposedCells:
             )
         if self._handle.sweep is None:
             cluster = slurm_options(self._master)
-            self._handle.sweep = Sweep(folder, self._handle.typed, configs[0].sweep, cluster)
+            self._handle.sweep = Sweep(
+                folder, self._handle.typed, configs[0].sweep, cluster, not self._grid_only
+            )
         return self._handle.sweep
 
     def _expand(self, jobs: list[list[str]], configs: list[RunConfig], folder: Path) -> list[list[Cell]]:

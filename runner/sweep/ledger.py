@@ -12,6 +12,7 @@ from typing import Any
 from runner.config.settings import SweepSettings
 from runner.core.atomic import json_text, write_atomically
 from runner.core.errors import ExitCode, Issue
+from runner.core.metric_names import in_record
 from runner.core.paths import SWEEP_FILE
 from runner.core.timestamp import utc_now
 from runner.runs.run_folder import REPORT
@@ -194,8 +195,7 @@ class Ledger:
         """A metric of a cell; of a cell that halving dropped, its held-out loss at that step."""
         record = _read(self.folder / name / "run.json")
         metrics = record.get("metrics") or {}
-        names = (metric, f"{metric}_after", f"eval_{metric}")  # exact_match stands for exact_match_after
-        value = next((metrics[name] for name in names if name in metrics), None)
+        value = metrics.get(in_record(metric, metrics))
         if value is None and metric == "eval_loss":
             value = (record.get("dropped") or {}).get("eval_loss")
         return value if isinstance(value, (int, float)) else None

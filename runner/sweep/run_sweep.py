@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import shlex
 import shutil
 from collections.abc import Iterable, Mapping, Sequence
@@ -23,6 +24,7 @@ from runner.core.signals import terminate_as_interrupt
 from runner.rules.scale import scale_summary
 from runner.sweep.cells import Cell, check_cells
 from runner.sweep.check_models import check_models
+from runner.sweep.deciding import Deciding, deciding
 from runner.sweep.devices import Device, choose
 from runner.sweep.jobs import Job, followed_jobs, keys_of, make_jobs, record_jobs, write_job
 from runner.sweep.leases import Leases
@@ -40,7 +42,8 @@ class Sweep:
     """A sweep in one folder, run in one batch or several; ``typed`` are the words of its command.
 
     Resuming a sweep is the same as starting it: cells that are done are left alone. With ``cluster``, the
-    options of ``conf/hydra/launcher/slurm.yaml``, its workers are tasks of SLURM.
+    options of ``conf/hydra/launcher/slurm.yaml``, its workers are tasks of SLURM. One that ``seeks`` chooses
+    the values of later batches by the deciding metric of earlier ones.
     """
 
     def __init__(
@@ -49,12 +52,15 @@ class Sweep:
         typed: Sequence[str],
         settings: SweepSettings,
         cluster: Mapping[str, Any] | None = None,
+        seeks: bool = False,
     ) -> None:
-        self.folder, self.settings, self._cluster = folder, settings, cluster
+        self.folder, self.settings, self._cluster, self._seeks = folder, settings, cluster, seeks
         self._typed = list(typed)
         self._lock: FolderLock | None = None
         self._ledger: Ledger | None = None
+        self._deciding, self._cells = Deciding(None), list[Cell]()  # of all batches
         self._said: set[str] = set()  # warnings
+        self._use = ""  # the command that chats with the best cell
         self._new = False  # whether nothing was in the folder before
         self.ran = self.planned = False  # whether a batch has passed its checks; whether none is to be run
 
@@ -75,6 +81,10 @@ class Sweep:
             raise ConfigError(issues)
         if self._only_planned(cells):
             return
+        self._cells += cells
+        sought = [axis for axis, values in axes.items() if len(values) > 1] if self._seeks else None
+        self._deciding = deciding(self._cells, self.settings, sought)
+        self._warn(self._deciding.notes)
         if self._cluster is None:
             devices = choose(self.settings.devices, any(cell.config.model.device_map for cell in cells))
         else:
@@ -101,6 +111,7 @@ class Sweep:
         if issues := self.ledger.stale(cells):
             raise ConfigError(issues)
         self.ledger.add(cells, axes)
+        self.ledger.record["deciding"] = dataclasses.asdict(self._deciding)
         if self._cluster is None:  # while this process checks the models and the rows
             left = [cell for cell in cells if self.ledger.status(cell.name) not in DONE]
             local.await_jobs(devices[: sum(cell.config.recipe in OBJECTIVES for cell in left)])
@@ -144,14 +155,14 @@ class Sweep:
 
     def outcome(self, cells: Sequence[Cell]) -> tuple[float | None, str | None]:
         """The mean of the deciding metric over cells (of one combination), or why there is none."""
-        values, metric = [], self.settings.metric
+        values, metric = [], self._deciding.metric
         if self.planned:
             return None, None
         for cell in cells:
             status, reason = self.ledger.status(cell.name), self.ledger.cells[cell.name]["reason"]
             if status not in DONE:
                 return None, f"{cell.name} {status}" + (f": {reason}" if reason else "")
-            values.append(self.ledger.metric(cell.name, metric))
+            values.append(self.ledger.metric(cell.name, metric) if metric else None)
         found = [value for value in values if value is not None]
         return (sum(found) / len(found), None) if len(found) == len(values) else (None, None)
 
@@ -253,10 +264,11 @@ class Sweep:
     def _conclude(self) -> None:
         from runner.reports import run_report
         from runner.reports.leaderboard import leaderboard
-        from runner.reports.sweep_report import write_sweep_report
+        from runner.reports.sweep_report import use_command, write_sweep_report
         from runner.reports.table import print_leaderboard
 
         board = leaderboard(self.folder)
+        self._use = use_command(board)
         self.ledger.record |= {"best": board.best, "notes": board.sweep.notes}
         self.ledger.write()
         board.write(self.folder)
@@ -277,8 +289,8 @@ class Sweep:
         console.out.print(f"[bold]report[/] {escape(str(self.folder / 'report.html'))}")
         if best := self.ledger.record["best"]:
             console.out.print(f"[bold]best[/]   {escape(str(self.folder / best))}")
-            chat = ["python", "-m", "runner", "recipe=chat", f"adapter={hydra_value(str(self.folder))}"]
-            console.out.print(f"[bold]use it[/] {escape(shlex.join(chat))}")
+            if self._use:
+                console.out.print(f"[bold]use it[/] {escape(self._use)}")
         if code != ExitCode.COMPLETED:
             console.out.print(f"[bold]resume with[/] {escape(self.resume_command())}")
 
