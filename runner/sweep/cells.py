@@ -69,9 +69,13 @@ def expand(overrides: Sequence[str], config: RunConfig, settings: SweepSettings,
 
 
 def check_cells(cells: Iterable[Cell]) -> Iterator[Issue]:
-    """An issue for each cell that is the same run as an earlier one, or is called like it."""
+    """An issue for each cell that is the same run as an earlier one, is called like it, or has its
+    repository."""
     names: dict[str, str] = {}
+    pushed: dict[str, list[Cell]] = {}
     for cell in cells:
+        if cell.config.push_to:
+            pushed.setdefault(cell.config.push_to, []).append(cell)
         if cell.key not in names and cell.name in names.values():
             message = "two cells would have this folder: their values differ by quotes only"
             yield Issue(cell.name, message, "leave one of them out")
@@ -80,6 +84,13 @@ def check_cells(cells: Iterable[Cell]) -> Iterator[Issue]:
             message = f"is the same run as {other}" if other != cell.name else "is in the sweep twice"
             yield Issue(cell.name, message, "leave a value out, or let sweep.zip walk axes together")
         names.setdefault(cell.key, cell.name)
+    for repository, several in pushed.items():
+        if len(several) > 1:
+            message = f"{len(several)} cells would be pushed there, one over the other"
+            folder = Path(str(several[0].config.output_dir)).parent
+            best = f"python -m runner recipe=merge adapter={folder} push_to={repository}"
+            hint = f"leave it out, and push the best afterwards: {best}, or hf upload for its adapter alone"
+            yield Issue(f"push_to={repository}", message, hint)
 
 
 def placed(issue: Issue, names: Sequence[str], every: int) -> Issue:

@@ -134,6 +134,14 @@ def test_arithmetic_that_makes_no_sense_is_named():
     assert "expected int, got float" in issues("lora.r=${div:1,3}")[0]
 
 
+def test_cells_are_not_pushed_over_each_other(sweep, started):
+    ran = sweep("lora.r=4,8", "push_to=me/orders")
+    assert (ran.code, started()) == (ExitCode.CONFIG_ERROR, [])
+    assert "2 cells would be pushed there, one over the other" in ran.said
+    assert "recipe=merge adapter=s push_to=me/orders" in " ".join(ran.said.split())
+    assert sweep("lora.r=4,8", "push_to=me/${lora.r}").code == ExitCode.COMPLETED
+
+
 def test_a_cell_that_is_wrong_only_in_combination_is_refused_with_its_name(sweep, started):
     words = ["lora=r8,pissa", "quantization=none,nf4", "seed=0,1"]
     ran = sweep(*words)
