@@ -7,6 +7,7 @@ from typing import Any
 
 from runner.core.metric_names import find_metric
 from runner.reports.figures import interval_figure
+from runner.reports.labels import verdict
 from runner.reports.number_format import format_value, to_number
 
 Cell = tuple[str, str, str, str, str]  # value, interval, verdict, tone, figure of the interval
@@ -54,15 +55,13 @@ def _value(score: Mapping[str, Any], name: str) -> Cell:
 def _difference(gap: Mapping[str, Any], name: str, higher: bool) -> Cell:
     points = find_metric(name).share
     text, *bounds = (_change(gap[key], points) for key in ("value", "low", "high"))
-    if not gap["significant"]:
-        verdict, tone = "within noise", "muted"
-    else:
-        verdict, tone = ("better", "good") if (gap["value"] > 0) == higher else ("worse", "bad")
+    word = verdict(gap, higher)
+    tone = {"better": "good", "worse": "bad"}.get(word, "muted")
     interval = " to ".join(bounds)
     title = f"difference {text}, interval {interval}, about 0"
     value, low, high = (to_number(gap[key]) for key in ("value", "low", "high"))
     figure = interval_figure(value, low, high, tone, title)
-    return text + " points" * points, interval, verdict, tone, figure
+    return text + " points" * points, interval, word, tone, figure
 
 
 def _task_cells(values: list[Any]) -> list[Cell]:

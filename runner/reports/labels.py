@@ -1,8 +1,9 @@
-"""What a reader calls a cell of a sweep: the values of its axes, under short names."""
+"""The words of a report: a cell by its axes, under short names, and what a difference is worth."""
 
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
+from typing import Any
 
 from runner.reports.results import CellResult
 
@@ -26,3 +27,13 @@ def cell_label(cell: CellResult, names: Mapping[str, str] | None = None) -> str:
     text = label(cell.values, names) or cell.name
     seed = cell.record.get("seed", cell.name.rpartition("seed=")[2])
     return text if cell.name == cell.group else f"{text}, seed {seed}"
+
+
+def verdict(gap: Mapping[str, Any], higher: bool) -> str:
+    """What a difference of ``evaluation.json`` is worth, in words; ``higher`` says that more is better.
+
+    One whose interval leaves 0 out is not significant where a sign test on so few rows could not tell it.
+    """
+    if gap["significant"]:
+        return "better" if (gap["value"] > 0) == higher else "worse"
+    return "within noise" if gap["low"] <= 0 <= gap["high"] else "too few rows"

@@ -13,6 +13,7 @@ from runner.core.console import out, warn
 from runner.core.metric_names import RESULTS, find_metric
 from runner.data.splits import Data, Split
 from runner.models.model import Precision
+from runner.reports.labels import verdict
 
 
 def opening(
@@ -177,15 +178,15 @@ def evaluation(found: dict[str, Any]) -> None:
         table.add_column("")
         for name, score in found["models"][column].items():
             row = [escape(name), _number(score["value"], name)]
-            shown, verdict = score, ""
+            shown, worth = score, ""
             if others:
                 shown = found["differences"][column][name]
                 row.insert(1, _number(found["models"][first][name]["value"], name))
                 row.append(_number(shown["value"], name, "+"))
-                verdict = _verdict(shown, score["higher"])
+                worth = _verdict(shown, score["higher"])
             sign = "+" if others else ""
             low, high = (_number(shown[bound], name, sign) for bound in ("low", "high"))
-            table.add_row(*row, f"{low} to {high}", verdict)
+            table.add_row(*row, f"{low} to {high}", worth)
         for name in found["tasks"].get(column, {}):
             scores = [found["tasks"][model].get(name) for model in dict.fromkeys((first, column))]
             table.add_row(escape(name), *("-" if score is None else f"{score:.4g}" for score in scores))
@@ -197,9 +198,9 @@ def evaluation(found: dict[str, Any]) -> None:
 
 
 def _verdict(gap: dict[str, Any], higher: bool) -> str:
-    if not gap["significant"]:
-        return "[dim]within noise[/]"
-    return "[green]better[/]" if (gap["value"] > 0) == higher else "[red]worse[/]"
+    word = verdict(gap, higher)
+    tone = {"better": "green", "worse": "red"}.get(word, "dim")
+    return f"[{tone}]{word}[/]"
 
 
 def _number(value: float, name: str, sign: str = "") -> str:

@@ -12,6 +12,7 @@ import pytest
 
 from helpers.made_run import evaluation, full_run, make_run, metric_lines, run_record, sample_lines
 from helpers.pages import HOSTILE, dump_dom, needs_chromium, words_of
+from runner.reports import terminal
 from runner.reports.run_report import page_environment, write_report
 
 pytestmark = pytest.mark.report
@@ -109,6 +110,16 @@ def test_an_evaluation_says_which_differences_are_more_than_noise(tmp_path: Path
         assert expected in words, expected
     assert "more measurement" not in words
     assert "training" not in words.partition("Samples")[2].partition("Data")[0]
+
+
+def test_a_difference_of_too_few_rows_is_not_called_noise(tmp_path: Path, capsys) -> None:
+    found = json.loads(evaluation("tuned"))
+    found["differences"]["tuned"]["loss"]["significant"] = False  # as recorded of five rows
+    folder = make_run(tmp_path, evaluation=json.dumps(found), samples=sample_lines())
+    assert "−0.705 too few rows −0.9 to −0.6" in words_of(page_of(folder))
+    terminal.evaluation(found)
+    said = capsys.readouterr().out
+    assert (said.count("too few rows"), said.count("within noise")) == (1, 1)
 
 
 def test_an_evaluation_of_several_adapters_compares_each_with_the_base(tmp_path: Path) -> None:
