@@ -16,8 +16,8 @@ from runner.core.progress import PackProgress
 from runner.data.prepare import prepare
 from runner.data.splits import Data
 from runner.evaluation.generate import HeldOutGenerator
-from runner.models.build import peft_config, training_arguments
-from runner.models.model import device, load_model
+from runner.models.build import peft_config
+from runner.models.model import load_model
 from runner.packed import CannotPack, checkpoint
 from runner.packed.adapters import PackedAdapters, pack_adapters
 from runner.packed.cell import CellRun, CellState
@@ -39,7 +39,8 @@ class Pack:
 
     cells: list[CellRun]
     objective: Objective
-    setup: TrainingSetup
+    setup: TrainingSetup  # of the first
+    setups: dict[str, TrainingSetup]  # by the name of the cell, each with its own arguments
     data: dict[str, Data]  # by the name of the cell; cells with the same rows share them
     work: Path
 
@@ -72,11 +73,12 @@ def train_pack(
     with timed(cells, "data"):
         data = _prepare(cells, setup, objective)
     later = [cell for cell in cells if _size(data[cell.name]) != _size(data[cells[0].name])]
-    pack = Pack([cell for cell in cells if cell not in later], objective, setup, data, work)
+    setups = {cell.name: setup.of_cell(cell.config, work) for cell in cells}
+    pack = Pack([cell for cell in cells if cell not in later], objective, setup, setups, data, work)
     steps = total_steps(setup.arguments, len(data[pack.first.name].train.rows))
     for cell in pack.cells:
         cell.folder.record["parents"] = parents(cell.config, cell.folder.path)
-        setup.record_inputs(cell.config, cell.folder, data[cell.name])
+        setups[cell.name].record_inputs(cell.config, cell.folder, data[cell.name])
 
     foreseen = foresee_pack(pack.cells, objective, setup, data, steps, settings.max_cells)
     progress = PackProgress(steps)
@@ -207,8 +209,7 @@ def _states(pack: Pack, packed: PackedAdapters) -> list[CellState]:
     shared = total_parameters(packed.model) - packed.total_size()
     states = []
     for cell, size in zip(pack.cells, packed.sizes(), strict=True):
-        has_cuda = device().type == "cuda"
-        arguments, _ = training_arguments(cell.config, pack.setup.precision, pack.work, has_cuda)
+        arguments = pack.setups[cell.name].arguments
         arguments.save_total_limit = 2  # one to fall back on
         data = pack.data[cell.name]
         held_out = data.eval.rows if data.eval else []

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -57,6 +57,16 @@ class TrainingSetup:
     pieces: Pieces
     adapted: Adapted | None
     warnings: list[str]
+    argument_warnings: list[str]
+
+    def of_cell(self, config: RunConfig, folder: Path) -> TrainingSetup:
+        """The same with the arguments of another cell of a pack, and what is to be said of these.
+
+        It has all else in common with the cell that was checked; checkpoints go into ``folder``.
+        """
+        has_cuda = device().type == "cuda"
+        arguments, warnings = training_arguments(config, self.precision, folder, has_cuda)
+        return replace(self, arguments=arguments, argument_warnings=warnings)
 
     def resume_facts(self, data: Data) -> dict[str, Any]:
         """What the manifest of a checkpoint keeps of the run, and must find again when it is resumed."""
@@ -103,10 +113,11 @@ class TrainingSetup:
     def record_inputs(self, config: RunConfig, folder: RunFolder, data: Data) -> None:
         """Record which model is trained on which examples, with every warning so far.
 
-        ``config`` is the run's own, where several cells share this setup.
+        ``config`` is the run's own.
         """
         foreign = foreign_rows(self.data)
-        folder.notes += [*self.base.notes, *self.warnings, *data.notes, *filter(None, [foreign])]
+        folder.notes += [*self.base.notes, *self.warnings, *self.argument_warnings]
+        folder.notes += [*data.notes, *filter(None, [foreign])]
         folder.notes += scale_notes(config)
         if not self.packs:
             folder.notes += self.warmup_notes(len(data.train.rows))
@@ -177,7 +188,6 @@ def check_training(
         warnings=[
             *(
                 *start.notes,
-                *warnings,
                 *packing_notes,
                 *template_notes,
                 *stop_warnings,
@@ -185,6 +195,7 @@ def check_training(
                 *lora.warnings,
             )
         ],
+        argument_warnings=warnings,
     )
 
 
