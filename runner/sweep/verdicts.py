@@ -59,25 +59,24 @@ def foresee(
     """What each job that trains will take, on the GPU with the most free memory or in that of this machine;
     or on a ``gpu`` of ``plan.gpu``.
 
-    A job whose config does not tell, or whose model or rows are not to be had, has no verdict: it says itself
-    what is wrong. Raises ``ConfigError`` for those that cannot fit the GPU, all together.
+    A job whose config does not tell, or whose model is not to be had, has no verdict: it says itself what is
+    wrong. Raises ``ConfigError`` for those that cannot fit the GPU or have faulty rows, all together.
     """
     training = [(job, objective) for job in jobs if (objective := OBJECTIVES.get(job.cells[0].config.recipe))]
     place = _place(on_cuda, gpu) if training else None
     found: list[Verdict] = []
     issues: dict[Issue, list[str]] = {}
-    read: dict[str, _Read] = {}
+    read: dict[str, _Read | ConfigError] = {}
     for job, objective in training:
         assert place is not None
-        said = _expected(job, objective, settings.max_cells, place, read)
-        if said is None:
-            continue
         try:
-            said.check_fits()
+            said = _expected(job, objective, settings.max_cells, place, read)
+            if said is not None:
+                said.check_fits()
+                found.append(Verdict(job, said))
         except ConfigError as error:
             for issue in error.issues:
                 issues.setdefault(issue, []).extend(job.names)
-        found.append(Verdict(job, said))
     if issues:
         every = sum(len(job.cells) for job in jobs)
         raise ConfigError(placed(issue, names, every) for issue, names in issues.items())
@@ -85,17 +84,27 @@ def foresee(
 
 
 def _expected(
-    job: Job, objective: Objective, most_per_pass: int | None, place: Place, read: dict[str, _Read]
+    job: Job,
+    objective: Objective,
+    most_per_pass: int | None,
+    place: Place,
+    read: dict[str, _Read | ConfigError],
 ) -> Expected | None:
+    """What a job takes, None where its model is not to be had. Raises ``ConfigError`` for faulty rows."""
     config, cells = widest([cell.config for cell in job.cells]), len(job.cells)
     length, packing = (config.trainer.get(key) for key in ("max_length", "packing"))
     key = repr((config.recipe, config.model, config.template, config.data, length, packing, cells > 1))
     if key not in read:  # once for all jobs with the same rows, whatever the seed that chose them
         try:
             read[key] = _read(config, objective, cells > 1)
+        except ConfigError as error:
+            read[key] = error
         except RunnerError:
             read[key] = None
-    if (found := read[key]) is None:
+    found = read[key]
+    if isinstance(found, ConfigError):
+        raise found
+    if found is None:
         return None
     architecture, rows, classes = found
     steps = optimizer_steps(config, rows.count if rows.known else 0)
@@ -104,11 +113,15 @@ def _expected(
 
 
 def _read(config: RunConfig, objective: Objective, in_pack: bool) -> _Read:
-    architecture = find_architecture(config.model)
+    try:
+        architecture = find_architecture(config.model)
+    except RunnerError:
+        return None
     readable = config.data.path and config.data.cache  # without a cache the run would read them once more
     data = read_data(config, objective, config.data) if readable else None
     if data is None:
         return architecture, unread(config, architecture.positions), 2 if objective.head else None
+    data.check_held_out()
     packed_to = config.trainer.get("max_length", USUAL_LENGTH) if config.trainer.get("packing") else None
     classes = len(objective.head(data)) if objective.head else None
     return architecture, summary(data, objective, packed_to, in_pack), classes

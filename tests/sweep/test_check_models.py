@@ -1,11 +1,15 @@
 """What a sweep finds of its cells' models before it starts a process."""
 
+import json
+
 import psutil
 import pytest
 
 from helpers.sweeps import cells_of
 from helpers.tiny_model import KINDS, random_model, using
 from runner.core.errors import ConfigError
+from runner.plan.rows import read_data
+from runner.sweep import verdicts
 from runner.sweep.check_models import check_models
 
 SWEPT = ("model=tiny", "lora.r=2,4")
@@ -32,6 +36,22 @@ def test_what_a_run_would_be_refused_for_is_found_before_any_starts(sweep, start
     assert not ran.folder.exists()
     # of those that are started early, to import their libraries
     assert not [child for child in psutil.Process().children() if "worker.py" in " ".join(child.cmdline())]
+
+
+@pytest.mark.parametrize("more", [(), ("recipe=plan",)])
+def test_faulty_rows_of_every_cell_are_found_before_any_starts(sweep, started, monkeypatch, tmp_path, more):
+    monkeypatch.setattr(verdicts, "read_data", read_data)  # which ``sweep`` leaves out
+    good = [{"prompt": f"say {n}", "completion": str(n)} for n in range(20)]
+    faulty = {"good": [], "bad": [{"prompt": "x", "completion": 5}], "worse": [{"prompt": 7}]}
+    for name, rows in faulty.items():
+        (tmp_path / f"{name}.jsonl").write_text("".join(json.dumps(row) + "\n" for row in [*good, *rows]))
+    paths = "data.path=" + ",".join(f"{name}.jsonl" for name in faulty)
+    ran = sweep("model=tiny", "data=file", paths, "data.eval_split=0.2", "seed=0,1", *more)
+    said = " ".join(ran.said.split())
+    assert (ran.code, started(), ran.folder.exists()) == (2, [], False)
+    for name in ("bad", "worse"):
+        assert f"{name}.jsonl:21" in said
+        assert f"(in data.path={name}.jsonl,seed=0 and 1 more)" in said
 
 
 @pytest.mark.parametrize(
