@@ -118,11 +118,12 @@ def unpaired(example: Example) -> list[Example]:
 def _pair(row: ReadRow) -> tuple[tuple[Message, ...], tuple[Message, ...]]:
     """The conversations with the chosen and the rejected answer; what they share is only read."""
     chosen, rejected = (_up_to_answer(_preference(row, side), row) for side in ("chosen", "rejected"))
-    same = (a == b for a, b in zip(chosen, rejected, strict=False))
+    same = (_unmarked(a) == _unmarked(b) for a, b in zip(chosen, rejected, strict=False))
     shared = next((index for index, equal in enumerate(same) if not equal), min(len(chosen), len(rejected)))
     if shared == len(chosen) == len(rejected):  # two equal answers, which the reader of the rows counts
         shared -= 1
-    prompt = _masked(chosen[:shared])
+    # a mark may stand with one of them alone
+    prompt = _only_read([{**b, **a} for a, b in zip(chosen[:shared], rejected[:shared], strict=True)])
     for side, messages in (("chosen", chosen[shared:]), ("rejected", rejected[shared:])):
         if not messages or messages[0]["role"] != "assistant" or not prompt:
             raise BadRow("chosen and rejected are no two answers to the same prompt")
@@ -141,7 +142,7 @@ def _feedback(row: ReadRow) -> tuple[Message, ...]:
         begin = len(messages) - length
     answer = messages[begin:]
     _require_loss(answer, key)
-    return (*_masked(messages[:begin]), *answer)
+    return (*_only_read(messages[:begin]), *answer)
 
 
 def _require_loss(messages: list[Message], side: str) -> None:
@@ -153,9 +154,14 @@ def _require_loss(messages: list[Message], side: str) -> None:
     raise BadRow(f"the answer in {side!r} is empty" if side in CONVERSATION else f"{side!r} is empty")
 
 
-def _masked(messages: list[Message]) -> list[Message]:
-    """Messages with their answers masked: by a weight of 0, as OpenAI's format has it."""
-    return [{**message, "weight": 0} if message["role"] == "assistant" else message for message in messages]
+def _only_read(messages: list[Message]) -> list[Message]:
+    """Messages whose answers are marked as the prompt's; the file's own holds for ``train_on=all`` too."""
+    return [{**each, "prompt": True} if each["role"] == "assistant" else each for each in messages]
+
+
+def _unmarked(message: Message) -> Message:
+    """A message without the mark of whether it is trained."""
+    return {key: value for key, value in message.items() if key != "weight"}
 
 
 def _up_to_answer(messages: list[Message], row: ReadRow) -> list[Message]:

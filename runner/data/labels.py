@@ -16,7 +16,8 @@ IGNORE = -100  # the label that the loss skips (PyTorch's cross_entropy)
 class Rendered:
     """One row as text, with the character spans of it that are trained on, and the row it came from.
 
-    ``answers`` are the indices of the messages that the spans are, the system prompt of the run counted.
+    ``answers`` are the indices of the messages that the last spans are, or have in them; the system prompt of
+    the run is counted.
     """
 
     source: int

@@ -1,8 +1,9 @@
 """Messages of a row: roles under the names that data sets use for them, words and calls, each checked.
 
 A message is ``{"role": system|user|assistant|tool, "content": str}``. An answer may have ``tool_calls`` (a
-list of ``{"type": "function", "function": {"name": str, "arguments": dict}}``) and a ``weight`` of 0, which
-masks it; any message the keys ``name``, ``tool_call_id``, ``reasoning_content`` and ``thinking``.
+list of ``{"type": "function", "function": {"name": str, "arguments": dict}}``), and ``prompt``: true where it
+only leads to the answers of a pair; any message a ``weight`` of 0, which masks it, and the keys ``name``,
+``tool_call_id``, ``reasoning_content`` and ``thinking``.
 """
 
 from __future__ import annotations
@@ -58,8 +59,9 @@ def shows_something(text: str) -> bool:
 
 
 def is_trained(message: Message) -> bool:
-    """Whether a message gets loss: an answer with text or tool calls, not masked by a weight of 0."""
-    return message["role"] == "assistant" and message.get("weight") != 0 and has_content(message)
+    """Whether a message gets loss: an answer with text or tool calls, not masked, and not of a prompt."""
+    masked = message.get("weight") == 0 or message.get("prompt")
+    return message["role"] == "assistant" and not masked and has_content(message)
 
 
 def system_turn(row: ReadRow) -> list[Message]:
@@ -149,9 +151,9 @@ def _message(item: Any, where: str, row: ReadRow) -> Message:
         has = f"; it has {listed(item)}{_hint('content', item)}" if content is None else ""
         raise BadRow(f"{where} has no text content, got {shown(content)}{has}")
     trained, flags = message_flag(item, where)
-    if known == "assistant":
-        kept |= {"weight": 0} if trained is False else {}
-    elif trained:
+    if trained is False:
+        kept["weight"] = 0
+    elif trained and known != "assistant":
         row.doubts.add(f"a message that is no answer and has {sorted(flags)[0]!r}: it is not trained")
     row.unread_keys.update(
         str(name) for name, value in item.items() if name not in _READ | flags and is_given(value)

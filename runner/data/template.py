@@ -20,6 +20,7 @@ from runner.data.rendering.boundary import Boundary
 from runner.data.rendering.chat_template import PROBE, ChatTemplate
 from runner.data.rendering.contents import contents_of
 from runner.data.rendering.left_out import left_out
+from runner.data.rendering.marked import unmarked
 from runner.data.rendering.turns import Turn, TurnWriter
 
 
@@ -57,7 +58,7 @@ class Renderer:
         rendered, answers = list(turns.values()), tuple(turns)
         full = rendered[-1].text
         if self.train_on == "all":
-            return [Rendered(example.source, full, ((0, len(full)),), answers)]
+            return [Rendered(example.source, full, self._all_unmarked(example, messages, turns), answers)]
         nested = [[end for end in turn.ends if full.startswith(turn.text[:end])] for turn in rendered]
         if all(nested) and (len(turns) == 1 or not self._shares_tokens):
             # what follows the last answer cannot change the loss and is left out
@@ -107,7 +108,7 @@ class Renderer:
         spans = {
             index: row.text[start:end]
             for row in rows
-            for index, (start, end) in zip(row.answers, row.spans, strict=True)
+            for index, (start, end) in zip(row.answers, row.spans[-len(row.answers) :], strict=True)
         }
         for index in self._trained(messages):
             if index in spans:
@@ -134,6 +135,16 @@ class Renderer:
             return False
         end = turn.ends[-1]
         return bool(self.encode([Rendered(0, turn.text[:end], ((turn.start, end),))])[0].apart)
+
+    def _all_unmarked(
+        self, example: Example, messages: list[Message], turns: dict[int, Turn]
+    ) -> tuple[tuple[int, int], ...]:
+        """Where the text of the last turn is outside of messages that are marked as not trained."""
+        last, turn = next(reversed(turns.items()))
+        heard = messages[: last + 1]
+        return unmarked(
+            turn.text, heard, lambda other: self._writer.turn(other, last, example.tools).text, self._stop
+        )
 
     def _alone(self, example: Example, index: int, turn: Turn) -> Rendered:
         """An answer as a row of its own."""

@@ -122,6 +122,53 @@ def test_answers_of_weight_zero_are_only_read() -> None:
     assert "Bad" in texts(tokenizer(), example)[0]
 
 
+MARKED = [
+    {"role": "user", "content": "Hi"},
+    {"role": "assistant", "content": "Bad", "reasoning_content": "hm", "weight": 0},
+    {"role": "user", "content": "And?"},
+    {"role": "assistant", "content": "Good"},
+]
+
+
+@pytest.mark.parametrize(
+    ("template", "eos", "spans"),
+    [
+        (CHATML, "<|im_end|>", ["<|im_start|>user\nHi<|im_end|>", "\n<|im_start|>user\nAnd?"]),
+        (THINKING, "<|im_end|>", ["<|im_start|>user\nHi<|im_end|>", "\n<|im_start|>user\nAnd?"]),
+        (INST, "</s>", ["<s>[INST] Hi", "[INST] And? [/INST]"]),
+        (NO_END, "<|im_end|>", ["User: Hi", "\nUser: And?"]),
+    ],
+    ids=["chatml", "thinking", "inst", "no end"],
+)
+def test_marked_answers_are_no_part_of_all(template: str, eos: str, spans: list[str]) -> None:
+    example = to_example({"messages": MARKED}, 1, "messages")
+    [[first, second]] = trained(tokenizer(template, eos), example, "all")
+    assert first == spans[0]
+    assert second.startswith(spans[1])
+    assert "Good" in second
+
+
+@pytest.mark.parametrize("mark", [{"weight": 0}, {"train": False}, {"loss": 0}, {"masked": True}])
+def test_marked_messages_of_any_role_are_no_part_of_all(mark: dict) -> None:
+    said = ("system", "Be."), ("user", "Hi"), ("assistant", "Yes")
+    turns = [{"role": role, "content": words, **mark} for role, words in said] + MARKED[2:]
+    [[everything]] = trained(tokenizer(), to_example({"messages": turns}, 1, "messages"), "all")
+    assert everything.startswith("\n<|im_start|>user\nAnd?<|im_end|>")
+
+
+def test_messages_that_are_marked_in_a_pair_are_no_part_of_all() -> None:
+    prompt = [{"role": "user", "content": "Hi"}, {"role": "assistant", "content": "Yes"}]
+    for marked in ({}, {"weight": 0}):
+        sides = {
+            side: [{**prompt[0], **marks}, prompt[1], *MARKED[2:3], {**MARKED[3], "content": side}]
+            for side, marks in (("chosen", marked), ("rejected", {}))
+        }
+        example = to_example(sides, 1, "preference", kind="preference")
+        [[both]] = trained(tokenizer(), example, "all")
+        assert both.startswith("\n<|im_start|>assistant\nYes" if marked else "<|im_start|>user\nHi")
+        assert trained(tokenizer(), example) == [["chosen<|im_end|>"]]
+
+
 TOOLS = """{% if tools %}<|im_start|>system
 {{ tools | tojson }}<|im_end|>
 {% endif %}{% for m in messages %}<|im_start|>{{ m.role }}
