@@ -120,6 +120,21 @@ def log_line(
     return step, [value / steps for value in metrics["loss"]], lost
 
 
+def log_scores(cells: Sequence[CellState], step: int, times: dict[str, Any]) -> list[int]:
+    """Give every cell the line of its evaluation after a step.
+
+    Returns the indices of those whose held-out loss is not finite, which have ended there.
+    """
+    lost = []
+    for index, cell in enumerate(cells):
+        cell.measured = step
+        cell.log({"step": step, **cell.scores, "eval_num_tokens": cell.tokens, **times})
+        if not math.isfinite(loss := cell.scores["eval_loss"]):
+            cell.ended = {"status": "diverged", "reason": f"the held-out loss after step {step} is {loss}"}
+            lost.append(index)
+    return lost
+
+
 def by_cell(values: torch.Tensor, cells: int) -> torch.Tensor:
     """Sums [cells] of values [rows, length], the same number of rows each."""
     return values.reshape(cells, -1).sum(1)

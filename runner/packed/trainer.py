@@ -15,7 +15,7 @@ from runner.core import console
 from runner.packed import checkpoint
 from runner.packed.adapters import PackedAdapters, as_trl_prepares
 from runner.packed.batches import PackLoader, PackSampler, RowLists, distinct
-from runner.packed.cell import CellState, LogLine, keep_groups, log_line, schedule
+from runner.packed.cell import CellState, LogLine, keep_groups, log_line, log_scores, schedule
 from runner.packed.checkpoint import load_states
 from runner.packed.evaluation import evaluate_cells
 from runner.packed.memory import probe_cells_per_pass
@@ -241,11 +241,9 @@ class PackedTrainer(GuardedTrainer):
         self.adapters.model.eval()
         evaluate_cells(self.passes, self.cells, self.objective, self.args.per_device_eval_batch_size)
         times = {"epoch": self.state.epoch, "seconds": self._seconds()}
-        for cell in self.cells:
-            cell.measured = self.state.global_step
-            line = {"step": self.state.global_step, **cell.scores, "eval_num_tokens": cell.tokens}
-            cell.log(line | times)
-        return {"eval_loss": sum(m.scores["eval_loss"] for m in self.cells) / len(self.cells)}
+        losses = [cell.scores["eval_loss"] for cell in self.cells]
+        self.drop(log_scores(self.cells, self.state.global_step, times))
+        return {"eval_loss": sum(losses) / len(losses)}
 
     def save_checkpoint(self) -> None:
         """Write a checkpoint of all cells, between two steps."""

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from typing import Any
 
+from runner.core.errors import Diverged
 from runner.parallel.trainer import SharedTrainer
 from runner.training.context import TrainerContext
 from runner.training.means import WeightedMeans, joined
@@ -48,7 +50,10 @@ class EvaluatingTrainer(SharedTrainer):
         return found
 
     def evaluation_loop(self, *args: Any, metric_key_prefix: str = "eval", **kwargs: Any) -> Any:
-        """As the library's, which logs and compares what is returned, with our means in its place."""
+        """As the library's, which logs and compares what is returned, with our means in its place.
+
+        Raises ``Diverged`` when the loss is not finite; other metrics may be means over nothing.
+        """
         self._means = WeightedMeans()
         self.begin_evaluation()
         balanced = getattr(self, "aux_loss_enabled", False)
@@ -60,7 +65,9 @@ class EvaluatingTrainer(SharedTrainer):
             if balanced:
                 self.aux_loss_enabled = True
         means = self.eval_result(joined(self.group.gather(self._means)).means())
-        output.metrics[f"{metric_key_prefix}_loss"] = means.pop("loss")
+        output.metrics[f"{metric_key_prefix}_loss"] = loss = means.pop("loss")
+        if not math.isfinite(loss):  # finite weights may be too large to compute with
+            raise Diverged(f"the held-out loss after step {self.state.global_step} is {loss}")
         self.eval_metrics().clear()
         self.eval_metrics().update({name: [value] for name, value in means.items()})
         return output

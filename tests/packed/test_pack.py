@@ -172,6 +172,14 @@ def test_a_cell_that_diverges_leaves_the_others_as_they_were(calm, tmp_path):
         assert_same(run, same)
 
 
+def test_a_cell_whose_held_out_loss_is_not_finite_has_diverged(tmp_path):
+    wild = ("lora.r=4", "trainer.learning_rate=1e30", "trainer.warmup_steps=0")
+    runs = run_pack(tmp_path, (*BASE, "trainer.max_steps=1", "generation.samples=0"), [CELLS[0], wild])
+    assert [run.record["status"] for run in runs] == ["completed", "diverged"]
+    assert "the held-out loss after step 1 is nan" in runs[1].record["error"]["message"]
+    assert not (runs[1].folder / "adapter").exists()
+
+
 def test_a_pack_of_which_nothing_is_left_ends(tmp_path):
     wild = (
         "trainer.learning_rate=1e30",

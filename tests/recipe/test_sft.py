@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from helpers.command import ADAPTER, RECORD, TINY
+from helpers.command import ADAPTER, QUIET, RECORD, TINY
 from helpers.paths import CONF
 from helpers.tiny_model import prompt_logits, tiny_base
 
@@ -117,6 +117,14 @@ def test_a_loss_that_is_not_finite_stops_the_run(cli):
     assert "step" in run.record["error"]["message"]
     assert not (run.folder / "adapter").exists()
     assert (run.folder / "report.html").exists()
+
+
+def test_a_held_out_loss_that_is_not_finite_fails_the_run(cli):
+    wild = ("trainer.learning_rate=1e30", "trainer.warmup_steps=0", "trainer.max_steps=1")
+    run = cli(*TINY, *QUIET, *wild)
+    assert (run.code, run.record["status"]) == (3, "diverged")
+    assert "the held-out loss after step 1 is nan" in run.record["error"]["message"]
+    assert not (run.folder / "adapter").exists()
 
 
 @pytest.mark.report
