@@ -9,6 +9,7 @@ from runner.config.adapters import adapters, head_issues
 from runner.config.settings import RunConfig
 from runner.core import console
 from runner.core.errors import ConfigError, Issue
+from runner.core.file_kinds import text_lines
 from runner.core.progress import Progress
 from runner.data.chat_template_check import apply_template
 from runner.data.files import file_rows
@@ -89,7 +90,10 @@ def _prompts(config: RunConfig) -> list[Example]:
     if not file.is_file():
         raise ConfigError(Issue(f"prompts={config.prompts}", "there is no such file"))
     if file.suffix == ".txt":
-        lines = [line for line in file.read_text(encoding="utf-8").splitlines() if line.strip()]
+        found = [line for _, line in text_lines(file)]
+        if issues := [line for line in found if isinstance(line, Issue)]:
+            raise ConfigError(issues)
+        lines = [line for line in "".join(map(str, found)).splitlines() if line.strip()]
         examples = [
             _example(number, [{"role": "user", "content": line}]) for number, line in enumerate(lines)
         ]

@@ -18,6 +18,7 @@ from runner.config.settings import RunConfig
 from runner.core import console
 from runner.core.atomic import json_text, write_atomically
 from runner.core.errors import ConfigError, Issue, nearest
+from runner.core.file_kinds import decoded
 from runner.core.progress import Progress
 from runner.data.chat_template_check import apply_template
 from runner.data.foreign import foreign_rows
@@ -138,8 +139,11 @@ def _function_issues(place: str) -> list[Issue]:
     if not file.endswith(".py") or not path.is_file():
         return [Issue(where, f"there is no file {file or place!r}", "FILE.py:NAME")]
     try:
-        tree = ast.parse(path.read_text(encoding="utf-8"))
+        tree = ast.parse(path.read_bytes())  # which may name another encoding in its first line
     except (SyntaxError, ValueError) as error:
+        text = decoded(path.read_bytes(), file)
+        if isinstance(text, Issue) and "codec" in str(error):
+            return [text]
         return [Issue(where, f"{file} is not Python: {error}")]
     defined = [node.name for node in tree.body if isinstance(node, ast.FunctionDef)]
     if name not in defined:

@@ -14,6 +14,7 @@ from runner.config import path_rules
 from runner.config.library_fields import Field, assigned, classes, package_dir
 from runner.config.origins import Origins
 from runner.core.errors import Issue, nearest
+from runner.core.file_kinds import decoded
 
 Values = dict[str, Any]
 
@@ -74,11 +75,15 @@ def _mapping(field: Field, value: Any) -> Iterator[tuple[str, str]]:
             yield f"nothing is at {value!r}", path_rules.nearest_file(value)
             return
         try:
-            with open(value, encoding="utf-8") as stream:
-                text = stream.read(2**20)
-        except (OSError, UnicodeDecodeError) as error:
+            with open(value, "rb") as stream:
+                read = decoded(stream.read(2**20), value)
+        except OSError as error:
             yield f"{value} cannot be read: {error}", ""
             return
+        if isinstance(read, Issue):
+            yield f"{read.where}: {read.message}", read.hint
+            return
+        text = read
     try:
         mapping = json.loads(text)
     except (ValueError, RecursionError) as error:

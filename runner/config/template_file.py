@@ -11,6 +11,7 @@ from typing import Any
 from runner.config.origins import Origins
 from runner.config.path_rules import nearest_file
 from runner.core.errors import Issue
+from runner.core.file_kinds import decoded
 
 _KEY, _MOST = "template.chat_template", 2**20  # bytes; the longest published templates have 40,000
 
@@ -61,11 +62,11 @@ def _read(given: str) -> str | Issue | None:
             content = stream.read(_MOST + 1)
         if len(content) > _MOST:
             return Issue("", f"{given!r} has more than {_MOST} bytes, and is no chat template")
-        text = content.decode("utf-8-sig")
-    except UnicodeDecodeError as error:
-        return Issue("", f"{given!r} is not UTF-8 text: byte {error.start}")
     except (OSError, RuntimeError, ValueError) as error:
         return Issue("", f"{given!r} cannot be read: {error}")
+    text = decoded(content, given)
+    if isinstance(text, Issue):
+        return Issue("", f"{text.where}: {text.message}", text.hint)
     if "\0" in text:
         return Issue("", f"{given!r} is no text: it has NUL bytes")
     if not is_jinja(text):

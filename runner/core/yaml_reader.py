@@ -14,6 +14,9 @@ from typing import Any
 
 import yaml
 
+from runner.core.errors import Issue
+from runner.core.file_kinds import decoded
+
 _Loader: Any = getattr(yaml, "CSafeLoader", yaml.SafeLoader)  # libyaml reads ten times faster
 
 MOST_BYTES = 2**20
@@ -38,10 +41,11 @@ def read_text(file: Path) -> str:
         raise refusal(file, "not a file")
     if file.stat().st_size > MOST_BYTES:
         raise refusal(file, f"more than {MOST_BYTES:,} bytes")
-    try:
-        return file.read_bytes().decode("utf-8-sig")
-    except UnicodeDecodeError as error:
-        raise refusal(file, f"not utf-8 text: {error.reason} at byte {error.start}") from error
+    text = decoded(file.read_bytes(), file)
+    if isinstance(text, Issue):
+        line = int(text.where.rpartition(":")[2]) - 1
+        raise refusal(file, f"{text.message}; {text.hint}", line)
+    return text
 
 
 def read_yaml(file: Path) -> Any:
@@ -118,9 +122,9 @@ def _check_scalar(event: yaml.ScalarEvent) -> int:
     return count
 
 
-def refusal(file: Path, problem: str) -> yaml.MarkedYAMLError:
-    """An error of a whole file."""
-    return yaml.MarkedYAMLError(None, None, problem, yaml.Mark(str(file), 0, 0, 0, None, 0))
+def refusal(file: Path, problem: str, line: int = 0) -> yaml.MarkedYAMLError:
+    """An error of a whole file, or of one of its lines, from 0."""
+    return yaml.MarkedYAMLError(None, None, problem, yaml.Mark(str(file), 0, line, 0, None, 0))
 
 
 def _named(mark: Any, name: str) -> yaml.Mark | None:

@@ -76,7 +76,7 @@ def test_a_path_in_an_option_file_is_read(cli: Callable[..., Run], tmp_path: Pat
     [
         ("my.jinj", "did you mean 'my.jinja'?"),
         ("folder", "is not a file"),
-        ("image.jinja", "is not UTF-8 text: byte 0"),
+        ("image.jinja", "image.jinja:1: byte 1 of the line is not UTF-8"),
         ("nul.jinja", "it has NUL bytes"),
         ("huge.jinja", "has more than 1048576 bytes"),
         ("words.jinja", "holds no Jinja"),

@@ -64,10 +64,12 @@ def test_a_file_of_prompts_is_answered_in_order(cli):
         (["prompts=empty.txt"], "holds no prompts"),
         (["prompts=bad.jsonl"], "bad.jsonl:2: has no 'prompt'"),
         (["prompt=a", "prompts=empty.txt"], "contradict each other"),
+        (["prompts=latin.txt"], "latin.txt:2: byte 4 of the line is not UTF-8"),
     ],
 )
 def test_prompts_that_cannot_be_read_are_refused(cli, capsys, words, said):
     Path("empty.txt").write_text("\n")
+    Path("latin.txt").write_bytes(b"tea\ncaf\xe9\n")
     Path("bad.jsonl").write_text('{"prompt": "a"}\n{"question": "b"}\n')
     run = cli(*CHAT, "model=tiny", *words)
     assert run.code == 2

@@ -198,6 +198,7 @@ MISTAKES = [
     (["evaluate.function=own.py:haff"], ["own.py defines no 'haff'", "'half'"]),
     (["evaluate.function=own.py:bleu"], ["bleu is the name of another score"]),
     (["evaluate.function=broken.py:half"], ["broken.py is not Python"]),
+    (["evaluate.function=latin.py:half"], ["latin.py:1: byte 9 of the line is not UTF-8"]),
     (["evaluate.function=own.py:third"], ["running the file fails: TypeError", "'more'"]),
     (["evaluate.function=ends.py:half"], ["it ends the process with 'bye'"]),
     (["evaluate.function=needs.py:half"], ["running the file fails", "no_such_package"]),
@@ -210,6 +211,7 @@ MISTAKES = [
 @pytest.mark.sampled(4)
 @pytest.mark.parametrize(("words", "said"), MISTAKES)
 def test_mistakes_are_refused_before_anything_is_loaded(cli, capsys, monkeypatch, words, said):
+    Path("latin.py").write_bytes(b"x = 'caf\xe9'\n")
     Path("own.py").write_text(
         "def half(answer, expected):\n    return 0.5\ndef bleu(a, b):\n    return 1\n"
         "def third(answer, expected, more):\n    return 1\n"

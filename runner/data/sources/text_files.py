@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from runner.core.errors import Issue
+from runner.core.file_kinds import text_lines
 from runner.data.rows.values import NotJson, Row, json_value, listed, shown, whole_json
 
 _CELL_LIMIT = 2**31 - 1  # characters; the csv module's own limit is 128 Ki, less than a long conversation
@@ -51,19 +52,8 @@ def _first_line(file: Path) -> bytes:
         return next((line for line in lines if line), b"")
 
 
-def _lines(file: Path) -> Iterator[tuple[int, str | Issue]]:
-    with file.open("rb") as stream:
-        for number, line in enumerate(stream, start=1):
-            try:
-                yield number, line.decode("utf-8-sig" if number == 1 else "utf-8")
-            except UnicodeDecodeError as error:
-                broken = line[error.start : error.end]
-                message = f"byte {error.start + 1} of the line is not UTF-8 ({broken!r})"
-                yield number, Issue(f"{file}:{number}", message, "save the file as UTF-8")
-
-
 def _jsonl_rows(file: Path) -> Iterator[tuple[int, Row | Issue]]:
-    for number, line in _lines(file):
+    for number, line in text_lines(file):
         if isinstance(line, Issue):
             yield number, line
         elif line.strip():
@@ -82,7 +72,7 @@ def _json_row(file: Path, number: int, line: str) -> Row | Issue:
 
 def _array_rows(file: Path) -> Iterator[tuple[int, Row | Issue]]:
     """The rows of a JSON array, parsed one after another, so that a fault is that of one row."""
-    lines = [line for _, line in _lines(file)]
+    lines = [line for _, line in text_lines(file)]
     broken = [line for line in lines if isinstance(line, Issue)]
     if broken:
         yield from enumerate(broken, start=1)
@@ -137,7 +127,7 @@ def _no_list(file: Path, text: str) -> Issue:
 def csv_rows(file: Path) -> Iterator[tuple[int, Row | Issue]]:
     """The rows of a table as text, whatever separates its cells."""
     broken = False
-    for number, line in _lines(file):  # first, as a row may stand on many lines
+    for number, line in text_lines(file):  # first, as a row may stand on many lines
         if isinstance(line, Issue):
             yield number, line
             broken = True
@@ -218,5 +208,5 @@ def _sample(file: Path, between: str) -> Iterator[list[str]]:
 
 def _reader(file: Path, between: str, skips: bool = False) -> Any:
     csv.field_size_limit(_CELL_LIMIT)
-    lines = (line for _, line in _lines(file) if isinstance(line, str))
+    lines = (line for _, line in text_lines(file) if isinstance(line, str))
     return csv.reader(lines, delimiter=between, strict=True, skipinitialspace=skips)
