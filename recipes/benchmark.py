@@ -78,7 +78,7 @@ def run(config: RunConfig, folder: RunFolder) -> None:
         setup.record_inputs(config, folder, data)
         steps = measured.trainer["max_steps"]
         speed = setup.pieces.line()
-        terminal.opening(config, data, setup.precision, steps, folder.path, folder.notes, speed)
+        terminal.opening(config, data, setup.method_line(config), steps, folder.path, folder.notes, speed)
         job = {"recipe": recipe, "config": dataclasses.asdict(measured), "rows": str(work / "rows")}
         sides: dict[str, Any] = {}
         for name in (OURS, *names):

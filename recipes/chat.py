@@ -45,7 +45,7 @@ def run(config: RunConfig, folder: RunFolder) -> None:
         folder.notes += apply_template(base.tokenizer, config.template)
         renderer = Renderer(base.tokenizer, config.template)
         quantization = quantization_config(config, precision)
-    folder.record |= {"model": base.record() | {"identity": identity}}
+    folder.record |= {"model": base.record(quantization) | {"identity": identity}}
     for note in folder.notes:
         console.warn(note)
     with folder.timed("load"):

@@ -62,7 +62,7 @@ def run(config: RunConfig, folder: RunFolder) -> None:
     with folder.timed("data"):
         rows = _rows(config, folder, renderer, max_length)
     folder.record |= {
-        "model": base.record() | {"identity": identity},
+        "model": base.record(quantization) | {"identity": identity},
         "data": {rows.name: rows.record()},
     }
     folder.write()

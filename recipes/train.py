@@ -50,7 +50,7 @@ def train(config: RunConfig, folder: RunFolder, objective: Objective, group: Gro
     foreseen = foresee(config, objective, setup, rows_of(setup, data, objective), [folder], steps, head)
     notes, expected = opening_notes(config, folder), foreseen.line() if foreseen else ""
     about = (setup.pieces.line(), expected, setup.adapted_line(), shares.line())
-    terminal.opening(config, data, setup.precision, steps, folder.path, notes, *about)
+    terminal.opening(config, data, setup.method_line(config), steps, folder.path, notes, *about)
 
     # only now, as all import torch
     from runner.evaluation.generate import HeldOutGenerator

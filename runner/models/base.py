@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -39,8 +40,12 @@ class Base:
     notes: tuple[str, ...] = ()
     converted: bool = False
 
-    def record(self) -> dict[str, Any]:
-        """What ``run.json`` keeps of it."""
+    def record(self, quantization: Any = None) -> dict[str, Any]:
+        """What ``run.json`` keeps of it; ``quantization`` is the library's config that it is loaded with.
+
+        A checkpoint may be quantised already.
+        """
+        quantised = quantization or getattr(self.config, "quantization_config", None)
         return {
             "name": self.settings.architecture or Path(str(self.settings.path)).name,
             "path": self.settings.path,
@@ -48,6 +53,7 @@ class Base:
             "revision": self.revision,
             "converted": self.converted,
             "architecture": type(self.config).__name__,
+            **({"quantization": _quantised(quantised)} if quantised else {}),
             "trust_remote_code": self.settings.trust_remote_code,
             "digests": self._digests(),
         }
@@ -62,6 +68,25 @@ class Base:
             if paths := sorted({path for pattern in patterns for path in self.folder.glob(pattern)}):
                 found[name] = sha256_of_files(paths)
         return found
+
+
+def _quantised(quantization: Any) -> dict[str, Any]:
+    """The fields of a quantization config; its name is that of ``conf/quantization``, or the method's."""
+    fields = quantization if isinstance(quantization, dict) else quantization.to_dict()
+    method = fields.get("quant_method", "")
+    name = str(getattr(method, "value", method)).removeprefix("rowwise_")
+    if fields.get("load_in_4bit"):
+        name = fields.get("bnb_4bit_quant_type", "4-bit")
+    elif fields.get("load_in_8bit"):
+        name = "int8"
+    return {"name": name, **{key: value for key, value in fields.items() if not key.startswith("_")}}
+
+
+def method_name(lora: Mapping[str, Any], model: Mapping[str, Any]) -> str:
+    """How a base with this record is trained: "Lora", "Lora over nf4", "full fine-tuning"."""
+    method = str(lora.get("_target_", "full fine-tuning")).removeprefix("peft.").removesuffix("Config")
+    quantised = (model.get("quantization") or {}).get("name")
+    return f"{method} over {quantised}" if quantised else method
 
 
 def find_base(settings: ModelSettings) -> Base:

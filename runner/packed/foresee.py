@@ -35,7 +35,7 @@ def foresee_pack(
     counts = (len(cells), found.cells_per_pass if found else 1)
     expected = found.line() if found else ""
     said = (setup.pieces.line(), _notes(cells), expected, setup.adapted_line())
-    terminal.pack_opening(own, setup.precision, counts, steps, *said)
+    terminal.pack_opening(own, setup.method_line(cells[0].config), counts, steps, *said)
     return found
 
 

@@ -208,7 +208,8 @@ def _model(cell: CellResult | None) -> str:
         return ""
     model = mapping(cell.record.get("model")) or mapping(cell.config.get("model"))
     name = str(model.get("name") or model.get("path") or model.get("architecture") or "")
-    return name.partition("#")[0].rstrip("/").split("/")[-1]
+    quantised = mapping(model.get("quantization")).get("name")
+    return name.partition("#")[0].rstrip("/").split("/")[-1] + (f" in {quantised}" if quantised else "")
 
 
 def _environment(sweep: Sweep, source: CellResult | None) -> dict[str, Any]:

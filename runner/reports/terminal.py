@@ -12,14 +12,13 @@ from rich.table import Table
 from runner.core.console import out, warn
 from runner.core.metric_names import RESULTS, find_metric
 from runner.data.splits import Data, Split
-from runner.models.model import Precision
 from runner.reports.labels import verdict
 
 
 def opening(
     config: Any,
     data: Data,
-    precision: Precision,
+    method: str,
     steps: int,
     path: Path,
     warnings: list[str],
@@ -30,9 +29,8 @@ def opening(
 ) -> None:
     """Print model, method, data, run folder, what of the base is ``adapted``, the pieces of ``speed``, how
     steps are shared (``parallel``) and what the run is ``expected`` to take before training; and warnings."""
-    method = str(config.lora.get("_target_", "full fine-tuning")).removeprefix("peft.").removesuffix("Config")
     model = config.model.path or f"{config.model.architecture} (random weights)"
-    out.print(f"[bold]{config.recipe}[/]  {escape(str(model).partition('#')[0])}, {method}, {precision.name}")
+    out.print(f"[bold]{config.recipe}[/]  {escape(str(model).partition('#')[0])}, {method}")
     _adapted(adapted)
     _data(data)
     out.print(f"[bold]run[/]  {escape(str(path))}, about {steps:,} steps")
@@ -45,7 +43,7 @@ def opening(
 
 def pack_opening(
     data: Data,
-    precision: Precision,
+    method: str,
     cells: tuple[int, int],
     steps: int,
     speed: str,
@@ -53,13 +51,13 @@ def pack_opening(
     expected: str,
     adapted: str = "",
 ) -> None:
-    """Print the data of a pack, its cells, how many share a pass, the pieces of ``speed``, what it is
-    ``expected`` to take and what of the base is ``adapted``."""
+    """Print the data of a pack, its cells, how many share a pass, their ``method``, the pieces of
+    ``speed``, what it is ``expected`` to take and what of the base is ``adapted``."""
     _adapted(adapted)
     _data(data)
     count, cells_per_pass = cells
     passes = "in one pass" if cells_per_pass >= count else f"{cells_per_pass} in a pass, for memory"
-    out.print(f"[bold]pack[/] {count} cells, {passes}, {precision.name}, {steps:,} steps")
+    out.print(f"[bold]pack[/] {count} cells, {passes}, {method}, {steps:,} steps")
     _speed(speed, expected)
     for warning in warnings:
         warn(warning)

@@ -12,6 +12,7 @@ import yaml
 from runner.config.adapters import BASE_FILE, Adapter
 from runner.config.settings import ModelSettings, RunConfig
 from runner.core.metric_names import find_metric
+from runner.models.base import method_name
 from runner.models.locate import find_model
 
 _SELF = "<this folder>"  # in a snippet: where the card lies, or its name on the hub
@@ -62,7 +63,7 @@ def model_card(config: RunConfig, record: dict[str, Any], card: CardFacts) -> st
         "pipeline_tag": card.pipeline_tag,
         "tags": [card.tag, *(["lora"] if config.lora else [])],
     }
-    method = str(config.lora.get("_target_", "full fine-tuning")).removeprefix("peft.").removesuffix("Config")
+    method = method_name(config.lora, record["model"])
     facts = {
         "Base model": base,
         "Method": method,

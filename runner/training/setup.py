@@ -19,6 +19,7 @@ from runner.data.stop_tokens import check_turns
 from runner.data.template import Renderer
 from runner.models.adapted import Adapted
 from runner.models.adapter_fit import check_shape
+from runner.models.base import method_name
 from runner.models.base_digest import base_identity
 from runner.models.build import quantization_config, training_arguments
 from runner.models.check_fp8 import check_machine
@@ -75,7 +76,7 @@ class TrainingSetup:
     def inputs(self, data: Data) -> dict[str, Any]:
         """What ``run.json`` says of the model and the examples that a run is trained with."""
         return {
-            "model": self.base.record() | {"identity": self.identity},
+            "model": self.base.record(self.quantization) | {"identity": self.identity},
             "precision": {
                 "name": self.precision.name,
                 "dtype": str(self.precision.dtype),
@@ -86,6 +87,10 @@ class TrainingSetup:
             "data": {split.name: split.record() for split in (data.train, data.eval) if split},
             "rows_from_cache": data.cached,
         }
+
+    def method_line(self, config: RunConfig) -> str:
+        """How the base is trained and in what precision: "Lora over nf4, bf16"."""
+        return f"{method_name(config.lora, self.base.record(self.quantization))}, {self.precision.name}"
 
     def adapted_line(self) -> str:
         """What of the base is adapted, in one line; empty where every weight is trained, or none of it."""

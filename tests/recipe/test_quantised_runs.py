@@ -5,8 +5,10 @@ from __future__ import annotations
 import pytest
 import torch
 
-from helpers.command import TINY
+from helpers.command import QUIET, TINY
 from helpers.tiny_model import prompt_logits, tiny_base
+from runner.config.settings import ModelSettings
+from runner.models.fp8 import Fp8Config
 from runner.models.model import find_base, load_model
 
 
@@ -64,3 +66,26 @@ def test_loftq_makes_up_for_part_of_the_quantisation_error(tmp_path):
 def test_loftq_without_what_it_needs_is_refused(cli, capsys):
     assert cli(*TINY, "lora=loftq", "quantization=nf4").code == 2
     assert "LoftQ" in capsys.readouterr().err
+
+
+@pytest.mark.report
+@pytest.mark.sampled(3)
+@pytest.mark.parametrize("option", ["nf4", "fp4", "int8"])
+def test_what_the_base_is_quantised_to_is_said_and_kept(cli, capsys, option):
+    words = (*TINY, *QUIET, f"quantization={option}", "trainer.max_steps=1")
+    run = cli(*words)
+    assert f"Lora over {option}, fp32" in capsys.readouterr().out
+    kept = run.record["model"]["quantization"]
+    assert (kept["name"], kept["load_in_8bit"]) == (option, option == "int8")
+    assert f"Lora over {option}" in (run.folder / "adapter/README.md").read_text(encoding="utf-8")
+    assert f"base in {option}" in (run.folder / "report.html").read_text(encoding="utf-8")
+    chat = cli("recipe=chat", f"adapter={run.folder}", "prompt=a", "chat.max_new_tokens=1", folder="chat")
+    assert chat.record["model"]["quantization"]["name"] == option
+
+
+def test_the_quantization_of_a_checkpoint_is_kept_too():
+    base = find_base(ModelSettings(architecture="tiny", weights="random"))
+    assert "quantization" not in base.record()
+    assert base.record(Fp8Config())["quantization"]["name"] == "fp8"
+    base.config.quantization_config = {"quant_method": "gptq", "bits": 4}
+    assert base.record()["quantization"] == {"name": "gptq", "quant_method": "gptq", "bits": 4}
