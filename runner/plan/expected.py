@@ -56,6 +56,11 @@ class Place:
     has: int = 0
     native: str = "bf16"
 
+    @property
+    def name(self) -> str:
+        """For people."""
+        return self.card.name if self.card else "a CPU"
+
 
 @dataclass(frozen=True)
 class Expected:
@@ -111,10 +116,10 @@ class Expected:
     def misfit(self, typed: Sequence[str] | None = None) -> Issue | None:
         """An issue where a GPU cannot compute a step, or not in the memory that is free, with the nearest
         settings that fit; or with the whole command that has them, for the overrides that were ``typed``."""
-        config, free, card = self.case.config, self.place.free, self.place.card
-        if card and (lacking := self.step.lacking(card)):
-            hint = "quantization=nf4, int8 or none"
-            return Issue(f"quantization={self.step.quantization}", f"{card.name} has no {lacking}", hint)
+        config, free = self.case.config, self.place.free
+        if lacking := self.step.lacking(self.place.card):
+            message = f"{self.place.name} has no {lacking}"
+            return Issue(f"quantization={self.step.quantization}", message, "quantization=nf4, int8 or none")
         if not self.step.on_cuda or config.model.device_map:
             return None
         if any(config.trainer.get(key) for key in _MOVES):

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import shlex
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cache
 from typing import Any
@@ -158,11 +158,13 @@ def with_recomputation(step: Step) -> str:
 
 
 def command(overrides: Sequence[str], recipe: str, setting: Setting | None) -> str | None:
-    """``python -m runner`` with what was typed, without the plan's own keys, and a setting's overrides; None
-    where nothing fits."""
-    if setting is None:
-        return None
-    changed = dict(setting.overrides)
+    """``python -m runner`` with what was typed, and a setting's overrides; None where nothing fits."""
+    return None if setting is None else training_command(overrides, recipe, setting.overrides)
+
+
+def training_command(overrides: Sequence[str], recipe: str, changed: Mapping[str, str]) -> str:
+    """``python -m runner`` with what was typed for a plan of a training recipe, without the plan's own keys,
+    and with ``changed`` values."""
     words = []
     for word in overrides:
         key = word.partition("=")[0].lstrip("+~")

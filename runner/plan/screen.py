@@ -197,6 +197,9 @@ def table_of_sizes(case: Case, settings: Sequence[tuple[Card, Setting | None]]) 
 
 def here(found: Expected) -> None:
     """Print what the config takes on this machine, which has no GPU."""
+    if lacking := found.step.lacking(None):
+        console.out.print(f"\non this CPU: does not run, it has no {lacking}")
+        return
     console.out.print(f"\non this CPU: {found.line()}, {gib(found.place.free)} are free")
 
 

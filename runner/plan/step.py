@@ -66,9 +66,11 @@ class Step:
         """Whether checkpoints of whole layers are all that is kept of them."""
         return self.checkpointing and not self.pieces.compile
 
-    def lacking(self, card: Card) -> str | None:
-        """The number format of its products that a card of known rates cannot compute in; None if it can."""
-        return "e4m3" if self.quantization == "fp8" and card.rate and not card.fp8 else None
+    def lacking(self, card: Card | None) -> str | None:
+        """The number format of its products that a CPU, or a card of known rates, cannot compute in; None if
+        it can."""
+        lacks = not self.on_cuda or (card and card.rate and not card.fp8)
+        return "e4m3" if self.quantization == "fp8" and lacks else None
 
 
 class _Arguments:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import shlex
 from collections.abc import Sequence
 from dataclasses import replace
 
@@ -13,6 +12,7 @@ from runner.config.recipe_rules import training_recipe
 from runner.config.recipes.settings import PlanSettings
 from runner.config.settings import SweepSettings
 from runner.core import console
+from runner.plan.fit import training_command
 from runner.sweep.cells import Cell
 from runner.sweep.check_models import check_models
 from runner.sweep.devices import cuda_devices
@@ -51,8 +51,8 @@ def plan_sweep(cells: Sequence[Cell], settings: SweepSettings, typed: Sequence[s
     if not able:
         console.out.print("no command: not all cells can be run")
         return
-    words = [word for word in typed if not word.lstrip("+").startswith(("recipe=", "plan.", "output_dir="))]
-    command = escape(shlex.join(["python", "-m", "runner", *words]))
+    recipes = dict.fromkeys(_trained(cell).config.recipe for cell in cells)
+    command = escape(training_command(typed, ",".join(recipes), {}))
     where = f"for {escape(', '.join(able))}  " if len(able) < len(jobs) else ""
     console.out.print(f"[bold]ready[/]  {where}{command}", soft_wrap=True)
 

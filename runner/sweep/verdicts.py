@@ -48,8 +48,8 @@ class Verdict:
         place = self.expected.place
         where = place.card.name if place.card else "the memory here"
         word = "fits" if self.fits else "cannot fit" if self.refusal else "may not fit"
-        if place.card and (lacking := self.expected.step.lacking(place.card)):
-            return f"{self.expected.line(needed=True)}; does not run on {where}, which has no {lacking}"
+        if lacking := self.expected.step.lacking(place.card):
+            return f"{self.expected.line(needed=True)}; does not run on {place.name}, which has no {lacking}"
         return f"{self.expected.line(needed=True)}; {word} {where}, {gib(place.free)} GiB are free"
 
 

@@ -133,6 +133,11 @@ def test_a_card_without_the_number_format(cli, capsys):
         assert "time: not estimated" in said
 
 
+def test_a_cpu_without_the_number_format(cli, capsys):
+    plan(cli("recipe=plan", "model=qwen3-4b", "quantization=fp8"))
+    assert "on this CPU: does not run, it has no e4m3" in capsys.readouterr().out
+
+
 def test_int8_that_does_not_fit_becomes_4_bits(cli):
     found = plan(cli("recipe=plan", "model=qwen3-8b", "quantization=int8", "plan.gpu=12GiB"))
     assert found["cards"][0]["setting"]["quantization"] == "nf4"

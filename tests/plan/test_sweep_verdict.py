@@ -130,6 +130,13 @@ def test_the_plan_of_a_sweep_is_one_screen_and_trains_nothing(cli, capsys, idle)
     assert "recipe=plan" not in said
 
 
+def test_the_plan_of_a_sweep_of_another_trainer_is_ready_with_its_recipe(cli, capsys, idle):
+    words = ("recipe=plan", "trainer=dpo", "data=orders-pairs", "model=qwen3-4b", "lora.r=2,4")
+    assert cli("-m", *words, "plan.gpu=h100").code == 0
+    said = capsys.readouterr().out
+    assert "python -m runner recipe=dpo -m data=orders-pairs model=qwen3-4b lora.r=2,4" in said
+
+
 @pytest.mark.slow
 def test_many_jobs_that_read_alike_are_counted(cli, capsys, idle):
     ranks = ",".join(map(str, range(1, 12)))
