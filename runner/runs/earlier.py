@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import json
 import math
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -54,6 +55,35 @@ class Earlier:
         also = f"other {', '.join(reasons)}" if reasons else "code, packages and device are the same"
         repeated = f"another result than in {self.folder}, whose config this run repeats"
         return [f"{repeated}: {', '.join(found)}; {also}"]
+
+
+@dataclass(frozen=True)
+class Spent:
+    """The seconds of the earlier starts of a run that was resumed, in all and by phase, as far as they were
+    recorded: of a start that was killed up to its last record."""
+
+    seconds: float = 0.0
+    times: Mapping[str, float] = field(default_factory=dict)
+
+    @classmethod
+    def of(cls, record: bytes) -> Spent:
+        """Those of the ``run.json`` that a start has found; none without one, or of a run that has ended."""
+        try:
+            found = json.loads(record)
+            return cls() if found["status"] == "completed" else cls(float(found["seconds"]), found["times"])
+        except (ValueError, TypeError, KeyError):
+            return cls()
+
+    def added_to(self, seconds: float, times: Mapping[str, float]) -> dict[str, Any]:
+        """The entries of ``run.json`` for a start that has taken so many seconds: those of all starts, and
+        under ``earlier_starts`` the part that is not this one's."""
+        phases = dict.fromkeys([*self.times, *times])
+        found: dict[str, Any] = {
+            "seconds": round(self.seconds + seconds, 3),
+            "times": {name: round(self.times.get(name, 0) + times.get(name, 0), 3) for name in phases},
+        }
+        parts = {"seconds": self.seconds, "times": dict(self.times)}
+        return found | ({"earlier_starts": parts} if self.seconds else {})
 
 
 def _metrics(before: Mapping[str, Any], now: Mapping[str, Any]) -> Iterator[str]:

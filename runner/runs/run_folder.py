@@ -30,7 +30,7 @@ from runner.core.process.folder_lock import hold, unwritable
 from runner.core.secrets import masked
 from runner.core.timestamp import utc_now
 from runner.runs import checkpoint
-from runner.runs.earlier import Earlier
+from runner.runs.earlier import Earlier, Spent
 from runner.runs.git_state import PATCH, package_digest, source
 
 METRICS, REPORT = "metrics.jsonl", "report.html"
@@ -42,7 +42,7 @@ class RunFolder:
     """One run's folder and its record, ``run.json``.
 
     ``record`` may be filled by anyone; it is written on every change of status. ``metrics`` and ``times`` are
-    its parts for numbers (bytes, tokens per second, scores) and for seconds by phase.
+    its parts for numbers (bytes, tokens per second, scores) and for seconds by phase of this start.
     """
 
     def __init__(
@@ -65,6 +65,7 @@ class RunFolder:
         self._earlier = {file: file.read_bytes() for file in _records(path)}
         self.compared: Earlier | None = None
         self._started = time.monotonic()
+        self._spent = Spent.of(self._earlier.get(path / "run.json", b""))
         self.metrics: dict[str, Any] = {}
         self.times: dict[str, float] = {}
         self.notes: list[str] = []
@@ -76,7 +77,6 @@ class RunFolder:
             "started": utc_now(),
             "seed": seed,
             "metrics": self.metrics,
-            "times": self.times,
             "notes": self.notes,
             "git": state.record() if state else None,
             "code": package_digest(),
@@ -133,8 +133,9 @@ class RunFolder:
         """Remove what ``metrics.jsonl`` holds behind a checkpoint: a resumed run writes it again.
 
         ``lines`` counts those that stood there when the checkpoint of ``step`` was written; where that is not
-        known, None, the lines of later steps are removed.
+        known, None, the lines of later steps are removed. At step 0 nothing of earlier starts counts.
         """
+        self._spent = self._spent if step else Spent()
         if (self.path / METRICS).is_file():
             found = self.logged()
             kept = found[:lines] if lines is not None else [e for e in found if e.get("step", 0) <= step]
@@ -146,7 +147,7 @@ class RunFolder:
 
     def write(self) -> None:
         """Write ``run.json`` atomically."""
-        self.record["seconds"] = round(time.monotonic() - self._started, 3)
+        self.record |= self._spent.added_to(time.monotonic() - self._started, self.times)
         write_atomically(self.path / "run.json", json_text(self.record))
 
     def withdraw(self) -> None:

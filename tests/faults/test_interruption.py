@@ -14,7 +14,7 @@ import pytest
 from helpers.command import TINY, Run
 from helpers.packs import run_pack
 from helpers.rows import ANSWERS
-from helpers.starts import kill_while_saving, start
+from helpers.starts import assert_adds_up, kill_while_saving, slow_start, start
 from runner.__main__ import main
 from runner.core.signals import Preempted
 from runner.packed.trainer import PackedTrainer
@@ -209,7 +209,10 @@ def test_29_a_signal_leaves_an_exact_checkpoint(cli, monkeypatch, capsys, number
     assert f"ended by {signal.Signals(number).name} after step 4" in cut.record["error"]["message"]
     assert "resume=auto" in capsys.readouterr().err
     assert not (cut.folder / "adapter").exists()
-    assert of(cli(*words, "resume=auto")) == of(whole)
+    slow_start(cut.folder)
+    resumed = cli(*words, "resume=auto")
+    assert of(resumed) == of(whole)
+    assert_adds_up(resumed)
 
 
 def test_29_a_second_signal_ends_at_once(cli, monkeypatch):
@@ -244,8 +247,11 @@ def test_29_a_signal_ends_a_pack_with_an_exact_checkpoint(tmp_path, monkeypatch)
         signalled(patch, PackedTrainer, signal.SIGTERM, 4)
         with pytest.raises(Preempted, match="after step 4"):
             handled_pack(tmp_path / "cut", words)
+    for number in range(len(GRID)):
+        slow_start(tmp_path / "cut" / str(number))
     for one, other in zip(run_pack(tmp_path / "cut", words, GRID), whole, strict=True):
         assert of(one) == of(other)
+        assert_adds_up(one)
 
 
 @pytest.mark.sampled(4)

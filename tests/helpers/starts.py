@@ -3,6 +3,7 @@ process that holds a folder."""
 
 from __future__ import annotations
 
+import json
 import multiprocessing
 import os
 import random
@@ -17,6 +18,7 @@ from typing import Any
 
 import pytest
 
+from helpers.command import Run
 from helpers.paths import ROOT
 
 _server = multiprocessing.get_context("forkserver")
@@ -75,3 +77,20 @@ def holding(folder: Path) -> Iterator[int]:
             yield process.pid
         finally:
             process.kill()
+
+
+def slow_start(folder: Path) -> None:
+    """Let the start that was interrupted have taken 1,000 seconds, of which 900 were training."""
+    record = json.loads((folder / "run.json").read_text())
+    record |= {"seconds": 1000.0, "times": record["times"] | {"train": 900.0}}
+    (folder / "run.json").write_text(json.dumps(record))
+
+
+def assert_adds_up(run: Run) -> None:
+    """The seconds of a resumed run are those of all its starts, its speed that of the last one."""
+    record = run.record
+    own = record["times"]["train"] - record["earlier_starts"]["times"]["train"]
+    assert record["earlier_starts"]["seconds"] == 1000
+    assert record["seconds"] > 1000
+    assert 0 < own < 60
+    assert record["metrics"]["tokens_per_second"] > record["metrics"]["tokens"] / 900
