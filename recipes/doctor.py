@@ -7,11 +7,11 @@ from functools import partial
 from pathlib import Path
 
 from rich.markup import escape
-from rich.table import Table
 
 from runner.config.settings import RunConfig
 from runner.core import console
 from runner.core.atomic import json_text, write_atomically
+from runner.core.console import Table
 from runner.doctor import hardware, surroundings
 from runner.doctor.finding import Finding, checked
 from runner.runs.run_folder import RunFolder
@@ -41,7 +41,7 @@ def run(config: RunConfig, folder: RunFolder) -> None:
 
 
 def _table(findings: list[Finding]) -> Table:
-    table = Table(box=None, padding=(0, 2, 0, 0), show_header=False)
+    table = Table(show_header=False)
     for finding in findings:
         mark = "[green]ok[/]" if finding.ok else "[bold red]![/]"
         words = escape(finding.found)

@@ -6,9 +6,9 @@ from collections.abc import Callable, Mapping
 from typing import Any
 
 from rich.markup import escape
-from rich.table import Table
 
 from runner.core import console
+from runner.core.console import Table
 
 Side = Mapping[str, Any]
 _PARTS = ("data", "forward", "backward", "graph", "optimizer", "gaps")
@@ -16,10 +16,10 @@ _PARTS = ("data", "forward", "backward", "graph", "optimizer", "gaps")
 
 def print_table(sides: Mapping[str, Side]) -> None:
     """Print the summaries of all sides, the first one's beside the others', and why a side failed."""
-    table = Table(box=None, padding=(0, 2, 0, 0))
+    table = Table()
     table.add_column("")
     for name in sides:
-        table.add_column(escape(name), justify="right", no_wrap=True)
+        table.add_column(escape(name), justify="right")
     for label, cells in lines(sides):
         table.add_row(label, *(escape(cell) for cell in cells))
     console.out.print()

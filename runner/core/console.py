@@ -10,15 +10,35 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import IO, Any
 
-from rich.console import Console
+from rich.console import Console, ConsoleOptions, RenderResult
 from rich.markup import escape
+from rich.table import Table as _RichTable
 
 from runner.core.errors import Issue
 from runner.core.secrets import masked
 
+_PIPED = 10_000  # columns of what is no terminal: a path in one line can be searched for and copied
+
+
+class Table(_RichTable):
+    """Columns without lines; what is too long for its column goes on below: no path or number is cut off."""
+
+    def __init__(self, padding: tuple[int, int, int, int] = (0, 2, 0, 0), show_header: bool = True) -> None:
+        super().__init__(box=None, padding=padding, show_header=show_header)
+
+    def __rich_console__(self, console: Console, options: ConsoleOptions) -> RenderResult:
+        for column in self.columns:
+            column.overflow = "fold"
+        return super().__rich_console__(console, options)
+
 
 class _Terminal(Console):
     """A console that masks secrets in whatever it prints."""
+
+    @property
+    def options(self) -> ConsoleOptions:
+        """How to print: as wide as the terminal, where it is one."""
+        return super().options if self.is_terminal else super().options.update(width=_PIPED)
 
     def print(self, *objects: Any, **options: Any) -> None:
         """Print, with every secret in a text replaced."""

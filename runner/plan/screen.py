@@ -5,10 +5,10 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from rich.markup import escape
-from rich.table import Table
 
 from runner.config.recipes.cards import Card
 from runner.core import console
+from runner.core.console import Table
 from runner.parallel.processes import planned_shares
 from runner.plan.estimate import Case, total_steps
 from runner.plan.expected import Expected, duration_text, gib
@@ -42,8 +42,8 @@ def opening(case: Case, rows: Rows, notes: Sequence[str]) -> None:
     """Print the model, what of it is trained, the rows and the step; and warnings."""
     config, architecture, step = case.config, case.architecture, case.step()
     model = str(config.model.path or config.model.architecture).partition("#")[0]
-    table = Table(box=None, padding=(0, 2, 0, 0), show_header=False)
-    table.add_column(style="bold", no_wrap=True)
+    table = Table(show_header=False)
+    table.add_column(style="bold")
     table.add_column()
     kind = _format(step)
     what = "weights" if case.trained.whole else "base"
@@ -80,10 +80,10 @@ def memory_table(case: Case, card: Card | None) -> None:
     if case.lengths:
         mean = max(1, round(sum(case.lengths) / len(case.lengths)))
         columns.append(("average rows", case.memory(card, length=mean)))
-    table = Table(box=None, padding=(0, 2, 0, 0))
-    table.add_column("memory, GiB", no_wrap=True)
+    table = Table()
+    table.add_column("memory, GiB")
     for name, _ in columns:
-        table.add_column(name, justify="right", no_wrap=True)
+        table.add_column(name, justify="right")
     for kind, label in _LABELS.items():
         if any(memory.parts.get(kind, 0) >= _SHOWN for _, memory in columns):
             table.add_row(label, *(gib(memory.parts.get(kind, 0)) for _, memory in columns))
@@ -140,7 +140,7 @@ def time_table(case: Case, card: Card) -> None:
 
 def advice(case: Case, setting: Setting | None, card: Card, rows: Rows) -> None:
     """Print what to change, each with its reason and what comes of it."""
-    table = Table(box=None, padding=(0, 0, 0, 2), show_header=False)
+    table = Table(padding=(0, 0, 0, 2), show_header=False)
     table.add_column()
     if setting is None:
         engine = "fsdp2" if case.config.lora else "zero3"
@@ -166,7 +166,7 @@ def advice(case: Case, setting: Setting | None, card: Card, rows: Rows) -> None:
 
 def table_of_sizes(case: Case, settings: Sequence[tuple[Card, Setting | None]]) -> None:
     """Print for each size of a card whether the config fits it, and what does."""
-    table = Table(box=None, padding=(0, 2, 0, 0))
+    table = Table()
     for name, right in (
         ("GPU", True),
         ("as it is", False),
@@ -175,7 +175,7 @@ def table_of_sizes(case: Case, settings: Sequence[tuple[Card, Setting | None]]) 
         ("activations", False),
         ("GiB", True),
     ):
-        table.add_column(name, justify="right" if right else "left", no_wrap=True)
+        table.add_column(name, justify="right" if right else "left")
     for card, setting in settings:
         as_is = "fits" if case.fits(card) else "too large"
         if setting is None:

@@ -7,9 +7,9 @@ from collections.abc import Sequence
 
 from rich.markup import escape
 from rich.segment import Segments
-from rich.table import Table
 
 from runner.core import console
+from runner.core.console import Table
 from runner.core.metric_names import find_metric
 from runner.reports.labels import label, short_names
 from runner.reports.leaderboard import Leaderboard, Row, Spread
@@ -91,15 +91,15 @@ def _ranking(board: Leaderboard, rows: Sequence[Row]) -> Table:
     columns += facts[-1:]
     columns.append(("time", [_clock(row.seconds) for row in rows]))
     columns.append(("tokens/s", [_whole(row.tokens_per_second) for row in rows]))
-    table = Table(box=None, padding=(0, 2, 0, 0))
+    table = Table()
     headers = [_short(header, 24).replace("_", " ").split() for header, _ in columns]
     height = max(map(len, headers))
     for words in headers:
         text = escape("\n".join([""] * (height - max(len(words), 1)) + words))
-        table.add_column(text, justify="right", no_wrap=True)
-    table.add_column("", overflow="fold")
+        table.add_column(text, justify="right", max_width=24)
+    table.add_column("")
     for number, row in enumerate(rows):
-        cells = [escape(_short(values[number].replace(" %", "%"), 16)) for _, values in columns]
+        cells = [escape(values[number].replace(" %", "%")) for _, values in columns]
         table.add_row(*cells, escape(_mark(board, row)), style="bold green" if row.rank == 1 else "")
     return table
 
@@ -132,9 +132,9 @@ def _without_result(board: Leaderboard) -> list[tuple[str, str, list[str]]]:
 
 
 def _others(found: Sequence[tuple[str, str, list[str]]]) -> Table:
-    table = Table(box=None, padding=(0, 2, 0, 0), show_header=False)
+    table = Table(show_header=False)
     for column in ("status", "count", "what"):
-        table.add_column(justify="right" if column == "count" else "left", overflow="fold")
+        table.add_column(justify="right" if column == "count" else "left")
     for status, why, cells in found:
         tone = _TONES.get(status, "dim")
         distinct = list(dict.fromkeys(cells))

@@ -7,9 +7,8 @@ from pathlib import Path
 from typing import Any
 
 from rich.markup import escape
-from rich.table import Table
 
-from runner.core.console import out, warn
+from runner.core.console import Table, out, warn
 from runner.core.metric_names import RESULTS, find_metric
 from runner.data.splits import Data, Split
 from runner.reports.labels import verdict
@@ -95,7 +94,7 @@ def _places(split: Any) -> str:
 def closing(record: dict[str, Any], folder: Path) -> None:
     """Print the results of a run, then its time, speed and memory, and where its files are."""
     metrics = record["metrics"]
-    table = Table(show_header=False, box=None, padding=(0, 2, 0, 0))
+    table = Table(show_header=False)
     names = [name.removesuffix("_after") for name in metrics if name.endswith("_after")]
     for name in names:
         before, after = (_number(metrics[f"{name}_{when}"], name) for when in ("before", "after"))
@@ -149,9 +148,9 @@ def _short(text: str) -> str:
 
 def stages(done: dict[str, Any]) -> None:
     """Print the recipe, time and results of each stage of a chain."""
-    table = Table(box=None, padding=(0, 2, 0, 0))
+    table = Table()
     for name in ("stage", "recipe", "seconds", "result"):
-        table.add_column(name, overflow="fold")
+        table.add_column(name)
     for name, stage in done.items():
         scores = {key: value for key, value in stage["metrics"].items() if isinstance(value, float)}
         shown = ", ".join(
@@ -166,13 +165,13 @@ def evaluation(found: dict[str, Any]) -> None:
     """Print each score of each model, and whether its difference from the first is more than noise."""
     first, *others = found["models"]
     for column in others or [first]:
-        table = Table(box=None, padding=(0, 2, 0, 0))
+        table = Table()
         table.add_column("score")
         for name in dict.fromkeys((first, column)):
-            table.add_column(escape(name), justify="right", overflow="fold")
+            table.add_column(escape(name), justify="right")
         if others:
             table.add_column("difference", justify="right")
-        table.add_column(f"{found['confidence']:.0%} interval", overflow="fold")
+        table.add_column(f"{found['confidence']:.0%} interval")
         table.add_column("")
         for name, score in found["models"][column].items():
             row = [escape(name), _number(score["value"], name)]
@@ -234,7 +233,7 @@ def histogram(label: str, values: list[int], limit: int | None) -> None:
 def counts(split: Split) -> None:
     """Print what was read, removed and kept of a split, by reason."""
     out.print(f"\n[bold]{split.name} examples[/]")
-    table = Table(show_header=False, box=None, padding=(0, 2))
+    table = Table(padding=(0, 2, 0, 2), show_header=False)
     for reason, count in split.counts.items():
         table.add_row(reason, f"{count:,}")
     table.add_row("[bold]kept[/]", f"[bold]{len(split.rows):,}[/]")
