@@ -159,7 +159,8 @@ def leaderboard(folder: Path) -> Leaderboard:
         groups.setdefault(cell.group, []).append(cell)
     rows = [_row(name, cells, sweep, metric, higher) for name, cells in groups.items()]
     if sweep.unranked:
-        rows = [replace(row, best=None, reason=row.reason or sweep.unranked) for row in rows]
+        whys = [sweep.unranked if row.completed else row.reason for row in rows]
+        rows = [replace(row, best=None, reason=why) for row, why in zip(rows, whys, strict=True)]
     ranked = sorted(
         (row for row in rows if row.best is not None),
         key=lambda row: row.scores[metric].mean * (-1 if higher else 1),

@@ -20,8 +20,9 @@ from runner.runs.earlier import Earlier
 from runner.runs.run_folder import METRICS, is_run, read_log, result_digests
 
 # Keys that may differ from the run that wrote the checkpoint: where it is written, how it was started, what
-# it does when memory runs out, and how many processes share its steps, which stay what they are.
-_FREE = ("output_dir", "resume", "defaults", "on_oom", "parallel")
+# it does when memory runs out, how many processes share its steps, which stay what they are, and what only a
+# sweep reads.
+_FREE = ("output_dir", "resume", "defaults", "on_oom", "parallel", "sweep")
 
 
 @dataclass(frozen=True)

@@ -8,8 +8,10 @@ import pytest
 
 from helpers.sweeps import one
 from runner.cli import run_config
+from runner.cli.saved_config import to_yaml
 from runner.config.settings import RunConfig, SweepSettings
 from runner.core.folder_names import name_of
+from runner.runs.resume import repeated
 from runner.sweep import cells as cells_module
 from runner.sweep.cells import code_of, expand, key_of
 
@@ -94,3 +96,12 @@ def test_a_config_survives_the_job_file():
     cell = expand(["lora.r=8"], run, SweepSettings(), Path("s"))[0]
     told = json.loads(json.dumps(run_config.dataclasses.asdict(cell.config)))
     assert RunConfig.of(told) == cell.config
+
+
+def test_what_only_a_sweep_reads_does_not_tell_runs_apart(tmp_path):
+    run = one("lora.r=4")
+    saved = replace(run, sweep=SweepSettings(metric="eval_loss"))
+    (tmp_path / "run.json").write_text("{}")
+    (tmp_path / "config.yaml").write_text(to_yaml(saved))
+    assert repeated(tmp_path, run) is not None
+    assert repeated(tmp_path, one("lora.r=8")) is None
