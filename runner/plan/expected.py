@@ -117,7 +117,8 @@ class Expected:
         """An issue where a GPU cannot compute a step, or not in the memory that is free, with the nearest
         settings that fit; or with the whole command that has them, for the overrides that were ``typed``."""
         config, free = self.case.config, self.place.free
-        if lacking := self.step.lacking(self.place.card):
+        # what this machine lacks is said where its base is checked
+        if self.place.card and (lacking := self.step.lacking(self.place.card)):
             message = f"{self.place.name} has no {lacking}"
             return Issue(f"quantization={self.step.quantization}", message, "quantization=nf4, int8 or none")
         if not self.step.on_cuda or config.model.device_map:
