@@ -25,7 +25,7 @@ from runner.config.objective import Objectives
 from runner.config.recipe_rules import recipe_names
 from runner.config.settings import RunConfig
 from runner.core.errors import Issue, nearest
-from runner.core.hydra_quoting import typed_override
+from runner.core.hydra_quoting import typed_again
 from runner.core.paths import CONFIG_DIR
 from runner.core.yaml_reader import read_yaml
 
@@ -287,9 +287,7 @@ def _quoting(text: str) -> str:
         return f"did you mean recipe={text}?" if text in recipe_names() else split
     if sum(map(value.count, "[{")) != sum(map(value.count, "]}")):
         return f"the shell has split it: quote the whole, '{key}=...'"
-    quoted = len(value) > 1 and value[0] == value[-1] and value[0] in "'\""
-    plain = (value[1:-1] if quoted else value).replace("\\'", "'")
-    return f"quote it for the shell and for Hydra: {typed_override(key, plain)}"
+    return f"quote it for the shell and for Hydra: {typed_again(key, value)}"
 
 
 def _is_saved(file: Path) -> bool:

@@ -7,6 +7,8 @@ import shlex
 from typing import Any
 
 _WORDS = ("true", "false", "null")  # read as something else than text, as are numbers
+# of a list or a mapping: in quotes, a key with its colon, or a word, which may set a list of its own
+_WORD = re.compile(r"""'[^']*'|"[^"]*"|[\w./+-]+ *:(?=\s)|(?:=\[[^\]]*\]|[^\[\]{},'"])+""")
 
 
 def hydra_value(text: str) -> str:
@@ -38,7 +40,27 @@ def hydra_key(text: str) -> str:
 
 def typed_override(key: str, text: str) -> str:
     """``KEY=TEXT`` as it is typed into a shell, where needed quoted for the shell too."""
-    whole = f"{key}={hydra_value(text)}"
+    return _in_shell(f"{key}={hydra_value(text)}")
+
+
+def typed_again(key: str, value: str) -> str:
+    """``KEY=VALUE`` as it is typed into a shell for a value that Hydra could not read.
+
+    Of a list or a mapping each word is quoted, as what has quotes around all of it is one text.
+    """
+    if value[:1] in ("[", "{") and "${" not in value:
+        return _in_shell(f"{key}={_WORD.sub(_quoted_word, value)}")
+    quoted = len(value) > 1 and value[0] == value[-1] and value[0] in "'\""
+    return typed_override(key, (value[1:-1] if quoted else value).replace("\\'", "'"))
+
+
+def _quoted_word(found: re.Match[str]) -> str:
+    word = found[0].strip()
+    plain = not word or word[0] in "'\"" or re.fullmatch(r"[\w./+-]+( *:)?", word)
+    return found[0] if plain else found[0].replace(word, hydra_value(word))
+
+
+def _in_shell(whole: str) -> str:
     # between double quotes a shell still reads these
     return shlex.quote(whole) if re.search(r'["$`\\!]', whole) or "'" not in whole else f'"{whole}"'
 
