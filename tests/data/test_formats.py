@@ -5,6 +5,7 @@ import pytest
 from runner.data.formats import to_example
 from runner.data.messages import BadRow
 from runner.data.rows.recognise import recognise
+from runner.data.sources.columns import format_issue, suggested
 
 
 def words(row: dict, row_format: str | None = None) -> list[tuple[str, str]]:
@@ -200,3 +201,13 @@ def test_formats_are_recognised_by_their_columns() -> None:
     assert recognise(dict.fromkeys(["prompt", "chosen", "rejected"])) == "preference"
     assert recognise(dict.fromkeys(["instruction", "input", "output", "text"])) == "alpaca"
     assert recognise(dict.fromkeys(["question", "answer"])) is None
+
+
+def test_rows_of_another_recipe_are_told_what_this_one_wants() -> None:
+    rows = {"prompt": "a", "completion": "b"}
+    said = suggested(rows, "preference")
+    assert said.endswith("this one wants preference: chosen + rejected")
+    assert "better: chosen" in suggested({"a": 1, "b": 2}, "preference")
+    found = format_issue("alpaca", True, rows, rows, rows, "completion")
+    assert found is not None
+    assert found[1] == "they fit data.format=prompt_completion"

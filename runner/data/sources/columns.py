@@ -17,6 +17,13 @@ _NAMES = sorted({name for parts in FORMATS.values() for part in parts for name i
 _COMPARED = 100  # columns whose names are compared with right ones: of 20,000 it would take a minute
 # Columns with an answer: a row that has one is no plain text, whatever else it has.
 _ANSWERS = ("completion", "output", "chosen", "rejected")
+# How columns are given the names of what a recipe learns from.
+_EXAMPLES: dict[Kind, str] = {
+    "completion": "question: prompt, answer: completion",
+    "preference": "better: chosen, worse: rejected",
+    "unpaired_preference": "question: prompt, answer: completion, liked: label",
+    "classification": "review: text, topic: label",
+}
 
 
 def renamed(row: dict[str, Any], columns: dict[str, str]) -> tuple[dict[str, Any], list[str]]:
@@ -53,8 +60,8 @@ def format_issue(
         return f"the columns {listed(first)} fit no format", suggested(first, kind)
     if given and (lost := missing(row_format, names)):
         message = f"has no {lost[0]!r}, which the format {row_format!r} needs; it has {listed(found)}"
-        near = nearest(lost[0], islice(found, _COMPARED)) if kind == "completion" else suggested(found, kind)
-        return message, near
+        other = recognise(dict.fromkeys(names, "given"), kind)
+        return message, f"they fit data.format={other}" if other else suggested(found, kind)
     answers = [name for name in _ANSWERS if name in first]
     if row_format == "text" and not given and answers:
         message = f"has 'text' and {answers[0]!r}, which are of two formats; it has {listed(first)}"
@@ -64,7 +71,8 @@ def format_issue(
 
 
 def suggested(columns: Iterable[str], kind: Kind) -> str:
-    """A mapping of misspelt columns to the nearest right names, or how to write one."""
+    """A mapping of misspelt columns to the nearest right names, what the recipe wants, or how to map."""
+    columns = list(columns)
     compared = islice(columns, _COMPARED)
     close = {column: get_close_matches(column.lower(), _NAMES, n=1, cutoff=0.75) for column in compared}
     pairs = [
@@ -72,7 +80,10 @@ def suggested(columns: Iterable[str], kind: Kind) -> str:
     ]
     if pairs:
         return f"did you mean 'data.columns={{{', '.join(pairs)}}}'? {expected(kind)}"
-    return f"map them, as in 'data.columns={{question: prompt, answer: completion}}'; {expected(kind)}"
+    others = [name for name in FORMATS if name not in KINDS[kind] and not missing(name, columns)]
+    if others:
+        return f"the format {others[0]!r} is of other recipes; this one wants {expected(kind)}"
+    return f"map them, as in 'data.columns={{{_EXAMPLES[kind]}}}'; {expected(kind)}"
 
 
 def explain(row: Row, row_format: str, given: bool, kind: Kind, error: BadRow) -> str:
