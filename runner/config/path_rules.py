@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterator
 from difflib import get_close_matches
 from pathlib import Path
@@ -12,11 +13,17 @@ from runner.core.errors import Issue, nearest
 from runner.core.paths import EXAMPLES, ROW_FILES, SWEEP_FILE
 from runner.core.process.folder_lock import unwritable
 
+# as the hub's client has it: no -- or .., no mark at either end, nothing like a git address
+_REPOSITORY = re.compile(r"(?!.*(--|\.\.|\.git$))\w([\w.-]*\w)?/\w([\w.-]*\w)?", re.ASCII)
 ROWS_HINT = "add data=file data.path=...: a file, a folder, a hub name, or embedded:orders_train"
 
 
 def check_paths(values: dict[str, Any], origins: Origins) -> Iterator[Issue]:
-    """An issue for each path of data, adapter and checkpoint that is missing or does not exist."""
+    """An issue for each path of data, adapter and checkpoint that does not exist, and a repository's name."""
+    repository = values.get("push_to")
+    if isinstance(repository, str) and not (_REPOSITORY.fullmatch(repository) and len(repository) <= 96):
+        message = f"{repository!r} is not a repository name"
+        yield Issue(origins.where("push_to"), message, "OWNER/NAME, as in the hub's addresses")
     yield from _check_data(values.get("data") or {}, values.get("recipe"), values.get("adapter"), origins)
     for key in ("adapter", "resume"):
         given = values.get(key)

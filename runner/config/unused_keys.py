@@ -134,6 +134,14 @@ def check_idle(values: dict[str, Any], origins: Origins) -> Iterator[Issue]:
     if speed.get("activation_memory_budget") is not None and speed.get("compile") is False:
         message = "speed.activation_memory_budget has no effect with speed.compile=false"
         yield Issue(origins.where("speed.activation_memory_budget"), message, "leave one of them out")
+    model = values.get("model") or {}
+    here = model.get("weights") == "random" or path_rules.exists(str(model.get("path") or ""))
+    if model.get("revision") is not None and here:
+        if max(map(origins.rank, ("model.path", "model.weights"))) > origins.rank("model.revision"):
+            model["revision"] = None  # that of the hub's model, which a stronger source has replaced
+        else:
+            message = "model.revision names a state of a model of the hub, and the weights are not from there"
+            yield Issue(origins.where("model.revision"), message, "leave model.revision out")
     for name, default in (("split", "train"), ("subset", None)):
         if data.get(name, default) != default and _all_local(data):
             message = f"data.{name} chooses a part of a hub data set, and the rows are files here"

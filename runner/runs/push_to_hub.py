@@ -7,7 +7,6 @@ endpoint alone: every message about a failed request is cleared of it, and of wh
 from __future__ import annotations
 
 import os
-import re
 from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
@@ -18,18 +17,16 @@ from runner.core.errors import ConfigError, Issue, RunnerError
 from runner.models.hub import PATIENCE, offline
 from runner.runs.run_folder import RunFolder
 
-_NAME = re.compile(r"[\w-][\w.-]*/[\w-][\w.-]*", re.ASCII)
 _LOG_IN = "log in with `hf auth login`, or set HF_TOKEN to a token that may write"
 
 
 def check_publish(config: RunConfig) -> None:
-    """Check the repository's name, that the hub answers, and that its token may write. Raises
+    """Check that the hub answers, and that its token may write to the repository. Raises
     ``ConfigError``.
 
     Takes seconds at most, also when the hub does not answer.
     """
     where = f"push_to={config.push_to}"
-    _check_name(str(config.push_to), where)
     if offline():
         raise ConfigError(Issue(where, "this machine is set to be offline", "unset HF_HUB_OFFLINE"))
     if _token() is None:
@@ -90,21 +87,6 @@ def _files(source: Path, exported: Iterable[Path]) -> dict[str, Path]:
         inside = path.rglob("*") if path.is_dir() else [path]
         files |= {file.relative_to(path.parent).as_posix(): file for file in inside if file.is_file()}
     return dict(sorted(files.items()))
-
-
-def _check_name(name: str, where: str) -> None:
-    from huggingface_hub.errors import HFValidationError
-    from huggingface_hub.utils import validate_repo_id
-
-    try:
-        validate_repo_id(name)
-        valid = _NAME.fullmatch(name) is not None
-    except HFValidationError:
-        valid = False
-    if not valid:
-        raise ConfigError(
-            Issue(where, f"{name!r} is not a repository name", "OWNER/NAME, as in the hub's addresses")
-        )
 
 
 def _who(where: str) -> dict[str, Any]:

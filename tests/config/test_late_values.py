@@ -6,7 +6,7 @@ import re
 
 import pytest
 
-from helpers.command import QUIET, TINY
+from helpers.command import QUIET, TINY, issues
 from recipes import OBJECTIVES
 from runner.cli import run_config
 from runner.core.errors import ConfigError
@@ -138,3 +138,16 @@ def test_a_pattern_of_a_file_that_is_none_is_refused_with_its_line(tmp_path, key
     words = ["model=tiny", "--config-dir", str(tmp_path), "lora=theirs"]
     with pytest.raises(ConfigError, match=r"theirs.yaml:3: lora.*is not a regular expression"):
         run_config.check(run_config.parse(words, OBJECTIVES))
+
+
+@pytest.mark.parametrize(
+    ("word", "said"),
+    [
+        ("push_to=a", "'a' is not a repository name"),
+        ("push_to=a/b--c", "is not a repository name"),
+        ("push_to=a/b.git", "is not a repository name"),
+        ("model.revision=abc", "model.revision names a state of a model of the hub"),
+    ],
+)
+def test_names_of_the_hub_are_checked_before_any_library_is_loaded(word, said):
+    assert said in issues("model=tiny", word)[0]
