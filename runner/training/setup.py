@@ -115,6 +115,13 @@ class TrainingSetup:
         )
         return [f"{what}; trainer.warmup_steps=0, or more steps"]
 
+    def evaluation_notes(self, config: RunConfig) -> list[str]:
+        """A warning where trainer.eval_steps is left to the library: it evaluates as often as it logs."""
+        if config.trainer.get("eval_strategy") != "steps" or config.trainer.get("eval_steps"):
+            return []
+        every = f"{self.arguments.eval_steps:g} steps" if self.arguments.eval_steps > 1 else "step"
+        return [f"evaluates all held-out rows after every {every}; trainer.eval_steps=100 does so less often"]
+
     def record_inputs(self, config: RunConfig, folder: RunFolder, data: Data) -> None:
         """Record which model is trained on which examples, with every warning so far.
 
@@ -123,7 +130,7 @@ class TrainingSetup:
         foreign = foreign_rows(self.data)
         folder.notes += [*self.base.notes, *self.warnings, *self.argument_warnings]
         folder.notes += [*data.notes, *filter(None, [foreign])]
-        folder.notes += scale_notes(config)
+        folder.notes += scale_notes(config) + self.evaluation_notes(config)
         if not self.packs:
             folder.notes += self.warmup_notes(len(data.train.rows))
         folder.record |= self.inputs(data)

@@ -285,3 +285,10 @@ def test_a_refused_resume_leaves_the_earlier_run_as_it_was(cli, parent, capsys):
     assert "trainer.learning_rate" in capsys.readouterr().err
     assert cli(*TINY, "resume=auto", "seed=1").code == 2
     assert {path: path.read_bytes() for path in Path("run").rglob("*") if path.is_file()} == before
+
+
+def test_evaluations_as_often_as_the_log_are_warned_of(cli):
+    words = (*TINY, *QUIET, "trainer.max_steps=1", "trainer.eval_strategy=steps")
+    often, seldom = cli(*words), cli(*words, "trainer.eval_steps=1", folder="seldom")
+    said = [any("after every step" in note for note in run.record["notes"]) for run in (often, seldom)]
+    assert said == [True, False]
