@@ -50,7 +50,7 @@ def opening(case: Case, rows: Rows, notes: Sequence[str]) -> None:
     each = "a part" if step.parts > 1 or step.zero else "a copy"
     gpus = f"{step.processes} GPUs, each with {each}" if step.processes > 1 else "one GPU"
     table.add_row("plan", escape(f"{case.recipe} of {model}, {kind} {what}, {gpus}"))
-    share = case.trained.parameters / architecture.parameters
+    share = case.trained.parameters / (architecture.parameters + case.trained.parameters)  # as a run says it
     trained = "all of them" if case.trained.whole else f"{case.trained.parameters:,} ({share:.2%})"
     table.add_row("parameters", f"{architecture.parameters:,}, trained {trained}")
     what = "pairs" if step.sequences == 2 else "rows"

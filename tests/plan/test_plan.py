@@ -47,6 +47,12 @@ def test_parts_of_the_memory_add_up_and_are_printed(cli, capsys):
     assert all(len(line) <= 80 for line in said.split("ready")[0].splitlines())
 
 
+def test_what_is_trained_is_the_share_that_a_run_says(cli, capsys):
+    """Of all parameters, those of the adapter among them, as PEFT counts."""
+    assert cli("recipe=plan", "model=tiny", "plan.gpu=24GiB").code == 0
+    assert "106,816, trained 32,768 (23.48%)" in capsys.readouterr().out
+
+
 def test_a_table_of_sizes_where_there_is_no_gpu(cli, capsys):
     found = plan(cli("recipe=plan", "model=qwen3-8b"))
     assert [card["name"] for card in found["cards"]] == [
