@@ -51,6 +51,7 @@ def run(config: RunConfig, folder: RunFolder) -> None:
     # what the report is headed with: a chain has no model of its own
     folder.record |= {"model": {"name": " → ".join(stages)}, "adapter": f"{len(stages)} stages"}
     done: dict[str, Any] = folder.record.setdefault("stages", {})
+    folder.write()  # by which a stage knows that it is one
     for number, (name, words) in enumerate(stages.items(), start=1):
         path = folder.path / name
         if _status(path) == "completed" and recipes[name] not in OBJECTIVES:

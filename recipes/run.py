@@ -26,7 +26,7 @@ from runner.reports import terminal
 from runner.reports.run_report import write_report
 from runner.runs import run_folder
 from runner.runs.parents import parents
-from runner.runs.resume import check_resume, find_completed, find_start, repeated
+from runner.runs.resume import check_resume, find_completed, find_start, read_record, repeated
 from runner.training.out_of_memory import explained
 
 _STATUS = {ExitCode.FAILED: "failed", ExitCode.DIVERGED: "diverged", ExitCode.PREEMPTED: "preempted"}
@@ -132,10 +132,17 @@ def _end(run: RunConfig, folder: run_folder.RunFolder, raised: Exception) -> int
         return code
     if code == ExitCode.PREEMPTED:
         resumable = run.recipe in OBJECTIVES or run.recipe in BELONGS["resume"]
-        console.preempted(message, folder.path, resumable)
+        console.preempted(message, folder.path, None if _is_part(folder) else resumable)
     else:
         console.failed(message, folder.path, details=not isinstance(error, RunnerError))
     return code
+
+
+def _is_part(folder: run_folder.RunFolder) -> bool:
+    """Whether a sweep or a chain started the run, which says itself how it is resumed."""
+    around = folder.path.parent
+    of_chain = run_folder.is_run(around) and read_record(around).get("recipe") == "chain"
+    return "cell" in folder.record or of_chain
 
 
 def _follow(run: RunConfig, objective: Objective, typed: tuple[str, list[str]], rank: Rank) -> int:

@@ -119,9 +119,12 @@ def failed(message: str, folder: Path, details: bool = False) -> None:
     err.print(f"  {'the traceback is' if details else 'see'} in {escape(str(folder / 'run.json'))}")
 
 
-def preempted(message: str, folder: Path, resumable: bool = True) -> None:
-    """Print that a run was ended by a signal, and the command that resumes it, where there is one."""
+def preempted(message: str, folder: Path, resumable: bool | None) -> None:
+    """Print that a run was ended by a signal, and the command that resumes it, where there is one; None where
+    what started the run says how it is resumed."""
     err.print(f"[bold yellow]preempted[/] {escape(message)}")
+    if resumable is None:
+        return
     if not resumable:
         err.print("  this recipe leaves nothing to resume from: start the same command again")
         return

@@ -9,6 +9,7 @@ import yaml
 from helpers.command import TINY, one
 from recipes.chain import _again
 from runner.config.recipes.chain_rules import stage_words
+from runner.core.signals import Preempted
 
 STAGES = """
 stages:
@@ -176,3 +177,16 @@ def test_a_stage_that_was_killed_is_no_obstacle(tmp_path, recipe, words, kept):
     (stage / "config.yaml").touch()
     assert _again(stage, recipe) == words
     assert (stage / "config.yaml").exists() is kept
+
+
+@pytest.mark.parametrize("recipe", ["chain", "sft"])
+def test_an_interrupted_stage_leaves_the_remedy_to_its_chain(cli, capsys, monkeypatch, tmp_path, recipe):
+    def ended(*_):
+        raise Preempted("ended by SIGTERM after step 1")
+
+    monkeypatch.setattr("recipes.run.train", ended)
+    (tmp_path / "around").mkdir()
+    (tmp_path / "around/config.yaml").touch()
+    (tmp_path / "around/run.json").write_text(json.dumps({"recipe": recipe}))
+    assert cli(*TINY, folder="around/a").code == 75
+    assert ("resume with" in capsys.readouterr().err) == (recipe != "chain")
