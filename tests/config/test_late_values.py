@@ -85,7 +85,7 @@ FINE = [
 
 def split(words: str) -> list[str]:
     """Words as a shell would split them, where a value may hold spaces."""
-    return re.split(r" (?=(?:trainer|lora|data)\.)", words)
+    return re.split(r" (?=[\w.]+=)", words)
 
 
 @pytest.mark.sampled(5)
