@@ -3,19 +3,17 @@
 from __future__ import annotations
 
 import contextlib
-import re
 import shlex
 import shutil
 import signal
 import subprocess
 import sys
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 from recipes import OBJECTIVES
 from runner.cli import run_config
-from runner.config.recipes.chain_rules import PLACE, is_text, stage_words
+from runner.config.recipes.chain_rules import filled, stage_words
 from runner.config.settings import RunConfig
 from runner.core import console, signals
 from runner.core.errors import ConfigError, ExitCode, Issue, RunnerError
@@ -58,10 +56,10 @@ def run(config: RunConfig, folder: RunFolder) -> None:
             console.warn(f"stage {name} is complete already")
         else:
             console.heading(f"stage {number} of {len(stages)}: {name}")
-            filled = [_filled(text, lambda other, rest: f"{folder.path / other}{rest}") for text in words]
+            places = [filled(text, lambda *place: _folder(folder.path, *place)) for text in words]
             with folder.timed(name):
                 again = _again(path, recipes[name])
-                code = _run([*flags, *filled, f"output_dir={hydra_value(str(path))}", *again])
+                code = _run([*flags, *places, f"output_dir={hydra_value(str(path))}", *again])
             if code:
                 raise StageFailed(f"stage {name} ended with exit code {code}", code)
         record = read_record(path)
@@ -83,7 +81,7 @@ def _check(stages: dict[str, list[str]], flags: list[str]) -> dict[str, str]:
     recipes: dict[str, str] = {}
     for name, words in stages.items():
         # a folder that is there stands for those that earlier stages will make
-        known = [_filled(text, lambda *_: ".") for text in words]
+        known = [filled(text, lambda *_: ".") for text in words]
         try:
             (stage,) = run_config.check(run_config.parse([*flags, *known], OBJECTIVES)).configs
             recipes[name] = stage.recipe
@@ -130,9 +128,6 @@ def _status(path: Path) -> str | None:
     return read_record(path).get("status") if (path / "run.json").is_file() else None
 
 
-def _filled(text: str, path: Callable[[str, str], str]) -> str:
-    """A stage's override with the ``path`` of each ``{NAME}`` and what is behind it; in quotes it is text."""
-    key, equals, value = text.partition("=")
-    if is_text(value):
-        return text
-    return key + equals + re.sub(PLACE, lambda found: hydra_value(path(found[1], found[2])), value)
+def _folder(root: Path, stage: str, rest: str) -> str:
+    """The folder of a stage, and a path in it, as the value of an override."""
+    return hydra_value(f"{root / stage}{rest}")

@@ -41,11 +41,8 @@ class Base:
     converted: bool = False
 
     def record(self, quantization: Any = None) -> dict[str, Any]:
-        """What ``run.json`` keeps of it; ``quantization`` is the library's config that it is loaded with.
-
-        A checkpoint may be quantised already.
-        """
-        quantised = quantization or getattr(self.config, "quantization_config", None)
+        """What ``run.json`` keeps of it; ``quantization`` is the library's config that it is loaded with."""
+        quantised = self.quantised(quantization)
         return {
             "name": self.settings.architecture or Path(str(self.settings.path)).name,
             "path": self.settings.path,
@@ -53,10 +50,27 @@ class Base:
             "revision": self.revision,
             "converted": self.converted,
             "architecture": type(self.config).__name__,
-            **({"quantization": _quantised(quantised)} if quantised else {}),
+            **({"quantization": quantised} if quantised else {}),
             "trust_remote_code": self.settings.trust_remote_code,
             "digests": self._digests(),
         }
+
+    def quantised(self, quantization: Any = None) -> dict[str, Any] | None:
+        """The fields of the quantization config that it is loaded with, or that its checkpoint has already.
+
+        Its name is that of ``conf/quantization``, or the method's. None where it is not quantised.
+        """
+        found = quantization or getattr(self.config, "quantization_config", None)
+        if not found:
+            return None
+        fields = found if isinstance(found, dict) else found.to_dict()
+        method = fields.get("quant_method", "")
+        name = str(getattr(method, "value", method)).removeprefix("rowwise_")
+        if fields.get("load_in_4bit"):
+            name = fields.get("bnb_4bit_quant_type", "4-bit")
+        elif fields.get("load_in_8bit"):
+            name = "int8"
+        return {"name": name, **{key: value for key, value in fields.items() if not key.startswith("_")}}
 
     def _digests(self) -> dict[str, str]:
         """What decides beside the weights: the template in use, the tokenizer, and code if it is run."""
@@ -70,23 +84,10 @@ class Base:
         return found
 
 
-def _quantised(quantization: Any) -> dict[str, Any]:
-    """The fields of a quantization config; its name is that of ``conf/quantization``, or the method's."""
-    fields = quantization if isinstance(quantization, dict) else quantization.to_dict()
-    method = fields.get("quant_method", "")
-    name = str(getattr(method, "value", method)).removeprefix("rowwise_")
-    if fields.get("load_in_4bit"):
-        name = fields.get("bnb_4bit_quant_type", "4-bit")
-    elif fields.get("load_in_8bit"):
-        name = "int8"
-    return {"name": name, **{key: value for key, value in fields.items() if not key.startswith("_")}}
-
-
-def method_name(lora: Mapping[str, Any], model: Mapping[str, Any]) -> str:
-    """How a base with this record is trained: "Lora", "Lora over nf4", "full fine-tuning"."""
+def method_name(lora: Mapping[str, Any], quantised: Mapping[str, Any] | None) -> str:
+    """How a base is trained that is ``Base.quantised``: "Lora", "Lora over nf4", "full fine-tuning"."""
     method = str(lora.get("_target_", "full fine-tuning")).removeprefix("peft.").removesuffix("Config")
-    quantised = (model.get("quantization") or {}).get("name")
-    return f"{method} over {quantised}" if quantised else method
+    return f"{method} over {quantised['name']}" if quantised else method
 
 
 def find_base(settings: ModelSettings) -> Base:

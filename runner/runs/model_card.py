@@ -63,7 +63,7 @@ def model_card(config: RunConfig, record: dict[str, Any], card: CardFacts) -> st
         "pipeline_tag": card.pipeline_tag,
         "tags": [card.tag, *(["lora"] if config.lora else [])],
     }
-    method = method_name(config.lora, record["model"])
+    method = method_name(config.lora, record["model"].get("quantization"))
     facts = {
         "Base model": base,
         "Method": method,

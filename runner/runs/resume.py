@@ -215,19 +215,25 @@ def _unusable(path: Path, best: bool) -> str | None:
     return None
 
 
-def _check_config(run: Path, config: RunConfig) -> None:
-    """Raise ``ConfigError`` with every key that differs from the config beside the checkpoint."""
+def _saved_config(run: Path) -> dict[str, Any]:
+    """The config of a run folder. Raises ``ConfigError`` when it is missing or damaged."""
     file, saved, reason = run / "config.yaml", None, ""
     if not file.exists():
-        reason = "is missing: what the checkpoint was trained with is not known"
+        reason = "is missing: what was run in this folder is not known"
     try:
         saved = read_yaml(file) if not reason else None
     except (OSError, ValueError, yaml.YAMLError, RecursionError) as error:
         reason = f"is damaged: {' '.join(str(error).split())}"
     if not reason and not isinstance(saved, dict):
         reason = "is damaged: it holds no config"
-    if reason:
+    if reason or not isinstance(saved, dict):
         raise ConfigError(Issue(str(file), reason, "put the file back, or start a new run"))
+    return saved
+
+
+def _check_config(run: Path, config: RunConfig) -> None:
+    """Raise ``ConfigError`` with every key that differs from the config beside the checkpoint."""
+    saved = _saved_config(run)
     hint = "resume with the same value, or start a new run"
     issues = [
         Issue(key, f"was {before!r} in {run}, and is {after!r} now", hint)
@@ -239,7 +245,7 @@ def _check_config(run: Path, config: RunConfig) -> None:
 
 def _check_stages(run: Path, config: RunConfig) -> None:
     """Raise ``ConfigError`` for each stage of a chain that has completed with other words than it has now."""
-    before = stage_words((read_yaml(run / "config.yaml") or {}).get("stages") or {})
+    before = stage_words(_saved_config(run).get("stages") or {})
     issues = []
     for name, words in stage_words(config.stages or {}).items():
         stage, had = run / name, before.get(name) or []

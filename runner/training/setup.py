@@ -90,7 +90,7 @@ class TrainingSetup:
 
     def method_line(self, config: RunConfig) -> str:
         """How the base is trained and in what precision: "Lora over nf4, bf16"."""
-        return f"{method_name(config.lora, self.base.record(self.quantization))}, {self.precision.name}"
+        return f"{method_name(config.lora, self.base.quantised(self.quantization))}, {self.precision.name}"
 
     def adapted_line(self) -> str:
         """What of the base is adapted, in one line; empty where every weight is trained, or none of it."""

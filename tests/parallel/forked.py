@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import os
 import signal
+import subprocess
 import sys
 import time
 from collections.abc import Callable
@@ -41,7 +42,7 @@ class Follower:
         until = time.monotonic() + (timeout or 60)
         while (code := self.poll()) is None:
             if time.monotonic() > until:
-                raise launch.subprocess.TimeoutExpired(FOLLOWER, timeout or 60)
+                raise subprocess.TimeoutExpired(FOLLOWER, timeout or 60)
             time.sleep(0.01)
         return code
 

@@ -8,7 +8,7 @@ import yaml
 
 from helpers.command import TINY, one
 from recipes.chain import _again
-from runner.config.recipes.chain_rules import stage_words
+from runner.config.recipes.chain_rules import filled, stage_words
 from runner.core.signals import Preempted
 
 STAGES = """
@@ -140,6 +140,21 @@ def test_a_chain_is_repeated_from_its_config_and_resumed_as_it_was(cli, capsys):
     assert cli(*words, "resume=auto", folder="'first, x=1'").code == 1
 
 
+@pytest.mark.parametrize(
+    ("text", "expected"),
+    [
+        ("adapter={a}", "adapter='/x y/a'"),
+        ("model.path={a}/model", "model.path='/x y/a/model'"),
+        ("adapter=[{a},{b}]", "adapter=['/x y/a','/x y/b']"),
+        ("template.system='{a}'", "template.system='{a}'"),
+        (r"template.stop=['it\'s {a}', {a}]", r"template.stop=['it\'s {a}', '/x y/a']"),
+        ("data.columns={a: b}", "data.columns={a: b}"),
+    ],
+)
+def test_a_stage_is_named_outside_of_quotes(text, expected):
+    assert filled(text, lambda stage, rest: f"'/x y/{stage}{rest}'") == expected
+
+
 MISTAKES = [
     ("stages: {sft: [recipe=sft, lora.rr=3]}", ["stages.sft: lora.rr=3", "'lora.r'"]),
     ('stages: {dpo: [recipe=dpo, "adapter={sft}"]}', ["names a stage that does not come before it"]),
@@ -190,3 +205,11 @@ def test_an_interrupted_stage_leaves_the_remedy_to_its_chain(cli, capsys, monkey
     (tmp_path / "around/run.json").write_text(json.dumps({"recipe": recipe}))
     assert cli(*TINY, folder="around/a").code == 75
     assert ("resume with" in capsys.readouterr().err) == (recipe != "chain")
+
+
+def test_a_chain_whose_config_is_damaged_is_not_resumed(cli, capsys, tmp_path):
+    (tmp_path / "run").mkdir()
+    (tmp_path / "run/config.yaml").write_text("stages: [")
+    (tmp_path / "run/run.json").write_text('{"recipe": "chain"}')
+    assert cli("recipe=chain", "stages={a: ['recipe=sft']}", "resume=auto").code == 2
+    assert "config.yaml: is damaged" in capsys.readouterr().err

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 import shlex
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
 from runner.config.objective import Objectives
@@ -25,8 +25,8 @@ OF_THE_CHAIN = (
     "trainer_model",
 )
 EVERY = "*"  # in the place of a stage's name: the words of all that do not set the same keys themselves
-# In a word of a stage: the folder of an earlier stage, and a path in it.
-PLACE = r"\{([\w.-]+)\}([\w./-]*)"
+# In a word of a stage: text in quotes, which stands for itself, or an earlier stage's folder and a path in it.
+_PLACE = re.compile(r"""'(?:\\.|[^'\\])*'|"(?:\\.|[^"\\])*"|\{(?P<stage>[\w.-]+)\}(?P<rest>[\w./-]*)""")
 
 
 def stage_words(stages: Mapping[str, Sequence[str]]) -> dict[str, list[str]]:
@@ -44,9 +44,17 @@ def key_of(text: str) -> str:
     return text.lstrip("+~").partition("=")[0]
 
 
-def is_text(value: str) -> bool:
-    """Whether the value of a word is in quotes, in which braces stand for themselves."""
-    return value.startswith(("'", '"'))
+def filled(text: str, path: Callable[[str, str], str]) -> str:
+    """An override with the ``path`` of each ``{STAGE}``, and of what stands behind it, in its value."""
+    key, equals, value = text.partition("=")
+    return (
+        key + equals + _PLACE.sub(lambda it: path(it["stage"], it["rest"]) if it["stage"] else it[0], value)
+    )
+
+
+def named(text: str) -> list[str]:
+    """The stages whose folders an override names."""
+    return [found["stage"] for found in _PLACE.finditer(text.partition("=")[2]) if found["stage"]]
 
 
 def check_stages(stages: Any, origins: Origins) -> Iterator[Issue]:
@@ -64,8 +72,7 @@ def check_stages(stages: Any, origins: Origins) -> Iterator[Issue]:
             yield Issue(where, f"stages.{name} must be a list of overrides, got {words!r}", "[recipe=sft]")
             continue
         for text in words:
-            value = text.partition("=")[2]
-            for other, _ in [] if is_text(value) else re.findall(PLACE, value):
+            for other in named(text):
                 if other not in earlier:
                     message = f"stages.{name}: {text} names a stage that does not come before it"
                     yield Issue(where, message, nearest(other, earlier) or "the first stage can name none")
@@ -85,7 +92,7 @@ def stage_plans(stages: Any, typed: Sequence[str], objectives: Objectives) -> It
     lists = {name: words for name, words in stages.items() if isinstance(words, list)}
     common = [text for text in typed if key_of(text).partition(".")[0] not in OF_THE_CHAIN]
     for words in stage_words({**lists, EVERY: [*lists.get(EVERY, []), *common]}).values():
-        given = [text for text in map(str, words) if not re.search(rf"={PLACE}", text)]
+        given = [text for text in map(str, words) if not named(text)]
         recipe = next((text.partition("=")[2] for text in given if key_of(text) == "recipe"), "sft")
         if recipe in objectives:
             keys = set(map(key_of, given))
