@@ -140,9 +140,11 @@ def _end(run: RunConfig, folder: run_folder.RunFolder, raised: Exception) -> int
 
 def _is_part(folder: run_folder.RunFolder) -> bool:
     """Whether a sweep or a chain started the run, which says itself how it is resumed."""
-    around = folder.path.parent
-    of_chain = run_folder.is_run(around) and read_record(around).get("recipe") == "chain"
-    return "cell" in folder.record or of_chain
+    try:
+        around = read_record(folder.path.parent)
+    except ConfigError:  # it is in no run's folder, or in a damaged one
+        around = {}
+    return "cell" in folder.record or around.get("recipe") == "chain"
 
 
 def _follow(run: RunConfig, objective: Objective, typed: tuple[str, list[str]], rank: Rank) -> int:

@@ -146,6 +146,6 @@ def test_a_recipe_that_cannot_resume_is_not_told_to(
             found = [issue for issue in error.issues if "resume has no effect" in issue.message]
         refuses = bool(found)
         config = RunConfig(recipe=recipe)
-        folder = SimpleNamespace(path=tmp_path, finish=lambda *_: None)
+        folder = SimpleNamespace(path=tmp_path / recipe, record={}, finish=lambda *_: None)
         assert _end(config, folder, Preempted("ended by SIGTERM")) == 75  # type: ignore[arg-type]
         assert ("resume=auto" in capsys.readouterr().err) != refuses, recipe

@@ -25,7 +25,7 @@ OF_THE_CHAIN = (
     "trainer_model",
 )
 EVERY = "*"  # in the place of a stage's name: the words of all that do not set the same keys themselves
-# In a word of a stage: text in quotes, which stands for itself, or an earlier stage's folder and a path in it.
+# In a word of a stage: text in quotes, which stands for itself; an earlier stage's folder and a path in it.
 _PLACE = re.compile(r"""'(?:\\.|[^'\\])*'|"(?:\\.|[^"\\])*"|\{(?P<stage>[\w.-]+)\}(?P<rest>[\w./-]*)""")
 
 
