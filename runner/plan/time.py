@@ -31,7 +31,9 @@ REACHED, SHARE = 0.71, 0.9
 BANDWIDTH = 0.83  # of the published one, what a copy reaches
 # Times that what can be kept of a layer is read or written by all kernels of both passes, compiled or not.
 MOVED, MOVED_EAGER = 11, 20
-KERNELS, KERNEL = 125, 2.6e-6  # of a layer's two passes, and seconds of one that has next to nothing to do
+# Kernels of a layer's two passes; of compiled ones over 4 bits, which take one to unpack a weight and none to
+# cast an adapter (a step of Qwen3-1.7B: 2,892, over bf16 3,676); seconds of one with next to nothing to do.
+KERNELS, KERNELS_4BIT, KERNEL = 125, 98, 2.6e-6
 # Seconds that a layer's two passes take to be launched: by compiled code, and one by one from Python.
 COMPILED, EAGER = 3.1e-3, 6.8e-3
 GATHERED = 8.4e-3  # what it takes more where its weights are gathered: Qwen3-8B on two H200, one run
@@ -95,7 +97,9 @@ def duration(
     moved = times * kept(architecture, trained, whole).made * tokens + _weight_traffic(architecture, step)
     faster = _FP8 if step.quantization == "fp8" else 1.0
     seconds = done / (SHARE * rate * faster) + moved / (BANDWIDTH * card.bandwidth)
-    seconds = max(seconds + architecture.layers * KERNELS * KERNEL, _launched(architecture, step))
+    few = step.pieces.compile and step.quantization in ("nf4", "fp4")
+    kernels = architecture.layers * (KERNELS_4BIT if few else KERNELS)
+    seconds = max(seconds + kernels * KERNEL, _launched(architecture, step))
     return Duration(seconds, seconds * step.accumulation, useful / seconds / rate)
 
 

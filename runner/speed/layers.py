@@ -58,6 +58,9 @@ class FastLayers:
         self._on_cpu = pieces.cpu_kernels and next(model.parameters()).device.type == "cpu"
         self._lora = lora_forwards(model) if self._on_cpu else []
         self._adapters: list[Any] = [each for each in model.modules() if isinstance(each, LoraLayer)]
+        # not seen over a base in parts, whose packed weights change their place
+        whole = not getattr(model, "in_parts", False)
+        self._four_bits = pieces.compile and whole and bool(getattr(model, "is_loaded_in_4bit", False))
 
     @contextmanager
     def on(self, training: bool, attention: str | None = None) -> Iterator[None]:
@@ -78,6 +81,8 @@ class FastLayers:
             if self._pieces.compile and training:
                 self._compile()
                 stack.enter_context(_cast_once(self._adapters))
+                if self._four_bits:
+                    stack.enter_context(_unpacked_at_once())
                 stack.enter_context(_compile_settings(self._pieces.activation_memory_budget))
                 for number, (layer, call) in enumerate(zip(self.layers, self._compiled, strict=True)):
                     call = for_any_length(call) if varying else call
@@ -196,6 +201,17 @@ def _cast_once(adapters: list[Any]) -> Iterator[None]:
     finally:
         for each in cast:
             each.cast_input_dtype_enabled = True
+
+
+@contextmanager
+def _unpacked_at_once() -> Iterator[None]:
+    """4-bit layers have our kernel in this block."""
+    import bitsandbytes
+
+    from runner.speed import four_bits  # which needs Triton, as compiled layers do
+
+    with patched(bitsandbytes, "matmul_4bit", four_bits.matmul_4bit):
+        yield
 
 
 @contextmanager
