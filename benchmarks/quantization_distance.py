@@ -26,11 +26,14 @@ from typing import Any
 
 from common import compose
 
+from runner.core.library_env import set_library_env
+
 KINDS = ("none", "int8", "nf4", "fp8")
 
 
 def main() -> None:
     """Measure, print the table, and write the figures to ``--out``."""
+    set_library_env()
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
@@ -60,12 +63,14 @@ def logit_distance(options: argparse.Namespace) -> dict[str, dict[str, Any]]:
     """For each kind of base the distance of its logits from bf16's, and its size in bytes."""
     import torch
 
+    from recipes.run import quiet_libraries
     from runner.data.template import Renderer
     from runner.evaluation.logit_kl import compare, read_texts
     from runner.export.compare_rows import rows_to_compare
     from runner.models.build import quantization_config
     from runner.models.model import Precision, find_base, load_model
 
+    quiet_libraries()
     precision = Precision("bf16", torch.bfloat16, None)
     found: dict[str, dict[str, Any]] = {}
     expected: list[Any] = []

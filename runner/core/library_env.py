@@ -26,5 +26,7 @@ def set_library_env() -> None:
     """Set them, unless the user has; call it before anything imports one of the libraries."""
     for name, value in _VARIABLES.items():
         os.environ.setdefault(name, value)
+    if not sys.stderr.isatty():  # in a file, a bar is a line that grows
+        os.environ.setdefault("TQDM_DISABLE", "1")
     if sys.platform == "linux" and not any(os.environ.get(name) for name in _ALLOCATOR):
         os.environ[_ALLOCATOR[0]] = _GROWING
