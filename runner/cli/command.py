@@ -167,18 +167,6 @@ def parse(argv: list[str], objectives: Objectives) -> Command:
     )
 
 
-def config_issues(command: Command) -> Iterator[Issue]:
-    """What makes composing impossible: folders and the primary config that are not there."""
-    for flag, folder in (("--config-path", command.config_dir), ("--config-dir", command.extra_dir)):
-        if folder and not folder.is_dir():
-            yield Issue(flag, f"no folder {folder}", "")
-            return
-    if command.saved is None and command.locate(command.config_name) is None:
-        found = [file.stem for folder in command.folders for file in folder.glob("*.yaml")]
-        message = f"no {command.config_name}.yaml in {command.config_dir}"
-        yield Issue("--config-name", message, nearest(command.config_name, found))
-
-
 def check_overrides(
     command: Command, parser: OverridesParser, texts: Iterable[str]
 ) -> tuple[list[Override], list[Issue]]:

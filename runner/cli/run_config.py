@@ -23,7 +23,7 @@ from omegaconf.errors import OmegaConfBaseException
 from runner.cli import chain_stages, compose, inherit
 from runner.cli import help as help_text
 from runner.cli.axes import axes_of, check_axes, walk, zip_lists
-from runner.cli.command import SAVED_NAME, Command, check_overrides, config_issues, parse
+from runner.cli.command import SAVED_NAME, Command, check_overrides, parse
 from runner.cli.hydra_rules import (
     SUBDIR,
     check_classes,
@@ -33,6 +33,7 @@ from runner.cli.hydra_rules import (
     is_packed,
 )
 from runner.cli.plain import plain_values
+from runner.cli.primary_config import config_issues
 from runner.cli.saved_config import escaped, saved_node
 from runner.cli.slurm_rules import check_slurm
 from runner.config.checks import check_config

@@ -279,6 +279,17 @@ def test_a_primary_config_of_ones_own_builds_on_the_packaged_one(own, tmp_path):
     assert "- runner" in issues(*words[:-1], "bare")[0]
 
 
+@pytest.mark.parametrize("flags", [[], ["--config-name", "config"], ["-m"]])
+def test_a_folder_without_the_primary_config_does_not_run_the_packaged_one(tmp_path, flags):
+    cell = tmp_path / "sweep" / "lora.r=4"
+    cell.mkdir(parents=True)
+    found = issues("--config-path", str(cell.parent), "model=tiny", *flags)
+    assert "no config.yaml in" in found[0]
+    assert "--config-dir" in found[0]
+    (cell / "config.yaml").write_text("seed: 4\n")
+    assert str(cell) in issues("--config-path", str(cell.parent), "model=tiny", *flags)[0]
+
+
 def test_folders_with_spaces_and_commas(tmp_path):
     folder = tmp_path / "a b,c=d" / "experiment"
     folder.mkdir(parents=True)
