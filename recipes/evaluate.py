@@ -59,6 +59,8 @@ def run(config: RunConfig, folder: RunFolder) -> None:
         renderer = Renderer(base.tokenizer, config.template, config.data.train_on)
         quantization = quantization_config(config, precision)
         max_length = row_limit(config, base.config)
+    quantised = base.quantised(quantization)
+    terminal.subject(config, f"{quantised['name']}, {precision.name}" if quantised else precision.name)
     with folder.timed("data"):
         rows = _rows(config, folder, renderer, max_length)
     folder.record |= {

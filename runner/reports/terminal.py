@@ -28,8 +28,7 @@ def opening(
 ) -> None:
     """Print model, method, data, run folder, what of the base is ``adapted``, the pieces of ``speed``, how
     steps are shared (``parallel``) and what the run is ``expected`` to take before training; and warnings."""
-    model = config.model.path or f"{config.model.architecture} (random weights)"
-    out.print(f"[bold]{config.recipe}[/]  {escape(str(model).partition('#')[0])}, {method}")
+    subject(config, method)
     _adapted(adapted)
     _data(data)
     out.print(f"[bold]run[/]  {escape(str(path))}, about {steps:,} steps")
@@ -38,6 +37,12 @@ def opening(
     _speed(speed, expected)
     for warning in warnings:
         warn(warning)
+
+
+def subject(config: Any, how: str) -> None:
+    """Print the recipe, the model, and how that is trained or computed with."""
+    model = config.model.path or f"{config.model.architecture} (random weights)"
+    out.print(f"[bold]{config.recipe}[/]  {escape(str(model).partition('#')[0])}, {how}")
 
 
 def pack_opening(

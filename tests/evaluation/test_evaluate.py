@@ -173,6 +173,14 @@ def test_rows_without_answers_have_a_loss_only(cli):
     assert run.lines("samples.jsonl") == []
 
 
+@pytest.mark.parametrize("quantization", ["none", "nf4"])
+def test_the_base_that_is_scored_is_named_with_its_quantisation(cli, capsys, quantization):
+    run = cli(*ALONE, "generation.rows=0", f"quantization={quantization}", "trainer.precision=bf16")
+    assert run.code == 0
+    expected = "nf4, bf16" if quantization == "nf4" else "bf16"
+    assert f"evaluate  tiny (random weights), {expected}\n" in capsys.readouterr().out
+
+
 def test_without_held_out_rows_all_are_scored_and_this_is_said(cli, capsys):
     write("rows.jsonl", ROWS)
     run = cli(*ALONE, "data=file", "data.path=rows.jsonl")
