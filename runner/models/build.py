@@ -23,13 +23,8 @@ if TYPE_CHECKING:
 
 _OWN_TRAINER_KEYS = set(TrainerExtras.__dataclass_fields__)
 
-# Optimisers of bitsandbytes need CUDA; elsewhere the same update rule without paging and 8-bit states.
-_PLAIN_OPTIMIZERS = {
-    "adamw": "adamw_torch",
-    "ademamix": "adamw_torch",
-    "lion": "adamw_torch",
-    "rmsprop": "rmsprop",
-}
+# Optimisers of bitsandbytes need CUDA; elsewhere torch's of the same rule, without paging and 8-bit states.
+_PLAIN_OPTIMIZERS = {"adamw": "adamw_torch", "rmsprop": "rmsprop"}
 
 _HIGH_RATE = 0.5  # above it no optimizer that takes steps of about the learning rate trains anything
 
@@ -93,9 +88,9 @@ def training_arguments(
         elif type(value) is int and types & {"float", "int"} == {"float"}:
             fields[key] = float(value)  # torch wants both betas to be of one type
     optimizer = str(fields.get("optim", ""))
-    if not has_cuda and (replacement := _plain_optimizer(optimizer)):
+    if not has_cuda and _needs_cuda(optimizer):
+        fields["optim"] = replacement = _plain_optimizer(optimizer)
         notes.append(f"trainer.optim={optimizer} needs CUDA; {replacement} is used instead")
-        fields["optim"] = replacement
     rate = fields.get("learning_rate")
     if isinstance(rate, float) and rate > _HIGH_RATE and not finds_its_rate(optimizer):
         notes.append(f"trainer.learning_rate={rate:g} is far above what trains a model (1e-6 to 1e-2)")
@@ -183,10 +178,16 @@ def _missing_modules(
         yield Issue("lora.layers_to_transform", message, f"allowed: 0 to {layers - 1}")
 
 
-def _plain_optimizer(name: str) -> str | None:
-    if not name.startswith("paged_") and not name.endswith(("8bit", "32bit")):
-        return None
-    return next((plain for family, plain in _PLAIN_OPTIMIZERS.items() if family in name), None)
+def _needs_cuda(optimizer: str) -> bool:
+    return optimizer.startswith("paged_") or optimizer.endswith(("8bit", "32bit"))
+
+
+def _plain_optimizer(name: str) -> str:
+    """Raises ``ConfigError`` where there is none: the steps of another rule want another learning rate."""
+    if plain := _PLAIN_OPTIMIZERS.get(name.removeprefix("paged_").partition("_")[0]):
+        return plain
+    message = f"{name} needs CUDA, and torch has none of its kind"
+    raise ConfigError(Issue("trainer.optim", message, "adamw_torch, with a learning rate of its own"))
 
 
 def _build(section: str, fields: dict[str, Any]) -> Any:

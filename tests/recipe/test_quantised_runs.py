@@ -40,6 +40,14 @@ def test_an_8_bit_optimizer_is_replaced_without_cuda_and_this_is_said(cli):
     assert any("paged_adamw_8bit" in note for note in run.record["notes"])
 
 
+@pytest.mark.parametrize("optimizer", ["lion_8bit", "paged_ademamix_32bit", "galore_adamw_8bit"])
+def test_an_optimizer_whose_rule_only_cuda_has_is_not_replaced_by_another(cli, capsys, optimizer):
+    if torch.cuda.is_available():
+        pytest.skip("CUDA has it")
+    assert cli(*TINY, f"trainer.optim={optimizer}").code == 2
+    assert f"{optimizer} needs CUDA" in capsys.readouterr().err
+
+
 @pytest.mark.gpu
 def test_loftq_makes_up_for_part_of_the_quantisation_error(tmp_path):
     """On CUDA, from a checkpoint: the logits before training are nearer to those of the full model."""
