@@ -5,6 +5,7 @@ Alpaca's user messages also carry ``instruction`` and ``input``, so that a templ
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -30,6 +31,7 @@ from runner.data.rows.values import BadRow, Message, Row, is_given, listed, pars
 class Example:
     """One training example: messages to be rendered, or plain text.
 
+    ``messages`` end with the last answer that is trained on, which is also what a model is asked for.
     ``source`` is its row number, from 1 (in JSONL: its line), ``place`` what comes before it in a message.
     ``tools`` are the tools it may call, as JSON schemas. ``rejected`` is the conversation with the worse
     answer, where ``messages`` has the better one. ``label`` is the class of the text, or whether the answer
@@ -51,7 +53,7 @@ class Example:
 
     @property
     def answer(self) -> str:
-        """The last assistant message, or the whole text."""
+        """The last answer that is trained on, or the whole text."""
         return self.text if self.text is not None else str(self.messages[-1]["content"])
 
     @property
@@ -75,17 +77,18 @@ def to_example(
     if row_format == "classification":
         return Example(source, text=text_of(row, "text"), label=class_of(row), place=place)
     if row_format == "preference" and kind != "completion":
-        chosen, rejected = _pair(row)
+        chosen, rejected = (_up_to_trained(side, row) for side in _pair(row))
         return Example(source, messages=chosen, rejected=rejected, tools=tools_of(row), place=place)
     if row_format == "feedback":
-        messages = _feedback(row)
+        messages = _up_to_trained(_feedback(row), row)
         return Example(source, messages=messages, tools=tools_of(row), place=place, label=liked(row))
     messages = _CONVERTERS[row_format](row)
     answers = [message for message in messages if message["role"] == "assistant"]
     if all(message.get("weight") == 0 for message in answers):
         masked = ": all are masked (weight, loss or train)" if answers else ""
         raise BadRow(f"has no assistant message to train on{masked}")
-    return Example(source, messages=tuple(_up_to_answer(messages, row)), tools=tools_of(row), place=place)
+    messages = _up_to_trained(_up_to_answer(messages, row), row)
+    return Example(source, messages=messages, tools=tools_of(row), place=place)
 
 
 def prompt_messages(row: Row) -> list[Message]:
@@ -172,6 +175,18 @@ def _up_to_answer(messages: list[Message], row: ReadRow) -> list[Message]:
     if last + 1 < len(messages):
         row.doubts.add("messages after the last answer, which are not read")
     return messages[: last + 1]
+
+
+def _up_to_trained(messages: Sequence[Message], row: ReadRow) -> tuple[Message, ...]:
+    """Without what follows the last answer that is trained on: masked answers, and what they answer."""
+    last = max(
+        index
+        for index, message in enumerate(messages)
+        if message["role"] == "assistant" and message.get("weight") != 0 and not message.get("prompt")
+    )
+    if last + 1 < len(messages):
+        row.doubts.add("masked turns after the last answer that is trained on, which are left out")
+    return tuple(messages[: last + 1])
 
 
 def _alpaca(row: ReadRow) -> list[Message]:

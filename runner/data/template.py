@@ -104,7 +104,9 @@ class Renderer:
         found = {f"an empty {message['role']} message" for message in messages if not has_content(message)}
         if any(self._stop.search(message["content"]) for message in messages):
             found.add("control tokens in its words")
-        found.update(left_out(self.template, messages, example.tools, rows[-1].text))
+        # an answer that the template does not write is cut off with what it answers
+        heard = messages[: rows[-1].answers[-1] + 1]
+        found.update(left_out(self.template, heard, example.tools, rows[-1].text))
         spans = {
             index: row.text[start:end]
             for row in rows

@@ -154,6 +154,11 @@ def test_an_answer_of_which_nothing_is_written_is_not_trained() -> None:
     spans, warnings = rendered(CHATML, *calling, {"role": "tool", "content": "sun"}, answer())
     assert spans == [["So.<|im_end|>"]]
     assert warnings == ["an answer of which the template writes nothing: not trained on"]
+    late, warnings = rendered(CHATML, user("Hi"), answer(), *calling)
+    assert (late, warnings) == (
+        [["So.<|im_end|>"]],
+        ["an answer of which the template writes nothing: not trained on"],
+    )
     named = [user("Can you look at Rome's city?"), *calling[1:]]
     assert rendered(CHATML, *named)[0] == []
 

@@ -117,6 +117,26 @@ def test_a_row_that_is_marked_is_dropped_and_counted(tmp_path: Path, key: str, v
     assert data.train.counts["masked by its weight of 0"] == 1
 
 
+@pytest.mark.parametrize("kind", ["completion", "preference", "unpaired_preference"])
+def test_turns_after_the_last_answer_that_is_trained_are_left_out(tmp_path: Path, kind: Any) -> None:
+    """They are not trained on, and so neither what is expected nor what measures the row."""
+    end = ({"role": "user", "content": "more?"}, answer("", weight=0))
+    row: dict[str, Any] = {"messages": [USER, answer("good"), *end]}
+    if kind == "preference":
+        row = {"chosen": row["messages"], "rejected": [USER, answer("bad"), *end]}
+    elif kind == "unpaired_preference":  # of which all after the last question is liked
+        row = {"messages": [USER, answer("good"), answer("", weight=0)], "label": True}
+    data = prepared(jsonl(tmp_path / "a.jsonl", row, row), kind, min_chars=3)
+    assert [example.answer for example in data.train.examples] == ["good", "good"]
+    assert trained(data.train) == [{"preference": "good / bad"}.get(kind, "good")] * 2
+    said = [
+        note for note in data.notes if "repeat" not in note and "never" not in note and "all " not in note
+    ]
+    assert [note.partition(": ")[2].partition(", which")[0] for note in said] == [
+        "2 rows with masked turns after the last answer that is trained on"
+    ]
+
+
 def test_a_sample_weight_is_refused_and_a_measured_loss_is_listed(tmp_path: Path) -> None:
     row = {"prompt": "q", "completion": "a"}
     assert "a.jsonl:1: has the weight float 0.5" in refusal(

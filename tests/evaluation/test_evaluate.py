@@ -118,6 +118,18 @@ def test_answers_are_scored_by_the_chosen_metrics(cli, answers):
     assert "signature" not in scores["exact_match"]
 
 
+def test_the_answer_that_is_asked_for_is_the_last_one_that_is_trained(cli, answers):
+    turns = [("user", "Say one."), ("assistant", "one"), ("user", "And two?"), ("assistant", "three")]
+    messages = [{"role": role, "content": text} for role, text in turns]
+    messages[-1]["weight"] = 0
+    write("rows.jsonl", [{"messages": messages}] * 3)
+    answers(["one", "one", "three"])
+    run = cli(*ALONE, "data=file", "data.path=rows.jsonl", "evaluate.metrics=[exact_match]")
+    assert found(run)["models"]["model"]["exact_match"]["value"] == pytest.approx(2 / 3)
+    sample = run.lines("samples.jsonl")[0]
+    assert (sample["prompt"], sample["expected"]) == ("Say one.", "one")
+
+
 @pytest.mark.slow
 def test_answers_that_became_right_are_more_than_noise_and_those_of_few_rows_are_not(cli, parent, answers):
     parent(*TRAIN)
