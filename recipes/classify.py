@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from runner.config.objective import Objective
+from runner.config.objective import Objective, SavedHead
 
 
 def _trainer() -> Any:
@@ -13,11 +13,11 @@ def _trainer() -> Any:
     return GuardedClassifierTrainer
 
 
-def _head(data: Any) -> list[str]:
+def _head(data: Any, saved: SavedHead | None) -> list[str]:
     """One output for each class; the classes of the examples become their numbers."""
     from runner.data.splits import number_classes
 
-    return number_classes(data)
+    return number_classes(data, saved)
 
 
 OBJECTIVE = Objective(

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from typing import Any
 
-from runner.config.objective import Objective
+from runner.config.objective import Objective, SavedHead
+from runner.core.errors import ConfigError, Issue
 
 
 def _trainer() -> Any:
@@ -13,8 +14,13 @@ def _trainer() -> Any:
     return GuardedRewardTrainer
 
 
-def _head(data: Any) -> list[str]:
-    """One output, whatever the data."""
+def _head(data: Any, saved: SavedHead | None) -> list[str]:
+    """One output, whatever the data. Raises ``ConfigError`` for an adapter with a head of classes."""
+    if saved is not None and len(saved.classes) > 1:
+        message = f"has a head of {len(saved.classes)} classes, and a reward model gives one score"
+        if saved.in_adapter:
+            raise ConfigError(Issue(saved.where, message, "without adapter= a new head is trained"))
+        data.notes.append(f"{saved.where} {message}: a new head is drawn")
     return ["reward"]
 
 

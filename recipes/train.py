@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from runner.config.objective import Objective
+from runner.config.saved_head import saved_head
 from runner.config.settings import RunConfig
 from runner.core.errors import ConfigError, Diverged, Issue
 from runner.core.process import libraries
@@ -39,7 +40,8 @@ def train(config: RunConfig, folder: RunFolder, objective: Objective, group: Gro
         setup = check_training(config, objective, folder.shared, group.count)
     with folder.timed("data"), group.first():
         data = prepare(config.data, setup.renderer, setup.max_length, config.seed, objective.kind)
-        head = objective.head(data) if objective.head else None
+        saved = saved_head(config, setup.base.config.to_dict())
+        head = objective.head(data, saved) if objective.head else None
         data.check_held_out()
         check_same(setup.start, setup.resume_facts(data))
     steps = total_steps(setup.arguments, len(data.train.rows))

@@ -5,8 +5,10 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from difflib import get_close_matches
 from typing import TYPE_CHECKING, Any
 
+from runner.config.objective import SavedHead
 from runner.core.errors import ConfigError, Issue
 from runner.data.formats import Example
 from runner.data.reader import Source
@@ -99,23 +101,48 @@ class Data:
             raise ConfigError(self.overlap_issue)
 
 
-def number_classes(data: Data) -> list[str]:
-    """Replace each row's class by its number, and return the classes in that order: sorted, numbers by size.
+def number_classes(data: Data, saved: SavedHead | None = None) -> list[str]:
+    """Replace each row's class by its number, and return the classes in that order.
 
-    Raises ``ConfigError`` for fewer than two classes in the training split, or others in the held-out split.
+    The order is that of the ``saved`` head, which is trained further, and may have classes that no row has;
+    of a new one sorted, numbers by size. Raises ``ConfigError`` for fewer than two classes in the training
+    split, and for rows of classes that the head does not get.
     """
     found = set(data.train.rows.classes())
-    classes = sorted(found, key=int) if all(map(str.isdecimal, found)) else sorted(found)
-    unknown = sorted(set(data.eval.rows.classes()) - found) if data.eval else []
-    if len(classes) < 2:
-        raise ConfigError(Issue("data.path", f"the training rows have one class only: {classes}"))
-    if unknown:
-        message = f"held-out rows have classes that no training row has: {', '.join(unknown)}"
-        alike = {plain_class(name): name for name in classes}
-        pairs = {name: alike.get(plain_class(name)) for name in unknown}
-        meant = [f"{name!r} may be {other!r}" for name, other in pairs.items() if other]
-        hint = f"the classes are: {', '.join(classes)}"
-        raise ConfigError(Issue("data (eval)", message, "; ".join([*meant, hint])))
+    if len(found) < 2:
+        raise ConfigError(Issue("data.path", f"the training rows have one class only: {[*found]}"))
+    if saved is not None and (saved.named or found <= {*saved.classes}):
+        classes, lacks = list(saved.classes), f"the head of {saved.where} does not have"
+        other = "without adapter=" if saved.in_adapter else "on another model.path, without a head,"
+        ways = [f"{other} a new one is trained for any classes"]
+    else:
+        classes = sorted(found, key=int) if all(map(str.isdecimal, found)) else sorted(found)
+        lacks, ways = "no training row has", []
+        data.notes += _unnamed(saved, classes)
+    others = {split.name: {*split.rows.classes()}.difference(classes) for split in data.splits}
+    if unknown := sorted(set[str]().union(*others.values())):
+        where = ", ".join(name for name, found in others.items() if found)
+        message = f"rows have classes that {lacks}: {', '.join(unknown)}"
+        hint = [*_meant(unknown, classes), f"the classes are: {', '.join(classes)}", *ways]
+        raise ConfigError(Issue(f"data ({where})", message, "; ".join(hint)))
     for split in data.splits:
         split.rows = split.rows.with_class_numbers(classes)
     return classes
+
+
+def _meant(unknown: Sequence[str], classes: Sequence[str]) -> list[str]:
+    """Which of ``classes`` may be meant by others: those that are written nearly alike."""
+    alike = {plain_class(name): name for name in classes}
+    close = {name: next(iter(get_close_matches(name, classes, n=1)), None) for name in unknown}
+    pairs = {name: alike.get(plain_class(name)) or close[name] for name in unknown}
+    return [f"{name!r} may be {other!r}" for name, other in pairs.items() if other]
+
+
+def _unnamed(saved: SavedHead | None, classes: Sequence[str]) -> list[str]:
+    """What becomes of a saved head whose outputs have no names."""
+    if saved is None:
+        return []
+    outputs = f"{saved.where} has a head of {len(saved.classes)} outputs without names"
+    if len(saved.classes) != len(classes):
+        return [f"{outputs}, and the rows {len(classes)} classes: a new head is drawn"]
+    return [f"{outputs}, which are taken for these classes, in this order: {', '.join(classes)}"]

@@ -6,9 +6,11 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from runner.config.objective import Objective
+from runner.config.saved_head import saved_head
 from runner.config.settings import DataSettings, ModelSettings, RunConfig
 from runner.models.locate import is_at_hand
 from runner.plan.expected import Rows as RowSummary
+from runner.plan.find import find_facts
 
 if TYPE_CHECKING:
     from runner.data.splits import Data
@@ -37,7 +39,7 @@ def read_rows(config: RunConfig, objective: Objective, data: DataSettings) -> Ro
     prepared = read_data(config, objective, data)
     if prepared is None:
         return Rows(notes=("no tokenizer here yet: each row counts as trainer.max_length",))
-    classes = len(objective.head(prepared)) if objective.head else 0
+    classes = len(head(config, objective, prepared) or ())
     train = prepared.train
     lengths: list[int] = []
     dataset = train.dataset()
@@ -64,6 +66,16 @@ def read_data(config: RunConfig, objective: Objective, data: DataSettings) -> Da
     renderer = Renderer(base.tokenizer, config.template, data.train_on)
     limit = row_limit(config, base.config)
     return prepare(data, renderer, limit, config.seed, objective.kind)
+
+
+def head(config: RunConfig, objective: Objective, data: Data) -> list[str] | None:
+    """The outputs of the run's head, as training has them; None for a model that writes tokens.
+
+    Raises ``ConfigError`` as the training would.
+    """
+    if objective.head is None:
+        return None
+    return objective.head(data, saved_head(config, find_facts(config.model)))
 
 
 def summary(

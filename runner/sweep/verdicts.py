@@ -18,7 +18,7 @@ from runner.plan.expected import Expected, Place, Rows, expected, gib
 from runner.plan.find import find_architecture
 from runner.plan.gpus import found_gpus, this_machine
 from runner.plan.packs import widest
-from runner.plan.rows import USUAL_LENGTH, read_data, summary, unread
+from runner.plan.rows import USUAL_LENGTH, head, read_data, summary, unread
 from runner.sweep.cells import placed
 from runner.sweep.jobs import Job
 
@@ -93,7 +93,18 @@ def _expected(
     """What a job takes, None where its model is not to be had. Raises ``ConfigError`` for faulty rows."""
     config, cells = widest([cell.config for cell in job.cells]), len(job.cells)
     length, packing = (config.trainer.get(key) for key in ("max_length", "packing"))
-    key = repr((config.recipe, config.model, config.template, config.data, length, packing, cells > 1))
+    key = repr(
+        (
+            config.recipe,
+            config.adapter,
+            config.model,
+            config.template,
+            config.data,
+            length,
+            packing,
+            cells > 1,
+        )
+    )
     if key not in read:  # once for all jobs with the same rows, whatever the seed that chose them
         try:
             read[key] = _read(config, objective, cells > 1)
@@ -123,7 +134,7 @@ def _read(config: RunConfig, objective: Objective, in_pack: bool) -> _Read:
         return architecture, unread(config, architecture.positions), 2 if objective.head else None
     data.check_held_out()
     packed_to = config.trainer.get("max_length", USUAL_LENGTH) if config.trainer.get("packing") else None
-    classes = len(objective.head(data)) if objective.head else None
+    classes = len(head(config, objective, data) or ()) or None
     return architecture, summary(data, objective, packed_to, in_pack), classes
 
 

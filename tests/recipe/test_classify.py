@@ -5,8 +5,11 @@ from pathlib import Path
 
 import pytest
 from safetensors.torch import load_file
+from torch import float32
 
-from helpers.command import ADAPTER, RECORD, TINY
+from helpers.command import ADAPTER, QUIET, RECORD, TINY
+from helpers.tiny_model import TINY_MODEL, using
+from runner.models.model import byte_tokenizer, find_base, load_model
 
 WORDS = ["sun", "moon", "star", "cat", "dog", "tree", "car", "house", "river", "road"]
 ROWS = [
@@ -51,3 +54,65 @@ def test_rows_without_usable_classes_are_refused(cli, capsys, train, test, said)
     assert run.code == 2
     assert not run.folder.exists()
     assert said in capsys.readouterr().err
+
+
+def classifier(folder: str, *classes: str) -> None:
+    """A whole model with a head of classes, as a merge leaves it."""
+    load_model(find_base(TINY_MODEL), None, float32, 0, [*classes]).save_pretrained(folder)
+    byte_tokenizer().save_pretrained(folder)
+
+
+def kept(run) -> list[str]:
+    return json.loads((run.folder / "adapter/base.json").read_text())["classes"]
+
+
+@pytest.mark.slow
+def test_an_adapter_that_is_trained_further_keeps_its_classes_and_their_order(cli):
+    write("train.jsonl", ROWS)
+    learn = ("trainer.learning_rate=0.02", "trainer.num_train_epochs=20")
+    assert cli(*TRAIN, *QUIET, *learn, folder="start").code == 0
+    write("some.jsonl", [row for row in ROWS if row["label"] != "bad"])
+    words = ("data.path=some.jsonl", "data.eval_split=0.5", "trainer.learning_rate=0")
+    run = cli(*TRAIN, *QUIET, *words, "adapter=start")
+    assert kept(run) == ["bad", "good", "so-so"]
+    assert run.record["metrics"]["eval_accuracy"] > 0.9
+
+
+def test_a_checkpoint_that_is_trained_further_keeps_its_classes_and_their_order(cli, capsys):
+    classifier("named", "so-so", "bad", "good")
+    write("train.jsonl", [row for row in ROWS if row["label"] != "good"])
+    words = (*TRAIN, *QUIET, *using(Path("named"))[1:], "trainer.max_steps=1")
+    run = cli(*words)
+    assert kept(run) == ["so-so", "bad", "good"]
+    capsys.readouterr()
+    write("train.jsonl", [*ROWS[:3], {"text": "x", "label": "Good"}, {"text": "y", "label": "odd"}])
+    for more, way in (((), "on another model.path"), (("adapter=run",), "without adapter=")):
+        assert cli(*words, *more, folder="refused").code == 2
+        said = " ".join(capsys.readouterr().err.split())
+        assert "data (train): rows have classes that the head of " in said
+        assert "does not have: Good, odd" in said
+        assert f"'Good' may be 'good'; the classes are: so-so, bad, good; {way}" in said
+
+
+@pytest.mark.sampled(2)
+@pytest.mark.parametrize(
+    ("outputs", "said"),
+    [
+        (3, "3 outputs without names, which are taken for these classes, in this order: bad, good, so-so"),
+        (4, "4 outputs without names, and the rows 3 classes: a new head is drawn"),
+    ],
+)
+def test_what_becomes_of_a_head_without_names_is_said(cli, outputs, said):
+    classifier("unnamed", *(f"LABEL_{number}" for number in range(outputs)))
+    write("train.jsonl", ROWS)
+    run = cli(*TRAIN, *QUIET, *using(Path("unnamed"))[1:], "trainer.max_steps=1")
+    assert kept(run) == ["bad", "good", "so-so"]
+    assert f"model.path=unnamed has a head of {said}" in run.record["notes"]
+
+
+def test_an_adapter_with_classes_is_no_reward_model(cli, capsys):
+    write("train.jsonl", ROWS)
+    assert cli(*TRAIN, *QUIET, "trainer.max_steps=1", folder="start").code == 0
+    write("pairs.jsonl", [{"prompt": word, "chosen": "yes", "rejected": "no"} for word in WORDS])
+    assert cli("recipe=reward", "adapter=start", "data=file", "data.path=pairs.jsonl").code == 2
+    assert "has a head of 3 classes, and a reward model gives one score" in capsys.readouterr().err
