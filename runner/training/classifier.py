@@ -30,12 +30,13 @@ class GuardedClassifierTrainer(GuardedTrainer, Trainer):
 
 
 def _scores(prediction: EvalPrediction) -> dict[str, float]:
-    """Accuracy, and F1 as the plain mean over the classes (macro F1); a class never met counts as 0."""
+    """Accuracy, and F1 as the plain mean over the classes that occur in the labels or in the predictions, as
+    scikit-learn's ``f1_score(average="macro")``: one that is neither held out nor predicted says nothing."""
     logits, labels = np.asarray(prediction.predictions), np.asarray(prediction.label_ids)
     guessed = logits.argmax(axis=-1)
     scores = []
-    for label in range(logits.shape[-1]):
+    for label in np.union1d(guessed, labels):
         right = np.sum((guessed == label) & (labels == label))
         named = np.sum(guessed == label) + np.sum(labels == label)
-        scores.append(2 * right / named if named else 0.0)
+        scores.append(2 * right / named)
     return {"accuracy": float(np.mean(guessed == labels)), "f1": float(np.mean(scores))}

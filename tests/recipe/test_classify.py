@@ -116,3 +116,12 @@ def test_an_adapter_with_classes_is_no_reward_model(cli, capsys):
     write("pairs.jsonl", [{"prompt": word, "chosen": "yes", "rejected": "no"} for word in WORDS])
     assert cli("recipe=reward", "adapter=start", "data=file", "data.path=pairs.jsonl").code == 2
     assert "has a head of 3 classes, and a reward model gives one score" in capsys.readouterr().err
+
+
+def test_a_class_that_is_neither_held_out_nor_predicted_does_not_count_in_macro_f1(cli):
+    """As in scikit-learn's ``f1_score(average="macro")``."""
+    write("train.jsonl", [*ROWS[:3], *({"text": f"fine {word}", "label": "good"} for word in WORDS * 2)])
+    write("test.jsonl", [{"text": f"fine {word}!", "label": "good"} for word in WORDS[:4]])
+    words = ("data.eval_path=test.jsonl", "trainer.learning_rate=0.05", "trainer.num_train_epochs=2")
+    metrics = cli(*TRAIN, *QUIET, *words).record["metrics"]
+    assert (metrics["eval_accuracy"], metrics["eval_f1"]) == (1.0, 1.0)
