@@ -85,7 +85,7 @@ RESULTS = (
 )
 
 # For names that are not in the table: a user's own function, and what a trainer logs besides.
-_LOWER = re.compile(r"(^|_)(loss|perplexity|kl|error|difference|seconds|bytes|norm|wer|cer)(_|$)")
+_LOWER = re.compile(r"(^|_)(loss|perplexity|kl|error|difference|seconds|ms|bytes|norm|wer|cer)(_|$)")
 _SHARE = re.compile(r"(^|_)(match|accuracy|accuracies|f1|share)(_|$)")
 
 

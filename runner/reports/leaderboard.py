@@ -17,6 +17,7 @@ from runner.core.atomic import write_atomically
 from runner.core.metric_names import find_metric, in_record
 from runner.reports.results import STATUSES, CellResult, Sweep, read_sweep
 from runner.reports.significance import CONFIDENCE, Verdict, by_rows, by_seeds, row_losses
+from runner.reports.ties import order, tie_note
 
 _LOSSES = ("eval_loss", "loss")  # of which held_out.jsonl has every row
 # What the mark "other code" of a row means.
@@ -150,7 +151,7 @@ class Leaderboard:
 
 
 def leaderboard(folder: Path) -> Leaderboard:
-    """Rank the cells of a sweep folder, finished or not."""
+    """Rank the cells of a sweep folder, finished or not. What ties for the first place is in its notes."""
     sweep = read_sweep(folder)
     metric = metric_of(sweep)
     higher = find_metric(metric).higher
@@ -161,10 +162,18 @@ def leaderboard(folder: Path) -> Leaderboard:
     if sweep.unranked:
         whys = [sweep.unranked if row.completed else row.reason for row in rows]
         rows = [replace(row, best=None, reason=why) for row, why in zip(rows, whys, strict=True)]
-    ranked = sorted(
-        (row for row in rows if row.best is not None),
-        key=lambda row: row.scores[metric].mean * (-1 if higher else 1),
+    deciding = [metric, *sweep.tie_breakers]
+    means = {
+        row.group: {name: _mean(cell.metric(name) for cell in row.completed) for name in deciding}
+        for row in rows
+        if row.best is not None
+    }
+    ranked = sorted((row for row in rows if row.group in means), key=lambda row: order(means[row.group]))
+    note = tie_note(
+        [means[row.group] for row in ranked],
+        "cells" if len(sweep.cells) == len(groups) else "combinations of values",
     )
+    sweep = replace(sweep, notes=[*sweep.notes, *filter(None, [note])])
     others = sorted((row for row in rows if row.best is None), key=lambda row: STATUSES.index(row.status))
     verdicts, method = _noise(ranked, metric)
     ranked = [

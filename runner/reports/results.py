@@ -119,8 +119,15 @@ class Sweep:
 
     @property
     def deciding(self) -> dict[str, Any]:
-        """The ``metric`` that ranks its cells, None where none does, and a ``note``; empty in old folders."""
+        """The ``metric`` that ranks its cells, None where none does, ``ties`` and a ``note``; empty in old
+        folders."""
         return mapping(self.record.get("deciding"))
+
+    @property
+    def tie_breakers(self) -> list[str]:
+        """The metrics that order cells of equal value of the deciding one."""
+        found = self.deciding.get("ties")
+        return [str(name) for name in found] if isinstance(found, list) else []
 
     @property
     def unranked(self) -> str:

@@ -23,10 +23,14 @@ _HALVED_BY = "eval_loss"
 
 @dataclass(frozen=True)
 class Deciding:
-    """The ``metric`` that ranks the cells, None where none can, and what is to be said of it."""
+    """The ``metric`` that ranks the cells, None where none can, and what is to be said of it.
+
+    ``ties`` are the metrics by which cells are ranked that are equal in it, in this order.
+    """
 
     metric: str | None
     note: str = ""
+    ties: tuple[str, ...] = ()
 
     @property
     def notes(self) -> list[str]:
@@ -78,9 +82,9 @@ def deciding(cells: Sequence[Cell], settings: SweepSettings, sought: Sequence[st
         if keys := runs.differing(metric, axes):
             why = _why(settings.metric, keys)
             raise ConfigError(Issue(f"sweep.metric={settings.metric}", why, _instead(comparable)))
-        return Deciding(metric)
+        return Deciding(metric, ties=tuple(name for name in comparable if name != metric))
     if shared[:1] == comparable[:1] and shared:
-        return Deciding(shared[0])
+        return Deciding(shared[0], ties=tuple(comparable[1:]))
     if not shared:
         why, hint = _nothing_in_common(runs)
     else:
@@ -88,7 +92,8 @@ def deciding(cells: Sequence[Cell], settings: SweepSettings, sought: Sequence[st
     if sought is not None:
         raise ConfigError(Issue("sweep.metric", why, hint))
     if comparable:
-        return Deciding(comparable[0], f"{why}: ranked by {_named(comparable[0])}")
+        note = f"{why}: ranked by {_named(comparable[0])}"
+        return Deciding(comparable[0], note, tuple(comparable[1:]))
     return Deciding(None, f"no cell is ranked: {why}; {hint}")
 
 

@@ -80,6 +80,15 @@ def test_cells_are_ranked_by_what_can_be_compared(tmp_path, first, second, metri
     assert f"differ in {named}" in found.note or not named
 
 
+def test_cells_that_tie_are_ranked_by_what_else_can_be_compared(tmp_path):
+    classes = ("model=tiny", "recipe=classify")
+    rates = [[*classes, f"trainer.learning_rate={rate}"] for rate in (1e-3, 1e-2)]
+    assert decided(tmp_path, *rates).ties == ("eval_accuracy", "eval_f1")
+    assert decided(tmp_path, *rates, metric="eval_accuracy").ties == ("eval_loss", "eval_f1")
+    lengths = [[*classes, f"trainer.max_length={length}"] for length in (64, 128)]
+    assert decided(tmp_path, *lengths).ties == ("eval_f1",)
+
+
 def test_losses_over_other_vocabularies_are_not_compared(tmp_path):
     rows = ("generation.rows=0",)
     found = decided(tmp_path, ["model=qwen3-0.6b", *rows], ["model=llama3.2-1b-instruct", *rows])
