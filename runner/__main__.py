@@ -50,8 +50,11 @@ def main(argv: list[str] | None = None) -> int:
     try:
         if command.informational:
             run_config.check_shown(command)
-        elif not (checked := run_config.check(command)).multirun and not command.shown:
-            return _run(checked.configs[0], command, typed, checked.overrides)
+        else:
+            checked = run_config.check(command)
+            if not checked.multirun and not command.shown:
+                return _run(checked.configs[0], command, typed, checked.overrides)
+            command = checked.command
     except ConfigError as error:
         console.config_errors(error.issues)
         return ExitCode.CONFIG_ERROR

@@ -36,6 +36,7 @@ from runner.cli.plain import plain_values
 from runner.cli.primary_config import config_issues
 from runner.cli.saved_config import escaped, saved_node
 from runner.cli.slurm_rules import check_slurm
+from runner.cli.sweeper import repeatable
 from runner.config.checks import check_config
 from runner.config.objective import Objectives
 from runner.config.origins import Origins
@@ -88,12 +89,14 @@ def register(command: Command | None = None) -> None:
 class Checked(NamedTuple):
     """The configs of a command that is right: one, or of a sweep one for every value of every axis.
 
-    ``overrides`` are those of the one run, as typed, without those that are for Hydra.
+    ``overrides`` are those of the one run, as typed, without those that are for Hydra. ``command`` is the one
+    for Hydra to run, of a sweep.
     """
 
     configs: list[RunConfig]
     multirun: bool
     overrides: list[str]
+    command: Command
 
 
 def check(command: Command) -> Checked:
@@ -109,10 +112,10 @@ def check(command: Command) -> Checked:
     except (OSError, ValueError, OmegaConfBaseException, yaml.YAMLError) as error:
         raise ConfigError([*issues, compose.blame("config", error, command)]) from error
     with compose.started(command):
-        configs, multirun = _check_cells(command, issues)
+        configs, completed = _check_cells(command, issues)
     if issues:
         raise ConfigError(issues)
-    return Checked(configs, multirun, list(HydraConfig.get().overrides.task))
+    return Checked(configs, completed.multirun, list(HydraConfig.get().overrides.task), completed)
 
 
 def check_shown(command: Command) -> None:
@@ -126,9 +129,9 @@ def check_shown(command: Command) -> None:
         raise ConfigError(issues)
 
 
-def _check_cells(command: Command, issues: list[Issue]) -> tuple[list[RunConfig], bool]:
-    """The configs of the run, or of each value of each axis, and whether it is a sweep, as a file may say,
-    too; what is wrong with them joins ``issues``."""
+def _check_cells(command: Command, issues: list[Issue]) -> tuple[list[RunConfig], Command]:
+    """The configs of the run, or of each value of each axis, and the command with what files say of a sweep;
+    what is wrong with them joins ``issues``."""
     parser = OverridesParser.create(config_loader=GlobalHydra.instance().config_loader())
     overrides, more = check_overrides(command, parser, command.overrides)
     first = compose.compose(command, next(walk(overrides, command.multirun)))
@@ -137,6 +140,8 @@ def _check_cells(command: Command, issues: list[Issue]) -> tuple[list[RunConfig]
         overrides, more = check_overrides(command, parser, command.overrides)
         first = compose.compose(command, next(walk(overrides, command.multirun)))
     issues += more
+    if command.multirun:
+        command = repeatable(command, overrides, first[0])
     if texts := _file_axes(command, overrides, first, issues):
         axes, more = check_overrides(command, parser, texts)
         issues += more
@@ -172,7 +177,7 @@ def _check_cells(command: Command, issues: list[Issue]) -> tuple[list[RunConfig]
             configs += [frozen] if frozen else []
             names += [name] if frozen else []
         issues += [issue for issue in found if issue not in issues]
-    return configs, command.multirun
+    return configs, command
 
 
 def freeze(composed: DictConfig, objectives: Objectives, multirun: bool = False) -> RunConfig:

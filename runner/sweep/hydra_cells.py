@@ -20,14 +20,13 @@ from runner.cli.compose import blame
 from runner.cli.composed_once import compose_options_once
 from runner.cli.plain import bound_interpolations
 from runner.cli.slurm_rules import slurm_options
+from runner.cli.sweeper import BASIC, why_not_repeated
 from runner.config.settings import RunConfig
 from runner.core.errors import ConfigError, Issue, RunnerError
 from runner.core.folder_names import name_of
 from runner.sweep import Handle
 from runner.sweep.cells import Cell, expand, placed
 from runner.sweep.run_sweep import Sweep
-
-_BASIC = ".BasicSweeper"
 
 
 class CellFailed(RunnerError):
@@ -71,7 +70,7 @@ class ComposedCells:
         texts = [*(f"{key}={value}" for key, value in params.items()), *typed]
         self._axes = axes_of(parser.parse_overrides(texts))
         self._grid = Grid(self._axes, zip_lists(_plain(OmegaConf.select(master, "sweep.zip"))))
-        self._grid_only = str(master.hydra.sweeper._target_).endswith(_BASIC)
+        self._grid_only = str(master.hydra.sweeper._target_).endswith(BASIC)
 
     def run(self, jobs: list[list[str]], first: int) -> list[JobReturn]:
         """Run the cells of a batch of jobs, each given by its overrides. Raises ``ConfigError``."""
@@ -147,8 +146,9 @@ class ComposedCells:
             )
         if self._handle.sweep is None:
             cluster = slurm_options(self._master)
+            changing = why_not_repeated(self._master.hydra.sweeper, self._axes)
             self._handle.sweep = Sweep(
-                folder, self._handle.typed, configs[0].sweep, cluster, not self._grid_only
+                folder, self._handle.typed, configs[0].sweep, cluster, not self._grid_only, changing
             )
         return self._handle.sweep
 

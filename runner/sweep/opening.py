@@ -1,4 +1,4 @@
-"""What a sweep prints before its first job."""
+"""What a sweep prints before its first job, and after its last."""
 
 from __future__ import annotations
 
@@ -82,6 +82,22 @@ def say_refused(verdicts: Sequence[Verdict]) -> None:
     for reason, names in reasons.items():
         said = escape(f"{_short(names)}: {reason}")
         console.out.print(f"[bold red]cannot run[/] {said}", soft_wrap=True)
+
+
+def say_end(ledger: Ledger, use: str, resume: str) -> None:
+    """Print what came of the cells and where it is; ``use`` is the command that uses the best one, ``resume``
+    the one that runs those without a result."""
+    record, statuses = ledger.record, [entry["status"] for entry in ledger.cells.values()]
+    counts = ", ".join(f"{statuses.count(status)} {status}" for status in dict.fromkeys(statuses))
+    colour = {"completed": "green", "preempted": "yellow"}.get(record["status"], "red")
+    console.out.print(f"\n[bold {colour}]sweep {record['status']}[/]  {len(statuses)} cells: {counts}")
+    console.out.print(f"[bold]report[/] {escape(str(ledger.folder / 'report.html'))}")
+    if best := record["best"]:
+        console.out.print(f"[bold]best[/]   {escape(str(ledger.folder / best))}")
+        if use:
+            console.out.print(f"[bold]use it[/] {escape(use)}")
+    if resume:
+        console.out.print(f"[bold]resume with[/] {escape(resume)}")
 
 
 def warn_of_other_code(done: Sequence[Cell], jobs: Sequence[Job], ledger: Ledger) -> None:

@@ -9,8 +9,6 @@ from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from rich.markup import escape
-
 from recipes import OBJECTIVES
 from runner.config.path_rules import check_sweep_folder
 from runner.config.settings import SweepSettings
@@ -29,7 +27,7 @@ from runner.sweep.devices import Device, choose
 from runner.sweep.jobs import Job, followed_jobs, keys_of, make_jobs, record_jobs, write_job
 from runner.sweep.leases import Leases
 from runner.sweep.ledger import DONE, Ledger
-from runner.sweep.opening import say_plan, say_verdicts, warn_of_other_code
+from runner.sweep.opening import say_end, say_plan, say_verdicts, warn_of_other_code
 from runner.sweep.processes import Children
 from runner.sweep.slurm.queue import Held
 from runner.sweep.slurm.queue import held as held_by_slurm
@@ -43,7 +41,8 @@ class Sweep:
 
     Resuming a sweep is the same as starting it: cells that are done are left alone. With ``cluster``, the
     options of ``conf/hydra/launcher/slurm.yaml``, its workers are tasks of SLURM. One that ``seeks`` chooses
-    the values of later batches by the deciding metric of earlier ones.
+    the values of later batches by the deciding metric of earlier ones; ``changing`` says why it may choose
+    others when it is started again.
     """
 
     def __init__(
@@ -53,9 +52,10 @@ class Sweep:
         settings: SweepSettings,
         cluster: Mapping[str, Any] | None = None,
         seeks: bool = False,
+        changing: str = "",
     ) -> None:
         self.folder, self.settings, self._cluster, self._seeks = folder, settings, cluster, seeks
-        self._typed = list(typed)
+        self._typed, self._changing = list(typed), changing
         self._lock: FolderLock | None = None
         self._ledger: Ledger | None = None
         self._deciding, self._cells = Deciding(None), list[Cell]()  # of all batches
@@ -175,7 +175,9 @@ class Sweep:
             self._conclude()
         except Exception as error:  # the cells are what counts, and they are there
             console.warn(f"the leaderboard or the report could not be made: {type(error).__name__}: {error}")
-        self._say_end(code)
+        say_end(self.ledger, self._use, "" if code == ExitCode.COMPLETED else self.resume_command())
+        if code != ExitCode.COMPLETED and self._changing:
+            console.warn(f"that command does not only resume: {self._changing}")
         self.close()
         return code
 
@@ -278,21 +280,6 @@ class Sweep:
         for folder in self.ledger.without_report():
             run_report.write_report(folder)
         write_sweep_report(self.folder)
-
-    def _say_end(self, code: ExitCode) -> None:
-        statuses = [entry["status"] for entry in self.ledger.cells.values()]
-        counts = ", ".join(f"{statuses.count(status)} {status}" for status in dict.fromkeys(statuses))
-        colour = {ExitCode.COMPLETED: "green", ExitCode.PREEMPTED: "yellow"}.get(code, "red")
-        console.out.print(
-            f"\n[bold {colour}]sweep {self.ledger.record['status']}[/]  {len(statuses)} cells: {counts}"
-        )
-        console.out.print(f"[bold]report[/] {escape(str(self.folder / 'report.html'))}")
-        if best := self.ledger.record["best"]:
-            console.out.print(f"[bold]best[/]   {escape(str(self.folder / best))}")
-            if self._use:
-                console.out.print(f"[bold]use it[/] {escape(self._use)}")
-        if code != ExitCode.COMPLETED:
-            console.out.print(f"[bold]resume with[/] {escape(self.resume_command())}")
 
     def resume_command(self) -> str:
         """The command that runs the cells that are not done."""

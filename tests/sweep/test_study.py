@@ -13,7 +13,6 @@ STUDY = (
     "hydra/sweeper=optuna",
     "hydra.sweeper.n_trials=6",
     "hydra.sweeper.n_jobs=3",
-    "hydra.sweeper.sampler.seed=1",
     "lora.r=4,8,16",
     "trainer.learning_rate=tag(log,interval(1e-5,1e-3))",
 )
@@ -51,6 +50,40 @@ def test_a_study_over_repeats_sees_their_mean(optuna, sweep, started):
     found = yaml.safe_load((ran.folder / "optimization_results.yaml").read_text())
     values = [json.loads((ran.folder / name / "run.json").read_text()) for name in ran.statuses]
     assert found["best_value"] == pytest.approx(sum(run["metrics"]["eval_loss"] for run in values) / 3)
+
+
+def test_a_study_is_resumed_by_its_command(optuna, sweep, started):
+    words = ["hydra/sweeper=optuna", "hydra.sweeper.n_trials=2", "hydra.sweeper.n_jobs=2", "lora.r=8"]
+    words += ["trainer.learning_rate=1e-2", "trainer.learning_rate=tag(log,interval(1e-5,1e-3))"]
+    first = sweep(*words)
+    names = list(first.statuses)
+    assert len({*names, "trainer.learning_rate=0.01"}) == 3, "an axis, not the value typed before it"
+    assert started()
+    again = sweep(*words)
+    assert started() == []
+    assert list(again.statuses) == names
+    best = yaml.safe_load((again.folder / "optimization_results.yaml").read_text())
+    assert f"trainer.learning_rate={best['best_params']['trainer.learning_rate']}" == again.record["best"]
+
+
+@pytest.mark.sampled(3)
+@pytest.mark.parametrize(
+    ("words", "why"),
+    [
+        (["hydra.sweeper.sampler.seed=null"], "hydra.sweeper.sampler.seed is null"),
+        (["hydra.sweeper.storage=sqlite:///study.db"], "n_trials asked for anew"),
+        (["hydra/sweeper/sampler=grid"], "another 1 of 2 cells"),
+        (["hydra/sweeper/sampler=grid", "hydra.sweeper.n_trials=2"], ""),
+        ([], ""),
+    ],
+)
+def test_a_study_that_its_command_does_not_resume_says_why(optuna, sweep, words, why):
+    study = ["hydra/sweeper=optuna", "hydra.sweeper.n_trials=1", "hydra.sweeper.n_jobs=2", "lora.r=4,8"]
+    ran = sweep(*study, *words, plan={"lora.r=4": "failed", "lora.r=8": "failed"})
+    end = " ".join(ran.said.partition("resume with")[2].split())
+    assert "hydra/sweeper=optuna" in end
+    assert ("does not only resume" in end) == bool(why)
+    assert why in end
 
 
 @pytest.mark.slow
