@@ -19,6 +19,7 @@ from runner.config.settings import RunConfig
 from runner.core.atomic import json_text, sha256_of, sha256_of_file
 from runner.core.errors import ConfigError, Issue
 from runner.core.file_kinds import no_files
+from runner.core.hydra_quoting import typed_override
 from runner.core.paths import SWEEP_FILE
 from runner.core.process.folder_lock import holder
 from runner.core.yaml_reader import parse_yaml
@@ -131,7 +132,7 @@ def find_adapter(path: str) -> Adapter:
         return find_adapter(best)
     where = f"adapter={path}"
     if (given / "model" / "config.json").is_file():
-        hint = f"it holds a whole model: model.path={given / 'model'}"
+        hint = f"it holds a whole model: {typed_override('model.path', str(given / 'model'))}"
         raise ConfigError(Issue(where, "holds no adapter_config.json", hint))
     raise ConfigError(Issue(where, "holds no adapter_config.json", "name a run folder or its adapter/"))
 

@@ -4,15 +4,15 @@ from __future__ import annotations
 
 import base64
 import hashlib
-import shlex
 from pathlib import Path
 from typing import Any
 from urllib.parse import quote
 
 from markupsafe import Markup
 
+from runner.config.adapters import CONFIG_FILE
 from runner.core.atomic import write_atomically
-from runner.core.hydra_quoting import hydra_value
+from runner.core.hydra_quoting import typed_override
 from runner.core.metric_names import find_metric
 from runner.reports.curves import curves_context
 from runner.reports.labels import cell_label, label, short_names
@@ -23,8 +23,8 @@ from runner.reports.run_report import MAX_SAMPLES, OPEN_SAMPLES, OUTCOMES, page_
 from runner.reports.table import score_text
 from runner.reports.views import TONES, board_view, heatmaps_view, importance_view, parallel_view
 
-# Recipes whose cells leave no adapter that writes text.
-_WITHOUT_CHAT = ("classify", "reward", "evaluate", "benchmark", "merge")
+# Recipes whose adapters and models write no text.
+_WITHOUT_CHAT = ("classify", "reward")
 
 
 def write_sweep_report(folder: Path, board: Leaderboard | None = None) -> Path:
@@ -82,12 +82,18 @@ def sweep_context(board: Leaderboard) -> dict[str, Any]:
 
 
 def use_command(board: Leaderboard) -> str:
-    """The command that chats with the best cell; empty where there is none that writes text."""
+    """The command that chats with the best cell, with its adapter or its whole model; empty where it has left
+    none that writes text."""
     best = board.best_cell
     if best is None or best.config.get("recipe") in _WITHOUT_CHAT:
         return ""
-    adapter = f"adapter={hydra_value(str(board.sweep.folder))}"
-    return f"python -m runner recipe=chat {shlex.quote(adapter)}"
+    if (best.folder / "adapter" / CONFIG_FILE).is_file():
+        source = typed_override("adapter", str(board.sweep.folder))
+    elif (best.folder / "model" / "config.json").is_file():
+        source = typed_override("model.path", str(best.folder / "model"))
+    else:
+        return ""
+    return f"python -m runner recipe=chat {source}"
 
 
 def _answer(board: Leaderboard) -> dict[str, Any]:

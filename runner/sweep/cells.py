@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import shlex
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import cache
@@ -16,6 +17,7 @@ from runner.core.atomic import sha256_of, sha256_of_file
 from runner.core.code_digest import code_digest
 from runner.core.errors import ConfigError, Issue
 from runner.core.folder_names import name_of
+from runner.core.hydra_quoting import typed_override
 from runner.core.paths import PACKAGE
 from runner.data.files import local_files
 
@@ -88,9 +90,14 @@ def check_cells(cells: Iterable[Cell]) -> Iterator[Issue]:
         if len(several) > 1:
             message = f"{len(several)} cells would be pushed there, one over the other"
             folder = Path(str(several[0].config.output_dir)).parent
-            best = f"python -m runner recipe=merge adapter={folder} push_to={repository}"
-            hint = f"leave it out, and push the best afterwards: {best}, or hf upload for its adapter alone"
-            yield Issue(f"push_to={repository}", message, hint)
+            source = typed_override("adapter", str(folder))
+            best = f"python -m runner recipe=merge {source} push_to={repository}"
+            best += ", or hf upload for its adapter alone"
+            if not any(cell.config.lora for cell in several):
+                best = f"hf upload {repository} {shlex.quote(f'{folder}/CELL/model')}"
+            yield Issue(
+                f"push_to={repository}", message, f"leave it out, and push the best afterwards: {best}"
+            )
 
 
 def placed(issue: Issue, names: Sequence[str], every: int) -> Issue:

@@ -153,6 +153,8 @@ def grid(folder: Path, count: int = 2, **changes: Any) -> Path:
     for path in folder.glob(f"{best}*"):
         write_lines(path / "samples.jsonl", [SAMPLE | {"index": n} for n in range(3)])
         (path / "report.html").write_text("<p>cell</p>")
+        (path / "adapter").mkdir()
+        (path / "adapter" / "adapter_config.json").write_text("{}")
     return folder
 
 

@@ -40,7 +40,7 @@ for cell in job["cells"]:
     folder = Path(job["sweep"]) / cell["name"]
     folder.mkdir(parents=True, exist_ok=True)
     lora, trainer = cell["config"]["lora"], cell["config"]["trainer"]
-    loss = 1 / lora["r"] + abs(trainer["learning_rate"] - 3e-4) + cell["config"]["seed"] / 1000
+    loss = 1 / lora.get("r", 8) + abs(trainer["learning_rate"] - 3e-4) + cell["config"]["seed"] / 1000
     mark = {"key": cell["key"], "sweep": job["sweep"], "job": job["name"], "device": sys.argv[2]}
     record = {"status": "running", "metrics": {}, "cell": mark, "overrides": cell["overrides"]}
     (folder / "run.json").write_text(json.dumps(record))
@@ -69,6 +69,10 @@ for cell in job["cells"]:
         (folder / "checkpoints" / "checkpoint-1").mkdir(parents=True)
         sys.exit(75)
     record |= {"status": end, "metrics": {"eval_loss": loss}}
+    kept = folder / ("adapter/adapter_config.json" if lora else "model/config.json")
+    if cell["config"]["recipe"] == "sft":
+        kept.parent.mkdir(exist_ok=True)
+        kept.write_text("{}")
     if end in ("failed", "diverged", "fault"):
         message = "CUDA error: an illegal memory access was encountered" if end == "fault" else "as planned"
         record["error"] = {"type": "Odd", "message": message, "traceback": ""}

@@ -1,5 +1,6 @@
 """What ``-m`` runs: its cells, their names and keys, what is refused, and how it is resumed."""
 
+import html
 import time
 from dataclasses import replace
 
@@ -11,8 +12,9 @@ from recipes import OBJECTIVES
 from runner.__main__ import main
 from runner.cli import run_config
 from runner.cli.saved_config import to_yaml
+from runner.config.adapters import find_adapter
 from runner.config.settings import RunConfig
-from runner.core.errors import ExitCode
+from runner.core.errors import ConfigError, ExitCode
 from runner.sweep import run_sweep
 from runner.sweep.cells import Cell, check_cells, key_of
 
@@ -35,6 +37,17 @@ def test_a_sweep_of_two_axes(sweep, started):
     assert found == {"sweep.json", "leaderboard.csv", "report.html", "jobs", *names}
     assert "4 cells together" in ran.said
     assert "recipe=chat adapter=s" in ran.said
+
+
+@pytest.mark.report
+def test_a_best_cell_that_is_a_whole_model_is_used_by_its_path(sweep):
+    ran = sweep("lora=none", "trainer.learning_rate=1e-4,3e-4")
+    model = "\"model.path='s/trainer.learning_rate=3e-4/model'\""
+    assert f"use it python -m runner recipe=chat {model}" in " ".join(ran.said.split())
+    assert f"recipe=chat {model}" in html.unescape((ran.folder / "report.html").read_text())
+    with pytest.raises(ConfigError) as found:
+        find_adapter("s")
+    assert found.value.issues[0].hint.endswith(model)
 
 
 def test_a_cell_is_the_run_that_it_would_be_alone(sweep):
@@ -139,6 +152,8 @@ def test_cells_are_not_pushed_over_each_other(sweep, started):
     assert (ran.code, started()) == (ExitCode.CONFIG_ERROR, [])
     assert "2 cells would be pushed there, one over the other" in ran.said
     assert "recipe=merge adapter=s push_to=me/orders" in " ".join(ran.said.split())
+    whole = sweep("lora=none", "seed=0,1", "push_to=me/orders")
+    assert "hf upload me/orders s/CELL/model" in " ".join(whole.said.split())
     assert sweep("lora.r=4,8", "push_to=me/${lora.r}").code == ExitCode.COMPLETED
 
 
