@@ -38,7 +38,7 @@ def inherited(
     adapter = _adapter(typed.get("adapter", ""))
     if adapter is None:
         return {}, [], {}
-    chosen = {**_chosen(typed.get("experiment"), folders), **typed}
+    chosen = {**options_of(typed.get("experiment"), folders), **typed}
     recipe = chosen.get("recipe", "sft")
     groups = _groups(adapter)
     groups["data"] = data = _rows(adapter, recipe, "data.path" in typed, objectives)
@@ -58,7 +58,7 @@ def without_rate(overrides: Iterable[str], folders: Iterable[Path]) -> list[str]
     model's where ``model.path`` names one in place of the preset's.
     """
     typed = dict(text.lstrip("+").split("=", 1) for text in overrides if "=" in text)
-    of_experiment = _chosen(typed.get("experiment"), folders)
+    of_experiment = options_of(typed.get("experiment"), folders)
     replaced = "model" in typed and "model" in of_experiment
     other = any(key in typed or key in of_experiment for key in _OTHER_MODEL)
     return ["~trainer_model"] if replaced or other else []
@@ -105,7 +105,7 @@ def _more(adapter: Adapter, typed: dict[str, str]) -> Iterator[str]:
             yield f"{key}={'null' if value is None else value}"
 
 
-def _chosen(experiments: str | None, folders: Iterable[Path]) -> dict[str, str]:
+def options_of(experiments: str | None, folders: Iterable[Path]) -> dict[str, str]:
     """What the files of ``experiment=`` choose: options by group, ``recipe``, and the keys of ``model`` they
     set. Of several experiments (``-m experiment=a,b``) what any of them does."""
     names = [name.strip() for name in (experiments or "").split(",")]

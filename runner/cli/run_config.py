@@ -20,7 +20,7 @@ from hydra.types import RunMode
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
-from runner.cli import chain_stages, compose, inherit
+from runner.cli import chain_plans, chain_stages, compose, inherit
 from runner.cli import help as help_text
 from runner.cli.axes import axes_of, check_axes, walk, zip_lists
 from runner.cli.command import SAVED_NAME, Command, check_overrides, parse
@@ -205,6 +205,7 @@ def freeze(composed: DictConfig, objectives: Objectives, multirun: bool = False)
     # a value that could not be resolved is missing below: reported once
     named = {issue.where for issue in issues}
     issues += [issue for issue in check_config(values, origins, objectives) if issue.where not in named]
+    issues += chain_plans.check_no_chain(values, origins, hydra, lambda: compose.layers(hydra), objectives)
     several = multirun or hydra.mode == RunMode.MULTIRUN
     issues += check_slurm(composed, several)
     issues += check_in_sweep(values, origins) if several else ()

@@ -10,7 +10,7 @@ from typing import Any
 from runner.config.objective import Objective, Objectives, task_type
 from runner.config.origins import Origins
 from runner.config.recipes.benchmark_rules import check_benchmark
-from runner.config.recipes.chain_rules import check_stages, stage_plans
+from runner.config.recipes.chain_rules import check_stages
 from runner.config.recipes.plan_rules import check_plan
 from runner.config.settings import OWN_SECTIONS
 from runner.core.errors import Issue, nearest
@@ -61,13 +61,8 @@ def check_recipe(values: Values, origins: Origins, objectives: Objectives) -> It
         names = recipe_names()
         yield Issue(origins.where("recipe"), f"unknown recipe {recipe!r}", nearest(recipe, names, len(names)))
         return
-    if recipe == "plan" and (stages := values.get("stages")):
-        message = "recipe=plan plans one training run, and a chain has several stages"
-        hint = (
-            "; ".join(stage_plans(stages, origins.overrides, objectives))
-            or "none of these trains: recipe=chain"
-        )
-        yield Issue(origins.where("stages"), message, hint)
+    if recipe == "plan" and values.get("stages"):  # which cli.chain_plans refuses
+        yield from check_stages(values["stages"], origins)
         return
     if recipe in MACHINE_ALONE:
         yield from _check_keys_of_others(str(recipe), values, origins, objectives)

@@ -2,6 +2,8 @@
 
 import pytest
 
+from helpers.command import one
+
 
 @pytest.fixture(autouse=True)
 def no_gpu(monkeypatch, tmp_path):
@@ -65,6 +67,34 @@ def test_a_chain_is_refused_with_the_plans_of_its_training_stages(cli, capsys, e
     assert commands == [f"python -m runner recipe=plan {words}" for words in planned]
     for number, command in enumerate(commands):
         assert cli(*command.split()[3:], folder=f"stage-{number}").code == 0
+
+
+CHAIN = """# @package _global_
+defaults:
+  - override /recipe: chain
+  - override /model: tiny
+trainer: {max_steps: 2}
+stages:
+  sft: [recipe=sft, lora=r8, lora.use_rslora=true]
+  more: [recipe=sft, "adapter={sft}", data.max_rows=8]
+  dpo: [recipe=dpo, "adapter={more}", trainer.beta=0.2]
+  merge: [recipe=merge, "adapter={dpo}"]
+"""
+
+
+def test_the_plans_of_a_chain_are_those_of_its_stages(cli, capsys, tmp_path, monkeypatch):
+    """With what its file says to all stages, and what a stage has from the run of an earlier one."""
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "own" / "experiment").mkdir(parents=True)
+    (tmp_path / "own" / "experiment" / "steps.yaml").write_text(CHAIN)
+    assert cli("--config-dir", "own", "experiment=steps", "recipe=plan").code == 2
+    commands = [command.split()[3:] for command in capsys.readouterr().err.splitlines()[2].split("; ")]
+    sft, more, dpo = [one(*words) for words in commands]
+    assert [command[:3] for command in commands] == [["--config-dir", "own", "recipe=plan"]] * 3
+    for run in (sft, more, dpo):
+        assert (run.model.architecture, run.trainer["max_steps"]) == ("tiny", 2)
+        assert (run.lora["r"], run.lora["use_rslora"]) == (8, True)
+    assert (more.data.max_rows, dpo.data.max_rows, dpo.trainer["beta"]) == (8, None, 0.2)
 
 
 @pytest.mark.parametrize("gpu", ["0GiB", "-8GiB", "rtx4900"])

@@ -3,15 +3,11 @@
 from __future__ import annotations
 
 import re
-import shlex
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
-from runner.config.objective import Objectives
 from runner.config.origins import Origins
 from runner.core.errors import Issue, nearest
-from runner.core.paths import CONFIG_DIR
-from runner.core.yaml_reader import read_yaml
 
 # Keys of the chain that mean nothing to a stage, and a preset that the command of each leaves in or out.
 OF_THE_CHAIN = (
@@ -82,26 +78,3 @@ def check_stages(stages: Any, origins: Origins) -> Iterator[Issue]:
 
 def _is_override(text: Any) -> bool:
     return isinstance(text, str) and ("=" in text or text.startswith("~"))
-
-
-def stage_plans(stages: Any, typed: Sequence[str], objectives: Objectives) -> Iterator[str]:
-    """The command that plans each stage that trains, with the words that all stages share.
-
-    What a stage takes from the run of an earlier one is left out.
-    """
-    lists = {name: words for name, words in stages.items() if isinstance(words, list)}
-    common = [text for text in typed if key_of(text).partition(".")[0] not in OF_THE_CHAIN]
-    for words in stage_words({**lists, EVERY: [*lists.get(EVERY, []), *common]}).values():
-        given = [text for text in map(str, words) if not named(text)]
-        recipe = next((text.partition("=")[2] for text in given if key_of(text) == "recipe"), "sft")
-        if recipe in objectives:
-            keys = set(map(key_of, given))
-            chosen = [text for text in _options_of(recipe) if key_of(text) not in keys]
-            own = [text for text in given if key_of(text) != "recipe"]
-            yield shlex.join(["python", "-m", "runner", "recipe=plan", *chosen, *own])
-
-
-def _options_of(recipe: str) -> list[str]:
-    """The options of other groups that choosing a recipe chooses."""
-    defaults = read_yaml(CONFIG_DIR / "recipe" / f"{recipe}.yaml").get("defaults") or []
-    return [f"{key.removeprefix('override /')}={option}" for each in defaults for key, option in each.items()]
