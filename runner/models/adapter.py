@@ -15,6 +15,7 @@ from runner.core.atomic import json_text
 from runner.core.errors import ConfigError, Issue
 from runner.models.adapted import Adapted, adapted, parameters_of
 from runner.models.adapter_fit import add_saved, check_loaded, refusing_misfits
+from runner.models.biases import Biases, trains_biases
 from runner.models.empty_model import empty_model
 from runner.models.lora_targets import fit_targets, no_default, weights_of
 
@@ -49,13 +50,14 @@ def add_adapter(model: PreTrainedModel, config: Any, seed: int, base_folder: Pat
     loftq = getattr(config, "init_lora_weights", None) == "loftq"
     if loftq:
         config.init_lora_weights, config.loftq_config = True, {}
+    biases = Biases(model)
     try:
         wrapped: Any = get_peft_model(model, config)
     except ValueError as error:
         raise ConfigError(not_made(error, config, model)) from error
     if loftq:
         replace_lora_weights_loftq(wrapped, str(base_folder))
-    return wrapped
+    return _with_biases(wrapped, biases)
 
 
 def is_quantized(model: Any) -> bool:
@@ -110,10 +112,60 @@ def continue_adapter(model: PreTrainedModel, adapter: Adapter) -> PeftModel:
     """Load an earlier adapter, to train it further. Raises ``ConfigError`` for one that does not fit."""
     from peft import PeftModel
 
+    biases = Biases(model)
     with refusing_misfits(adapter):
         wrapped = PeftModel.from_pretrained(model, adapter.folder, is_trainable=True)
     check_loaded(wrapped, adapter, "default")
+    return _with_biases(wrapped, biases)
+
+
+def _with_biases(wrapped: PeftModel, biases: Biases) -> PeftModel:
+    """The model of one adapter, which takes the biases that it trains with it when it is disabled."""
+    if trains_biases(wrapped.peft_config["default"]):
+        biases.only_trained()
+        biases.take("default")
+        biases.follow(wrapped)
     return wrapped
+
+
+def add_reference(model: Any) -> None:
+    """Add a frozen copy of the adapter "default" under the name "ref", where there is none yet.
+
+    Raises ``ConfigError`` for an adapter that PEFT cannot have twice, or that is more than can be copied.
+    """
+    if "ref" in model.peft_config:
+        return
+    own = model.peft_config["default"]
+    config = copy.deepcopy(own)
+    config.inference_mode = True
+    if isinstance(getattr(config, "init_lora_weights", None), str):
+        config.init_lora_weights = True  # others look at the base, or change it
+    if trains_biases(own):
+        config.bias = "none"  # PEFT allows those of one adapter
+    try:
+        model.add_adapter("ref", config)
+    except (ValueError, NotImplementedError) as error:
+        raise ConfigError(_no_copy(own, (str(error).splitlines() or [type(error).__name__])[0])) from error
+    tensors = dict(model.named_parameters(remove_duplicate=False))
+    tensors |= dict(model.named_buffers(remove_duplicate=False))
+    for name, tensor in tensors.items():
+        parts = name.split(".")
+        if "default" in parts:
+            twin = tensors.get(".".join("ref" if part == "default" else part for part in parts))
+            if twin is None:
+                raise ConfigError(_no_copy(own, f"it would lack {name}"))
+            twin.data = tensor.detach().clone()
+            twin.requires_grad_(False)
+        elif tensor.requires_grad and "ref" not in parts and not (trains_biases(own) and parts[-1] == "bias"):
+            raise ConfigError(_no_copy(own, f"{name} is trained in the base"))
+    if trains_biases(own):
+        model.biases.keep("ref")
+
+
+def _no_copy(config: PeftConfig, reason: str) -> Issue:
+    kind = type(config).__name__.removesuffix("Config")
+    hint = "merge it (recipe=merge), and train a new adapter on the result"
+    return Issue("adapter", f"the reference cannot be a copy of this {kind} adapter: {reason}", hint)
 
 
 def attach(model: PreTrainedModel, found: list[Adapter]) -> Any:
@@ -124,6 +176,7 @@ def attach(model: PreTrainedModel, found: list[Adapter]) -> Any:
     from peft import PeftModel
 
     wrapped: Any = model
+    biases = Biases(model)
     for adapter in found:
         with refusing_misfits(adapter):
             if wrapped is model:
@@ -131,7 +184,16 @@ def attach(model: PreTrainedModel, found: list[Adapter]) -> Any:
             else:
                 wrapped.load_adapter(adapter.folder, adapter_name=adapter.name)
         check_loaded(wrapped, adapter, adapter.name)
-    return wrapped.eval() if found else model
+        config = wrapped.peft_config[adapter.name]
+        if trains_biases(config):
+            biases.take(adapter.name)
+            biases.put(None)
+            config.bias = "none"  # PEFT, which leaves them where they are, allows those of one adapter
+    if not found:
+        return model
+    biases.follow(wrapped)
+    biases.put(found[0].name)
+    return wrapped.eval()
 
 
 @contextmanager

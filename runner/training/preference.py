@@ -10,10 +10,12 @@ from datasets import Dataset
 from torch.nn.utils.rnn import pad_sequence
 
 from runner.data.labels import IGNORE
+from runner.models.adapter import add_reference
 from runner.training.context import TrainerContext
 from runner.training.trainer import GuardedTrainer
 
 Rows = list[dict[str, Any]]
+_WITHIN = object()  # given for a reference that is within the policy, of which TRL then makes none
 
 
 class PaddedRows:
@@ -57,16 +59,23 @@ class ReferenceTrainer(GuardedTrainer):
     """What the trainers with a reference policy share.
 
     The reference is the model as it is when training starts: the base under a fresh adapter, a frozen copy of
-    an adapter that is trained further, or a copy of the whole model.
+    an adapter that is trained further, or a copy of the whole model. TRL would copy any adapter, a fresh one
+    too, which PEFT does not have twice of every kind; and it would leave out parameters whose names end in
+    the adapter's, those of IA3 and of LoRA on an embedding among them.
     """
 
     groups: dict[str, tuple[str, ...]]
     kept: tuple[str, ...]
+    _ref_model: Any = None
 
     def __init__(
         self, model: Any, args: Any, tokenizer: Any, datasets: tuple[Dataset, Any], context: TrainerContext
     ) -> None:
-        whole = not hasattr(model, "peft_config")
+        reference: Any = _WITHIN
+        if not hasattr(model, "peft_config"):
+            reference = None if args.precompute_ref_log_probs else copy.deepcopy(model)
+        elif not context.fresh_adapter:
+            add_reference(model)
         super().__init__(
             model,
             args,
@@ -74,11 +83,18 @@ class ReferenceTrainer(GuardedTrainer):
             datasets,
             context,
             data_collator=PaddedRows(tokenizer.pad_token_id, self.groups, self.kept, args.pad_to_multiple_of),
-            ref_model=copy.deepcopy(model) if whole and not args.precompute_ref_log_probs else None,
+            ref_model=reference,
         )
-        # TRL copies any adapter; a fresh one changes nothing, and without it the reference pass is cheaper
-        if context.fresh_adapter and "ref" in getattr(model, "peft_config", {}):
-            model.delete_adapter("ref")
+
+    @property
+    def ref_model(self) -> Any:
+        """The model that TRL computes the reference with; None where it is the policy with the adapter "ref",
+        or without any."""
+        return self._ref_model
+
+    @ref_model.setter
+    def ref_model(self, given: Any) -> None:
+        self._ref_model = None if given is _WITHIN else given
 
     def _prepare_dataset(self, dataset: Dataset, *_: Any) -> Dataset:
         """Nothing but a format that is read fast: the rows are prepared."""

@@ -63,6 +63,26 @@ def test_the_reference_is_the_adapter_that_training_starts_from(cli, parent):
     assert abs(alone - adapted) > 1
 
 
+@pytest.mark.sampled(4)
+@pytest.mark.parametrize("recipe", ["dpo", "kto"])
+@pytest.mark.parametrize("adapter", ["lora.target_modules=[embed_tokens,q_proj]", "lora=ia3"])
+def test_an_adapter_of_any_kind_is_its_own_reference_at_first(cli, parent, adapter, recipe):
+    parent(*TINY, "trainer.learning_rate=0.1", adapter)
+    run = cli(f"recipe={recipe}", "adapter=start", *PAIRS, "trainer.max_steps=1")
+    first = run.lines("metrics.jsonl")[0]
+    assert first["loss"] == pytest.approx(math.log(2) if recipe == "dpo" else 0.5, abs=1e-6)
+    assert first.get("kl", 0) == first["rewards/margins"] == 0
+
+
+@pytest.mark.sampled(4)
+@pytest.mark.parametrize("recipe", ["dpo", "kto"])
+@pytest.mark.parametrize("adapter", ["lora=adalora", "lora.bias=all"])
+def test_an_adapter_that_peft_has_only_once_is_compared_with_the_base(cli, adapter, recipe):
+    run = cli(f"recipe={recipe}", adapter, *PAIRS, "trainer.max_steps=1")
+    assert run.code == 0
+    assert run.lines("metrics.jsonl")[0]["rewards/margins"] == 0
+
+
 def _chosen_log_probability(model, run) -> float:
     """Mean over the run's training rows of the summed log-probability of the chosen answer's tokens."""
     from runner.config.settings import DataSettings, ModelSettings, TemplateSettings
