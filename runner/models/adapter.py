@@ -57,7 +57,7 @@ def add_adapter(model: PreTrainedModel, config: Any, seed: int, base_folder: Pat
         raise ConfigError(not_made(error, config, model)) from error
     if loftq:
         replace_lora_weights_loftq(wrapped, str(base_folder))
-    return _with_biases(wrapped, biases)
+    return _prepared(wrapped, biases)
 
 
 def is_quantized(model: Any) -> bool:
@@ -116,11 +116,15 @@ def continue_adapter(model: PreTrainedModel, adapter: Adapter) -> PeftModel:
     with refusing_misfits(adapter):
         wrapped = PeftModel.from_pretrained(model, adapter.folder, is_trainable=True)
     check_loaded(wrapped, adapter, "default")
-    return _with_biases(wrapped, biases)
+    return _prepared(wrapped, biases)
 
 
-def _with_biases(wrapped: PeftModel, biases: Biases) -> PeftModel:
-    """The model of one adapter, which takes the biases that it trains with it when it is disabled."""
+def _prepared(wrapped: PeftModel, biases: Biases) -> PeftModel:
+    """The model of one adapter that is trained, which takes the biases that it trains with it when it is
+    disabled."""
+    for name, parameter in wrapped.named_parameters():
+        if ".ranknum." in name:  # what AdaLoRA divides by: PEFT trains it over bfloat16, and does not save it
+            parameter.requires_grad_(False)
     if trains_biases(wrapped.peft_config["default"]):
         biases.only_trained()
         biases.take("default")

@@ -175,7 +175,15 @@ def check_lora(
     reason = unsupported_loss(model)
     if found.on_experts and reason is None:
         reason = "expert weights with adapters are put together anew in every pass"
-    return LoraCheck(reason, found, [*found.warnings(), *filter(None, [kept])])
+    notes = filter(None, [kept, _unmoved_budget(config)])
+    return LoraCheck(reason, found, [*found.warnings(), *notes])
+
+
+def _unmoved_budget(config: RunConfig) -> str | None:
+    """What is to be said of AdaLoRA, whose ranks PEFT leaves to a trainer that moves them in each step."""
+    if config.lora.get("_target_") != "peft.AdaLoraConfig":
+        return None
+    return "every matrix keeps lora.init_r: TRL's trainers do not move AdaLoRA's budget to lora.target_r"
 
 
 def try_lora(

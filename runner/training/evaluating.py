@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from typing import Any
 
 from runner.core.errors import Diverged
@@ -56,14 +57,8 @@ class EvaluatingTrainer(SharedTrainer):
         """
         self._means = WeightedMeans()
         self.begin_evaluation()
-        balanced = getattr(self, "aux_loss_enabled", False)
-        if balanced:  # how evenly a batch uses the experts is no property of its rows
-            self.aux_loss_enabled = False
-        try:
+        with self._plain_loss():
             output: Any = super().evaluation_loop(*args, metric_key_prefix=metric_key_prefix, **kwargs)
-        finally:
-            if balanced:
-                self.aux_loss_enabled = True
         means = self.eval_result(joined(self.group.gather(self._means)).means())
         output.metrics[f"{metric_key_prefix}_loss"] = loss = means.pop("loss")
         if not math.isfinite(loss):  # finite weights may be too large to compute with
@@ -71,6 +66,25 @@ class EvaluatingTrainer(SharedTrainer):
         self.eval_metrics().clear()
         self.eval_metrics().update({name: [value] for name, value in means.items()})
         return output
+
+    @contextmanager
+    def _plain_loss(self) -> Iterator[None]:
+        """Leave out what is added to the loss in training: how evenly a batch uses the experts is no property
+        of its rows, nor how near to orthogonal AdaLoRA's vectors are."""
+        balanced = getattr(self, "aux_loss_enabled", False)
+        adapters = getattr(self.model, "peft_config", {}).values()
+        weights = [(each, each.orth_reg_weight) for each in adapters if hasattr(each, "orth_reg_weight")]
+        if balanced:
+            self.aux_loss_enabled = False
+        for adapter, _ in weights:
+            adapter.orth_reg_weight = 0.0
+        try:
+            yield
+        finally:
+            if balanced:
+                self.aux_loss_enabled = True
+            for adapter, weight in weights:
+                adapter.orth_reg_weight = weight
 
     def evaluate(self, *args: Any, **kwargs: Any) -> dict[str, float]:
         """As the library does it; with ``on_oom=shrink``, in smaller batches when memory runs out."""

@@ -125,3 +125,12 @@ def test_a_class_that_is_neither_held_out_nor_predicted_does_not_count_in_macro_
     words = ("data.eval_path=test.jsonl", "trainer.learning_rate=0.05", "trainer.num_train_epochs=2")
     metrics = cli(*TRAIN, *QUIET, *words).record["metrics"]
     assert (metrics["eval_accuracy"], metrics["eval_f1"]) == (1.0, 1.0)
+
+
+def test_the_held_out_loss_of_adalora_is_that_of_the_rows(cli):
+    """At first it is that of any adapter; in training AdaLoRA's vectors are kept nearly orthogonal."""
+    write("train.jsonl", ROWS)
+    words = (*TRAIN, "data.eval_split=0.2", "trainer.learning_rate=0", "trainer.max_steps=1")
+    runs = [cli(*words, f"lora={kind}", folder=kind).record["metrics"] for kind in ("adalora", "r8")]
+    assert runs[0]["eval_loss"] == pytest.approx(runs[1]["eval_loss"], abs=1e-6)
+    assert runs[0]["train_loss"] > runs[1]["train_loss"] + 0.5
