@@ -7,6 +7,7 @@ names, types and allowed strings are read here; the library's own checks run lat
 from __future__ import annotations
 
 import ast
+import re
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from functools import cache
@@ -44,8 +45,8 @@ class Field:
             return self._inner_issue(value)
         if self.choices and isinstance(value, str):
             # PEFT writes an open choice as "pissa_niter_[number of iters]"
-            open_ones = tuple(choice.split("[")[0] for choice in self.choices if "[" in choice)
-            if value in self.choices or value.startswith(open_ones):
+            open_ones = (re.escape(choice.split("[")[0]) for choice in self.choices if "[" in choice)
+            if value in self.choices or any(re.fullmatch(rf"{start}\d+", value) for start in open_ones):
                 return None
             hint = nearest(value, self.choices)
             others = sorted(self.types - {"none", "bool", "str"}) if hint.startswith("allowed") else []

@@ -7,10 +7,10 @@ from dataclasses import dataclass
 from typing import Any
 
 from runner.config import path_rules
+from runner.config.lora_rules import check_lora, check_patterns
 from runner.config.loss_rules import check_losses, check_reference
 from runner.config.origins import Origins
 from runner.config.parallel_rules import check_parallel
-from runner.config.patterns import check_patterns
 from runner.config.targets import FP8
 from runner.config.template_file import read_template
 from runner.config.trust import check_trust
@@ -181,10 +181,6 @@ def _check_model(values: Values, origins: Origins) -> Iterator[Issue]:
 
 def _check_quantization(values: Values, origins: Origins) -> Iterator[Issue]:
     quantization, lora = values.get("quantization") or {}, values.get("lora") or {}
-    init, init_key = lora.get("init_lora_weights"), "lora.init_lora_weights"
-    if init == "loftq" and not quantization.get("load_in_4bit"):
-        message = f"{init_key}=loftq makes up for the error of a 4-bit base, and this base is not 4-bit"
-        yield Issue(origins.where(init_key), message, "quantization=nf4, or another lora=...")
     if not quantization:
         return
     key = "quantization._target_"
@@ -204,9 +200,6 @@ def _check_quantization(values: Values, origins: Origins) -> Iterator[Issue]:
         yield Issue(
             origins.where("lora._target_"), message, "lora=r16, dora, adalora or ia3; or quantization=nf4"
         )
-    if isinstance(init, str) and init.split("_")[0] in ("pissa", "olora", "corda"):
-        message = f"{init_key}={init} changes the base weights, which a quantised base does not allow"
-        yield Issue(origins.where(init_key), message, "quantization=none, or init_lora_weights=true")
 
 
 def _check_precision(values: Values, origins: Origins) -> Iterator[Issue]:
@@ -286,6 +279,7 @@ _CHECKS: tuple[Callable[[Values, Origins], Iterator[Issue]], ...] = (
     _check_values,
     _check_model,
     _check_quantization,
+    check_lora,
     _check_precision,
     _check_evaluation,
     _check_trainer,

@@ -114,19 +114,23 @@ _NEEDS: list[_Need] = [
     ),
 ]
 
+_LORA_NEEDS: list[_Need] = [
+    *_needs(
+        "loftq_config",
+        "init_lora_weights",
+        True,
+        lambda value: value == "loftq",
+        "lora=loftq quantization=nf4",
+    ),
+    *_needs("qalora_group_size", "use_qalora", False, lambda value: value == "True", "lora.use_qalora=true"),
+]
+
 
 def check_idle(values: dict[str, Any], origins: Origins) -> Iterator[Issue]:
     """An issue for each key that is given and cannot have an effect; settles those of a weaker source."""
-    trainer, data = values.get("trainer") or {}, values.get("data") or {}
-    for name, needed, default, fits, hint in _NEEDS:
-        value = trainer.get(needed, default)
-        if trainer.get(name) is None or fits(str(value)):
-            continue
-        if origins.rank(f"trainer.{needed}") > origins.rank(f"trainer.{name}"):
-            del trainer[name]  # a stronger source turned off what a weaker one had set it for
-        else:
-            message = f"trainer.{name} has no effect with trainer.{needed}={value}"
-            yield Issue(origins.where(f"trainer.{name}"), message, hint)
+    for section, needs in (("trainer", _NEEDS), ("lora", _LORA_NEEDS)):
+        yield from _check_needs(section, values.get(section) or {}, needs, origins)
+    data = values.get("data") or {}
     if data.get("near_similarity", _SIMILARITY) != _SIMILARITY and data.get("deduplicate") != "near":
         message = "data.near_similarity has no effect without data.deduplicate=near"
         yield Issue(origins.where("data.near_similarity"), message, "add data.deduplicate=near")
@@ -146,6 +150,20 @@ def check_idle(values: dict[str, Any], origins: Origins) -> Iterator[Issue]:
         if data.get(name, default) != default and _all_local(data):
             message = f"data.{name} chooses a part of a hub data set, and the rows are files here"
             yield Issue(origins.where(f"data.{name}"), message, f"leave data.{name} out")
+
+
+def _check_needs(
+    section: str, given: dict[str, Any], needs: list[_Need], origins: Origins
+) -> Iterator[Issue]:
+    for name, needed, default, fits, hint in needs:
+        value = given.get(needed, default)
+        if given.get(name) in (None, {}) or fits(str(value)):
+            continue
+        if origins.rank(f"{section}.{needed}") > origins.rank(f"{section}.{name}"):
+            del given[name]  # a stronger source turned off what a weaker one had set it for
+        else:
+            message = f"{section}.{name} has no effect with {section}.{needed}={value}"
+            yield Issue(origins.where(f"{section}.{name}"), message, hint)
 
 
 def _all_local(data: dict[str, Any]) -> bool:

@@ -13,7 +13,7 @@ import sys
 from collections.abc import Collection, Iterator, Mapping, Sequence
 from typing import Any
 
-from runner.config.patterns import NO_PATTERN, Pattern, not_regular, patterns
+from runner.config.lora_rules import NO_PATTERN, Pattern, not_regular, patterns
 from runner.core.errors import Issue, nearest
 from runner.models.conversion.published import native_modules
 

@@ -61,7 +61,7 @@ def has_dropout(model: torch.nn.Module, modules: bool) -> bool:
 def _is_plain(wrapped: Any, layers: dict[str, Any]) -> bool:
     ((name, config),) = wrapped.peft_config.items()
     scale = lora_scale(config.lora_alpha, config.r, config.use_rslora)
-    return not (config.layer_replication or config.lora_bias or config.bias != "none") and all(
+    return not (config.lora_bias or config.bias != "none") and all(
         layer.r[name] == config.r and layer.scaling[name] == scale and name not in layer.lora_variant
         for layer in layers.values()
     )

@@ -20,11 +20,8 @@ Shape = tuple[int, ...]
 
 # Fields of LoRA that add other tensors than a pair for each layer; PEFT is asked for those.
 _ASKED = (
-    "layer_replication",
     "target_parameters",
     "trainable_token_indices",
-    "megatron_config",
-    "arrow_config",
     "use_qalora",
     "use_bdlora",
     "velora_config",

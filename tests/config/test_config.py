@@ -118,7 +118,7 @@ MISTAKES = [
     (["lora._target_=peft.PeftModel"], ["not a peft class allowed here"]),
     (["quantization._target_=transformers.AutoModel"], ["not a transformers or runner class allowed here"]),
     (["model._target_=os.system"], ["model._target_: no class may be named here"]),
-    (["lora.loftq_config._target_=os.system"], ["no class may be named here"]),
+    (["lora.runtime_config._target_=os.system"], ["no class may be named here"]),
     (["template.kwargs={a: [{_target_: os.system}]}"], ["template.kwargs.a.0._target_"]),
 ]
 
@@ -173,7 +173,7 @@ def test_a_mistake_in_a_file_is_named_with_its_line(own, tmp_path):
         ("1: 2\n", 2, "unknown key '1'"),
         ("- a\n", 1, "not a mapping of keys"),
         ("trainer: {max_steps: 3, num_train_epochs: 1}\n", 2, "contradict"),
-        ("lora:\n  loftq_config:\n    x:\n    - _target_: os.system\n", 5, "no class may be named here"),
+        ("lora:\n  runtime_config:\n    x:\n    - _target_: os.system\n", 5, "no class may be named here"),
         ("template:\n  system: ${nope}\n", 3, "'nope' not found"),
     ],
 )

@@ -93,6 +93,7 @@ def test_types_of_annotations():
     assert fields["r"] == Field("r", frozenset({"int"}))
     assert fields["target_modules"].items == {"str"}
     assert fields["init_lora_weights"].issue("pissa_niter_16") is None
+    assert "not allowed" in str(fields["init_lora_weights"].issue("pissa_niter_x"))
     assert "'pissa'" in str(fields["init_lora_weights"].issue("pisa"))
     assert fields["init_lora_weights"].issue(True) is None
     # no annotation: the type of the default
