@@ -4,17 +4,19 @@ from __future__ import annotations
 
 import copy
 import json
+import math
 import re
-import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager, nullcontext
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from runner.config.adapters import Adapter
+from runner.config.lora_rules import rewrites_base
 from runner.core.atomic import json_text
-from runner.core.errors import ConfigError, Issue
+from runner.core.errors import ConfigError, Issue, RunnerError
 from runner.models.adapted import Adapted, adapted, parameters_of
-from runner.models.adapter_fit import add_saved, check_loaded, refusing_misfits
+from runner.models.adapter_fit import add_saved, check_loaded, on_empty, refusing_misfits
 from runner.models.biases import Biases, trains_biases
 from runner.models.empty_model import empty_model
 from runner.models.lora_targets import fit_targets, no_default, weights_of
@@ -23,18 +25,15 @@ if TYPE_CHECKING:
     from peft import PeftConfig, PeftModel
     from transformers import PreTrainedModel
 
-    from runner.config.adapters import Adapter
     from runner.models.base import Base
 
-# Initialisations that change the base weights; PEFT converts such an adapter to one for the original base.
-_CONVERTED = ("pissa", "olora", "corda")
+_PAIR = re.compile(r"\.lora_(embedding_)?[AB]\b")  # the two matrices of an update, among an adapter's tensors
 _NO_DEFAULT = re.compile(r"Please specify `(\w+)`")  # what PEFT says of a field that it has no default of
 
 
 def changes_base(config: PeftConfig | None) -> bool:
     """Whether the adapter's initialisation rewrites the base weights, so that the two belong together."""
-    init = getattr(config, "init_lora_weights", None)
-    return isinstance(init, str) and init.startswith(_CONVERTED)
+    return rewrites_base(getattr(config, "init_lora_weights", None))
 
 
 def add_adapter(model: PreTrainedModel, config: Any, seed: int, base_folder: Path | None) -> PeftModel:
@@ -47,10 +46,7 @@ def add_adapter(model: PreTrainedModel, config: Any, seed: int, base_folder: Pat
 
     config = fit_targets(config, model, is_quantized(model))
     set_seed(seed)
-    loftq = getattr(config, "init_lora_weights", None) == "loftq"
-    if loftq:
-        config.init_lora_weights, config.loftq_config = True, {}
-    biases = Biases(model)
+    loftq, biases = without_loftq(config), Biases(model)
     try:
         wrapped: Any = get_peft_model(model, config)
     except ValueError as error:
@@ -58,6 +54,14 @@ def add_adapter(model: PreTrainedModel, config: Any, seed: int, base_folder: Pat
     if loftq:
         replace_lora_weights_loftq(wrapped, str(base_folder))
     return _prepared(wrapped, biases)
+
+
+def without_loftq(config: Any) -> bool:
+    """Take LoftQ, which reads the weights of a checkpoint, out of a PEFT ``config``; whether it was in it."""
+    if getattr(config, "init_lora_weights", None) != "loftq":
+        return False
+    config.init_lora_weights, config.loftq_config = True, {}
+    return True
 
 
 def is_quantized(model: Any) -> bool:
@@ -78,11 +82,10 @@ def try_adapter(
     model, given = empty_model(base, classes), config
     weights, before = weights_of(model), parameters_of(model)
     config = copy.deepcopy(fit_targets(config, model, quantized))
-    if isinstance(getattr(config, "init_lora_weights", None), str):
-        config.init_lora_weights = True  # others look at the weights
+    without_loftq(config)
     try:
         wrapped = get_peft_model(model, config, low_cpu_mem_usage=True)
-    except (ValueError, TypeError, KeyError, NotImplementedError, re.error) as error:
+    except (ValueError, TypeError, KeyError, AttributeError, NotImplementedError, re.error) as error:
         raise ConfigError(not_made(error, config, model)) from error
     return wrapped, adapted(wrapped, before, weights, given)
 
@@ -93,6 +96,17 @@ def try_saved(base: Base, adapter: Adapter, classes: list[str] | None = None) ->
     weights, before = weights_of(model), parameters_of(model)
     wrapped = add_saved(model, adapter)
     return wrapped, adapted(wrapped, before, weights)
+
+
+def check_saved(base: Base, folder: Path, classes: list[str] | None) -> None:
+    """Check that PEFT finds in the ``folder`` of an adapter that a run has saved all that it needs to put on
+    the base what was trained. Raises ``RunnerError``."""
+    try:
+        for found in on_empty(base, [Adapter("saved", folder, None)]):
+            add_saved(empty_model(base, classes), found)
+    except ConfigError as error:
+        reasons = "; ".join(issue.message for issue in error.issues)
+        raise RunnerError(f"PEFT cannot load what was saved in {folder}: {reasons}") from error
 
 
 def not_made(error: Exception, config: Any, model: Any) -> Issue:
@@ -214,34 +228,52 @@ class AdapterSaver:
     """Saves the trained adapter; remembers the initial one where its initialisation changed the base."""
 
     def __init__(self, model: PeftModel) -> None:
+        from peft import get_peft_model_state_dict
+
         self._model = model
-        self._initial: tempfile.TemporaryDirectory[str] | None = None
-        init = getattr(model.peft_config["default"], "init_lora_weights", None)
-        if isinstance(init, str) and init.startswith(_CONVERTED):
-            self._initial = tempfile.TemporaryDirectory()
-            self._save_as_plain(model, self._initial.name)
+        self._initial: dict[str, Any] = {}
+        if changes_base(model.peft_config["default"]):
+            held = get_peft_model_state_dict(model, adapter_name="default", save_embedding_layers=False)
+            self._initial = {name: each.cpu().clone() for name, each in held.items() if _PAIR.search(name)}
 
     @property
     def changes_base(self) -> bool:
         """Whether the initialisation changed the weights of the base."""
-        return self._initial is not None
+        return bool(self._initial)
 
     def save(self, folder: Path) -> None:
         """Write ``adapter_config.json`` and ``adapter_model.safetensors`` for the original base."""
-        if self._initial is None:  # the frozen copy that a preference loss compares with is left out
-            self._model.save_pretrained(str(folder), selected_adapters=["default"])
-        else:
-            self._model.save_pretrained(
-                str(folder), path_initial_model_for_weight_conversion=self._initial.name
-            )
+        # the frozen copy that a preference loss compares with is left out
+        self._model.save_pretrained(str(folder), selected_adapters=["default"])
+        if self._initial:
+            _convert(folder, self._initial)
 
-    @staticmethod
-    def _save_as_plain(model: PeftModel, folder: str) -> None:
-        """PEFT's conversion wants the initial adapter marked as one that leaves the base alone."""
-        config: Any = model.peft_config["default"]
-        kept, config.init_lora_weights = config.init_lora_weights, True
-        model.save_pretrained(folder)
-        config.init_lora_weights = kept
+
+def _convert(folder: Path, initial: dict[str, Any]) -> None:
+    """Make an adapter of a base that its initialisation changed one of the original base.
+
+    The base lost the product of the ``initial`` pair B0 A0, and the trained one has B A: on the original base
+    the update is B A - B0 A0, the product of [B, -B0] and [A; A0], of twice the rank and the same scale. What
+    else is trained, such as DoRA's magnitudes, is of the sum and stays as it is: PEFT's own conversion loses
+    it.
+    """
+    import torch
+    from safetensors.torch import load_file, save_file
+
+    weights = folder / "adapter_model.safetensors"
+    tensors = load_file(weights)
+    for name, first in initial.items():
+        is_first = "_A" in _PAIR.search(name)[0]  # type: ignore[index]
+        parts = [tensors[name], first if is_first else -first]
+        tensors[name] = torch.cat(parts, dim=0 if is_first else 1)
+    save_file(tensors, weights, metadata={"format": "pt"})
+    file = folder / "adapter_config.json"
+    values = json.loads(file.read_text(encoding="utf-8"))
+    factor = math.sqrt(2) if values["use_rslora"] else 2  # of an alpha that keeps the scale
+    values |= {"init_lora_weights": True, "r": 2 * values["r"], "lora_alpha": factor * values["lora_alpha"]}
+    values["rank_pattern"] = {key: 2 * rank for key, rank in values["rank_pattern"].items()}
+    values["alpha_pattern"] = {key: factor * alpha for key, alpha in values["alpha_pattern"].items()}
+    file.write_text(json_text(values, sort_keys=True), encoding="utf-8")
 
 
 def set_base(folder: Path, base: str) -> None:

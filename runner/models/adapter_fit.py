@@ -12,6 +12,7 @@ from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
 from runner.config.adapters import Adapter, adapters
+from runner.config.lora_rules import rewrites_base
 from runner.config.settings import RunConfig
 from runner.core.errors import ConfigError, Issue, RunnerError
 from runner.models.check_files import tensors_only
@@ -31,7 +32,8 @@ _MISFITS = (ValueError, RuntimeError, KeyError, TypeError, AttributeError, NotIm
 # Parameters of PEFT that all layers share: its file has them once, or not at all.
 _SHARED = ("vblora_vector_bank", "prompt_encoder", ".tinylora_v.", ".unilora_theta_d.")
 # Initialisations of PEFT that read no weights of the base, so that an empty model can have them.
-_PLAIN_INITS = ("gaussian", "orthogonal", "eva")
+_PLAIN_INITS = ("gaussian", "orthogonal", "eva", "mica")
+REPEATS = "repeats layers of the base (layer_replication)"
 # Keys of ``lora`` that name modules.
 _NAMING = ("target_modules", "exclude_modules", "modules_to_save", "target_parameters", "rank_pattern")
 
@@ -50,6 +52,12 @@ def check_shape(config: RunConfig) -> None:
             for key in _NAMING
             if config.lora.get(key) and _names_others(adapter, key, config.lora[key])
         ]
+        if rewrites_base(init := shape.get("init_lora_weights")):
+            message = f"was saved for the base that {init} had changed, which was not saved"
+            hint = "PEFT's save_pretrained(..., path_initial_model_for_weight_conversion=...) converts it"
+            issues.append(Issue(_where(adapter), message, hint))
+        if shape.get("layer_replication"):
+            issues.append(Issue(_where(adapter), REPEATS, "it can be evaluated, and chatted with"))
         if issues:
             raise ConfigError(issues)
 
@@ -207,11 +215,10 @@ def _repeated_layers(adapter: Adapter, alone: bool) -> list[str]:
     """
     if not adapter.config.get("layer_replication"):
         return []
-    message = "repeats layers of the base (layer_replication)"
     if not alone:
         hint = "one run for each adapter"
-        raise ConfigError(Issue(_where(adapter), f"{message}, under the other adapters too", hint))
-    return [f"{adapter.folder}: {message}: what is scored as the base has them repeated too"]
+        raise ConfigError(Issue(_where(adapter), f"{REPEATS}, under the other adapters too", hint))
+    return [f"{adapter.folder}: {REPEATS}: what is scored as the base has them repeated too"]
 
 
 def _other_template(adapter: Adapter, used: str | None) -> list[str]:

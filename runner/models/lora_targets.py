@@ -94,6 +94,7 @@ def fit_targets(config: Any, model: Any, quantized: bool) -> Any:
             setattr(config, key, None)  # the names are of these layers alone
     if str(config.peft_type.value) != "LORA":  # other kinds of adapters have no form for parameters
         config.target_modules = set(chosen)
+        _fit_feedforward(config, model)
         return config
     if experts and (reasons := list(_obstacles(config))):
         message = f"PEFT adapts expert weights only with {', '.join(reasons)}"
@@ -105,6 +106,18 @@ def fit_targets(config: Any, model: Any, quantized: bool) -> Any:
     parameters = [*(config.target_parameters or ()), *experts, *as_parameters]
     config.target_parameters = sorted({*parameters}) or None
     return config
+
+
+def _fit_feedforward(config: Any, model: Any) -> None:
+    """Name the ``feedforward_modules`` of IA3 as its ``target_modules`` are: PEFT makes an adapter where the
+    first are not among the others, and then refuses to load it."""
+    from peft.utils import TRANSFORMERS_MODELS_TO_IA3_FEEDFORWARD_MODULES_MAPPING as USUAL
+
+    ends = getattr(config, "feedforward_modules", ())
+    if ends is None:
+        ends = USUAL.get(model.config.model_type)
+    if ends and not isinstance(ends, str):
+        config.feedforward_modules = {name for name in config.target_modules if name.endswith(tuple(ends))}
 
 
 def no_default(key: str, kind: str, feedforward: bool = False, ends: Collection[str] = ()) -> Issue:

@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from typing import Any, NamedTuple
 
 from runner.core.errors import ConfigError, Issue
-from runner.models.adapter import not_made
+from runner.models.adapter import not_made, without_loftq
 from runner.models.lora_targets import fit_targets
 from runner.plan.architecture import Architecture, Linear
 from runner.plan.families import attends_to_all
@@ -156,11 +156,10 @@ def adapter_shapes(
         model = kind.from_config(config)
     own = {id(parameter) for parameter in model.parameters()}
     wanted = copy.deepcopy(fit_targets(peft_config(lora, classes), model, quantized))
-    if isinstance(getattr(wanted, "init_lora_weights", None), str):
-        wanted.init_lora_weights = True  # others look at the weights
+    without_loftq(wanted)
     try:
         wrapped: Any = get_peft_model(model, wanted, low_cpu_mem_usage=True)
-    except (ValueError, TypeError, KeyError, NotImplementedError) as error:
+    except (ValueError, TypeError, KeyError, AttributeError, NotImplementedError) as error:
         raise ConfigError(not_made(error, wanted, model)) from error
     found: dict[str, list[tuple[int, ...]]] = {"added": [], "copied": [], "own": []}
     for name, parameter in wrapped.named_parameters():

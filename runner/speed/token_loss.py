@@ -42,6 +42,8 @@ def unsupported_loss(model: Any) -> str | None:
     head, config = base.get_output_embeddings(), base.config.get_text_config()
     if getattr(getattr(model, "active_peft_config", None), "is_prompt_learning", False):
         return "prompt learning has tokens of its own"
+    if getattr(getattr(model, "active_peft_config", None), "alora_invocation_tokens", None):
+        return "PEFT's own pass finds where an activated LoRA begins"
     if type(head) is not torch.nn.Linear or head.weight.requires_grad:
         return "the output head is not a plain frozen linear layer"
     if changing := [name for name in AFTER_HEAD if getattr(config, name, None)]:

@@ -11,7 +11,7 @@ from runner.config.adapters import write_base
 from runner.config.objective import Objective
 from runner.config.settings import RunConfig
 from runner.core import console, environment
-from runner.models.adapter import set_base
+from runner.models.adapter import check_saved, set_base
 from runner.runs.model_card import card_facts, model_card
 from runner.runs.run_folder import RunFolder
 from runner.training.load import Trainable
@@ -57,10 +57,14 @@ def save_trained(
 def complete_adapter(
     config: RunConfig, setup: TrainingSetup, target: Path, head: list[str] | None = None
 ) -> None:
-    """Put beside an adapter what makes it usable alone: its base's name and identity, its tokenizer."""
+    """Put beside an adapter what makes it usable alone: its base's name and identity, its tokenizer.
+
+    Raises ``RunnerError`` where PEFT would not load all of it.
+    """
     set_base(target, config.model.path or f"random:{config.model.architecture}")
     write_base(target, dataclasses.asdict(config.model), setup.identity, head)
     setup.base.tokenizer.save_pretrained(target)
+    check_saved(setup.base, target, head)
 
 
 def conclude(

@@ -12,7 +12,7 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
-from helpers.command import QUIET, TINY
+from helpers.command import QUIET, TINY, one
 from helpers.tiny_model import tiny_base
 from runner.config.adapters import find_adapter
 from runner.config.settings import ModelSettings
@@ -20,7 +20,7 @@ from runner.core.errors import ConfigError
 from runner.core.process.folder_lock import hold
 from runner.models import module_patterns
 from runner.models.adapter import attach
-from runner.models.adapter_fit import check_adapters
+from runner.models.adapter_fit import check_adapters, check_shape
 from runner.models.model import find_base
 
 pytestmark = pytest.mark.slow
@@ -136,6 +136,19 @@ def test_the_same_is_found_where_it_cannot_be_tried_on_an_empty_model(alone):
     check_adapters(find_base(BASE), [adapter])
     with pytest.raises(ConfigError, match="that the base needs are not there"):
         attach(tiny_base(), [adapter])  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize(
+    ("change", "said"),
+    [
+        (values(init_lora_weights="pissa"), "was saved for the base that pissa had changed"),
+        (values(layer_replication=[[0, 2]]), "repeats layers of the base"),
+    ],
+)
+def test_an_adapter_of_another_base_is_not_trained_further(alone, change, said):
+    change(alone)
+    with pytest.raises(ConfigError, match=said):
+        check_shape(one(*TINY, f"adapter={alone}"))
 
 
 def test_keys_that_peft_does_not_know_are_said(alone):

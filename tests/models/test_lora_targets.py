@@ -263,6 +263,16 @@ def test_a_run_says_and_records_what_is_adapted(cli, experts, capsys):
         ("lora.exclude_modules=.*", 2, "all-linear without lora.exclude_modules"),
         ("lora.target_modules=all_linear", 2, "did you mean 'all-linear'?"),
         ("lora.target_modules=[qproj]", 2, "did you mean 'q_proj'? it has: "),
+        (
+            "lora.init_lora_weights=mica lora.use_dora=true lora.target_modules=[q_proj]",
+            2,
+            "nothing was loaded",
+        ),
+        (
+            "lora=pissa lora.target_modules=[q_proj] lora.target_parameters=[mlp.experts.gate_up_proj]",
+            2,
+            "nothing was loaded: lora: PEFT cannot make this adapter",
+        ),
         ("lora=prompt lora.require_all=true", 2, "puts no adapter on any matrix"),
     ],
 )
