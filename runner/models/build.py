@@ -114,8 +114,16 @@ def finds_its_rate(optimizer: str) -> bool:
     return any(name in optimizer.lower() for name in ("prodigy", "dadapt", "adafactor", "sgd"))
 
 
-def check_loftq(config: RunConfig, base: Base, has_cuda: bool) -> None:
-    """Refuse LoftQ where PEFT cannot run it."""
+def check_of_quantised(config: RunConfig, base: Base, has_cuda: bool) -> None:
+    """Refuse LoftQ and QALoRA where PEFT cannot run them."""
+    quantised = getattr(base.config, "quantization_config", None) or {}
+    if config.lora.get("use_qalora") and (
+        not isinstance(quantised, dict) or quantised.get("quant_method") != "gptq"
+    ):
+        message = (
+            "PEFT has QALoRA for a base of GPTQ's format alone, and this is none: it would change nothing"
+        )
+        raise ConfigError(Issue("lora.use_qalora", message, "leave it out"))
     if config.lora.get("init_lora_weights") == "loftq" and not (has_cuda and base.folder):
         lacks = "there is no CUDA device" if base.folder else "random weights have none"
         message = f"LoftQ is computed on CUDA from a checkpoint's weights, and {lacks}"
@@ -151,9 +159,16 @@ def _check_tokens(config: RunConfig, task_type: TaskType, base: Base) -> None:
     # the file's own word: transformers' class says true where a model's says nothing
     facts = json.loads((base.folder / "config.json").read_text(encoding="utf-8"))
     if facts.get("tie_word_embeddings"):
-        message = "an adapter on the output head would not be trained, and the embedding is tied to the head"
-        hint = "'lora.modules_to_save=[lm_head]' trains the whole head"
-        raise ConfigError(Issue("lora.trainable_token_indices", message, hint))
+        raise ConfigError(head_issue("lora.trainable_token_indices"))
+
+
+def head_issue(key: str) -> Issue:
+    """The issue of a ``key`` that puts an adapter on the output head, past which TRL's losses multiply with
+    the head's own weight; tokens of an embedding get there where that is tied to the head."""
+    message = "an adapter on the output head would not be trained"
+    if "token" in key:
+        message += ", and the embedding is tied to the head"
+    return Issue(key, message, "'lora.modules_to_save=[lm_head]' trains the whole head")
 
 
 # The keys that list names of modules, and whether they mean linear ones only.

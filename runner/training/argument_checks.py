@@ -17,7 +17,7 @@ from runner.core.errors import ConfigError, Issue
 from runner.models.adapted import Adapted
 from runner.models.adapter import try_adapter, try_saved
 from runner.models.adapter_fit import on_empty
-from runner.models.build import check_adapter, check_loftq, peft_config
+from runner.models.build import check_adapter, check_of_quantised, head_issue, peft_config
 from runner.models.empty_model import module_names
 from runner.models.model import Base, Precision, device
 from runner.models.module_patterns import check_patterns
@@ -163,7 +163,7 @@ def check_lora(
     modules = module_names(base)
     if issues := list(check_optimizer(config, arguments, modules)):
         raise ConfigError(issues)
-    check_loftq(config, base, device().type == "cuda")
+    check_of_quantised(config, base, device().type == "cuda")
     tried = try_lora(config, objective, base, modules, classes)
     if not tried:
         if not modules or config.adapter:
@@ -244,14 +244,15 @@ def _decoder_issues(model: Any) -> Iterator[Issue]:
 
 
 def _head_issues(model: Any) -> Iterator[Issue]:
-    """TRL's losses multiply with the head's own weight, past what is on it, which would learn nothing."""
+    """An issue for an adapter on the head, which would learn nothing."""
+    from peft.tuners.trainable_tokens import TrainableTokensLayer
     from peft.tuners.tuners_utils import BaseTunerLayer
     from peft.utils.other import TrainableTokensWrapper
 
     head = model.get_output_embeddings()
-    if isinstance(head, (BaseTunerLayer, TrainableTokensWrapper)):
-        message = "an adapter on the output head would not be trained"
-        if isinstance(head, TrainableTokensWrapper):
-            message += ", and the embedding is tied to the head"
-        hint = "'lora.modules_to_save=[lm_head]' trains the whole head"
-        yield Issue("lora.target_modules", message, hint)
+    if isinstance(head, TrainableTokensWrapper):
+        yield head_issue("lora.trainable_token_indices")
+    elif isinstance(head, TrainableTokensLayer):  # of a class of its own
+        yield head_issue("lora.token_indices")
+    elif isinstance(head, BaseTunerLayer):
+        yield head_issue("lora.target_modules")

@@ -39,6 +39,13 @@ def test_a_tied_head_is_known_from_the_config(cli, model, capsys, tokens):
     assert "lora.trainable_token_indices: an adapter on the output head would not be trained" in said
 
 
+def test_the_key_is_the_same_where_the_model_is_tried_without_weights(cli, capsys):
+    assert cli(*TINY, *QUIET, TOKENS).code == 2
+    said = capsys.readouterr().err
+    assert "lora.trainable_token_indices: an adapter on the output head would not be trained" in said
+    assert "the embedding is tied" in said
+
+
 def test_a_head_of_its_own_is_no_obstacle(cli, model):
     words = model(tie_word_embeddings=False)
     weights = Path("model/model.safetensors")
