@@ -30,7 +30,7 @@ from runner.data.rows.recognise import FORMATS, KINDS, OPTIONAL, recognise
 from runner.data.rows.values import BadRow, Row
 from runner.data.sources.columns import explain, format_issue, mapping_issue, renamed
 from runner.data.sources.folders import find_files
-from runner.data.sources.tables import plain_row
+from runner.data.sources.tables import class_names, plain_row
 
 
 @dataclass
@@ -204,7 +204,9 @@ def _hub_rows(path: str, data: DataSettings, key: str) -> tuple[Rows, str]:
     except Exception as error:  # the library raises many kinds, all of which mean: not to be had
         message = f"{path!r} is no file here, and the hub gave no data set: {type(error).__name__}: {error}"
         raise ConfigError(Issue(f"{key}={path}", message.splitlines()[0][:300])) from error
-    return enumerate((plain_row(dict(row)) for row in table), start=1), f"datasets:{table._fingerprint}"
+    classes = class_names(table.features.to_dict())
+    rows = (plain_row(dict(row), classes) for row in table)
+    return enumerate(rows, start=1), f"datasets:{table._fingerprint}"
 
 
 def _weighted(rows: np.ndarray, weight: Any, seed: int, options: dict[str, Any], key: str) -> np.ndarray:

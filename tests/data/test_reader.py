@@ -9,6 +9,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
+from helpers.prepared import prepared
 from runner.config.settings import DataSettings
 from runner.core.errors import ConfigError
 from runner.data.formats import Example
@@ -77,6 +78,26 @@ def test_parquet_with_lists_of_structs(tmp_path: Path) -> None:
     assert answers(tmp_path / "b.parquet") == [row["completion"] for row in ROWS]
     (tmp_path / "c.parquet").write_bytes(b"no parquet")
     assert "c.parquet: cannot be read as Parquet" in refusal(tmp_path / "c.parquet")[0]
+
+
+@pytest.mark.parametrize("save", ["to_parquet", "save_to_disk"])
+def test_classes_have_the_names_that_datasets_saves_beside_their_numbers(tmp_path: Path, save: str) -> None:
+    from datasets import ClassLabel, Dataset, Features, Value
+
+    features = Features({"text": Value("string"), "label": ClassLabel(names=["neg", "pos"])})
+    saved = tmp_path / "rows.parquet"
+
+    def labels(numbers: list[int], kind: Any = "classification", **columns: list[str]) -> list[Any]:
+        rows = {"text": list("abc")[: len(numbers)], "label": numbers, **columns}
+        table = Dataset.from_dict(rows, Features(features | dict.fromkeys(columns, Value("string"))))
+        getattr(table, save)(str(saved))
+        return [example.label for example in prepared(saved, kind).train.examples]
+
+    assert labels([1, 0, 1]) == ["pos", "neg", "pos"]
+    with pytest.raises(ConfigError, match="has the class -1; those of its file are 0 to 1"):
+        labels([1, -1])
+    # whether an answer was liked is a number
+    assert labels([1, 0], "unpaired_preference", prompt=["p", "q"], completion=["a", "b"]) == [True, False]
 
 
 def test_messages_as_json_text_in_csv(tmp_path: Path) -> None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 from runner.data.rows.read_row import ReadRow
-from runner.data.rows.values import BadRow, shown
+from runner.data.rows.values import BadRow, ClassNumber, shown
 
 
 def liked(row: ReadRow) -> bool:
@@ -20,6 +20,8 @@ def liked(row: ReadRow) -> bool:
 def class_of(row: ReadRow) -> str:
     """The name of a text's class. Raises ``BadRow``."""
     value = _whole(row.get("label"))
+    if isinstance(value, ClassNumber):
+        value = value.name
     if not isinstance(value, (str, int)) or not str(value).strip():
         raise BadRow(f"'label' must be the name or number of a class, got {shown(value)}")
     return str(value).strip()

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import math
 from collections import Counter
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from typing import Any
 
 Row = dict[str, Any]
@@ -18,6 +18,28 @@ MOST_LEVELS = 100
 
 class BadRow(ValueError):
     """A row that cannot be used; the message says why, the reader adds file and row number."""
+
+
+class ClassNumber(int):
+    """The number of a class in a table that also says what its classes are called, in the order of numbers.
+
+    It is a number to all that wants one, such as whether an answer was liked.
+    """
+
+    names: Sequence[str]
+
+    def __new__(cls, number: int, names: Sequence[str]) -> ClassNumber:
+        """The number with the ``names`` of all classes."""
+        made = super().__new__(cls, number)
+        made.names = names
+        return made
+
+    @property
+    def name(self) -> str:
+        """What the table calls the class. Raises ``BadRow`` for -1, with which a row has none."""
+        if 0 <= self < len(self.names):
+            return self.names[self]
+        raise BadRow(f"has the class {int(self)}; those of its file are 0 to {len(self.names) - 1}")
 
 
 class NotJson(ValueError):
