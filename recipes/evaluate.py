@@ -36,6 +36,7 @@ from runner.evaluation.answers import (
     reasoning_notes,
 )
 from runner.evaluation.lm_eval_tasks import run_tasks, task_issues
+from runner.evaluation.trained_rows import trained_rows
 from runner.models.adapter import attach, using
 from runner.models.base_digest import base_identity
 from runner.models.build import quantization_config
@@ -174,6 +175,7 @@ def _rows(config: RunConfig, folder: RunFolder, renderer: Renderer, max_length: 
         folder.notes.append("no rows are held out: the rows of data.path are scored")
     if note := foreign_rows(settings):
         folder.notes.append(note)
+    folder.notes += trained_rows(config, rows)
     places = ", ".join(source.path for source in rows.sources)
     console.out.print(f"[bold]rows[/] {len(rows.rows):,} of {escape(places)}")
     if config.adapter and not enough(len(rows.rows), config.evaluate.confidence):

@@ -9,6 +9,8 @@ from __future__ import annotations
 import random
 from array import array
 from collections import Counter
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -25,7 +27,7 @@ from runner.data.reader import Source, read_sources
 from runner.data.rows.label_notes import label_notes
 from runner.data.rows.near_duplicates import check_installed, near_duplicates
 from runner.data.splits import Data, Split
-from runner.data.store import data_key, examples_file, load_or_make, sequences_file
+from runner.data.store import data_key, examples_file, load_or_make, sequences_file, temporary_folder
 from runner.data.template import Renderer
 
 __all__ = ["Data", "Split", "prepare"]
@@ -64,19 +66,10 @@ def _prepared(folder: Path, data: DataSettings, encoder: Encoder, seed: int) -> 
     """Write examples and sequences of all splits into a folder."""
     reading = folder / "read"
     reading.mkdir()
-    if data.deduplicate == "near":
-        check_installed()
-    sources = _read(data, encoder.kind, reading)
-    train = _filter("train", sources["data.path"], data)
-    held_out = issue = None
-    if data.eval_path:
-        held_out = _filter("eval", sources["data.eval_path"], data)
-    elif data.eval_split:
-        held_out = _split_off(train, data.eval_split, data.split_seed)
-    _limit(train, data.max_rows, seed)
-    notes = [warning for read in sources.values() for source in read for warning in source.warnings]
+    train, held_out = _select(data, encoder.kind, seed, reading)
+    sources = [*train.sources, *(held_out.sources if held_out is not None and data.eval_path else ())]
+    notes, issue = [warning for source in sources for warning in source.warnings], None
     if held_out is not None:
-        _limit(held_out, data.eval_max_rows, data.split_seed)
         shared = overlap(train.examples, held_out.examples)
         held_out.counts["also in train"], issue = shared.rows, shared.issue
         notes += shared.notes
@@ -91,6 +84,33 @@ def _prepared(folder: Path, data: DataSettings, encoder: Encoder, seed: int) -> 
     if encoder.kind != "completion":
         notes += [note for split in splits for note in contradictions(split.name, split.examples)]
     return Data(splits[0], splits[1] if held_out is not None else None, notes, issue)
+
+
+@contextmanager
+def training_examples(data: DataSettings, seed: int) -> Iterator[tuple[list[Source], Examples]]:
+    """The examples that a run with this section and ``seed`` trains on, and where they come from.
+
+    They are there as long as the context is. Raises ``ConfigError`` for unusable rows.
+    """
+    with temporary_folder() as folder:
+        train, _ = _select(data, "completion", seed, folder)
+        yield train.sources, train.examples
+
+
+def _select(data: DataSettings, kind: Kind, seed: int, folder: Path) -> tuple[_Selection, _Selection | None]:
+    """The examples to train on, and those that are held out, if any are; files are written to ``folder``."""
+    if data.deduplicate == "near":
+        check_installed()
+    sources = _read(data, kind, folder)
+    train, held_out = _filter("train", sources["data.path"], data), None
+    if data.eval_path:
+        held_out = _filter("eval", sources["data.eval_path"], data)
+    elif data.eval_split:
+        held_out = _split_off(train, data.eval_split, data.split_seed)
+    _limit(train, data.max_rows, seed)
+    if held_out is not None:
+        _limit(held_out, data.eval_max_rows, data.split_seed)
+    return train, held_out
 
 
 def _read(data: DataSettings, kind: Kind, folder: Path) -> dict[str, list[Source]]:

@@ -19,7 +19,7 @@ import time
 import unicodedata
 from collections import Counter
 from collections.abc import Callable, Iterator
-from contextlib import suppress
+from contextlib import contextmanager, suppress
 from datetime import date
 from pathlib import Path
 from typing import Any
@@ -57,20 +57,15 @@ def load_or_make(key: str | None, keep: bool, make: Callable[[Path], Data]) -> D
     """
     notes = []
     try:
-        folder = cache_dir() / "rows"
-        folder.mkdir(parents=True, exist_ok=True)
-        entry = folder / key if key and keep else None
+        entry = cache_dir() / "rows" / key if key and keep else None
         if entry is not None and entry.is_dir():
             if data := _find(entry):
                 return data
             notes.append(f"the prepared rows in {entry} were damaged, and were prepared again")
-        temporary = Path(tempfile.mkdtemp(prefix=_TEMPORARY, dir=folder))
-        try:
+        with temporary_folder() as temporary:
             data = make(temporary)
             if entry is not None:
                 _put(data, temporary, entry)
-        finally:
-            shutil.rmtree(temporary, ignore_errors=True)  # what is memory-mapped stays readable
     except OSError as error:
         message = f"prepared rows cannot be written there: {error}"
         raise ConfigError(
@@ -78,6 +73,21 @@ def load_or_make(key: str | None, keep: bool, make: Callable[[Path], Data]) -> D
         ) from error
     data.notes += notes
     return data
+
+
+@contextmanager
+def temporary_folder() -> Iterator[Path]:
+    """A folder for rows in the cache, which is removed at the end; what is memory-mapped stays readable.
+
+    Raises ``OSError`` where nothing can be written.
+    """
+    folder = cache_dir() / "rows"
+    folder.mkdir(parents=True, exist_ok=True)
+    temporary = Path(tempfile.mkdtemp(prefix=_TEMPORARY, dir=folder))
+    try:
+        yield temporary
+    finally:
+        shutil.rmtree(temporary, ignore_errors=True)
 
 
 def sequences_file(folder: Path, name: str) -> Path:
