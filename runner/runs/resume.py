@@ -150,15 +150,18 @@ def _check_log(run: Path, start: Start) -> None:
 
 
 def check_same(start: Start, facts: dict[str, Any]) -> None:
-    """Raise ``ConfigError`` if rows, base or adapters are not those that the checkpoint was trained with."""
+    """Raise ``ConfigError`` if rows, base or adapters are not those that the checkpoint was trained with, or
+    the held-out rows not those that its log has losses of."""
     what = {
-        "data": "the training rows are not those",
-        "base": "the base model is not the one",
-        "parents": "the adapter it starts from is not the one",
+        "data": "the training rows are not those it was trained with",
+        "held_out": "the held-out rows are not those it was scored on before",
+        "base": "the base model is not the one it was trained with",
+        "parents": "the adapter it starts from is not the one it was trained with",
     }
+    hint = "put back what it had, or start a new run: another output_dir, without resume"
     issues = [
-        Issue(str(start.checkpoint), f"{name} it was trained with", "start a new run")
-        for key, name in what.items()
+        Issue(str(start.checkpoint), message, hint)
+        for key, message in what.items()
         if start.checkpoint and key in start.facts and start.facts[key] != facts[key]
     ]
     if issues:

@@ -71,7 +71,12 @@ class TrainingSetup:
 
     def resume_facts(self, data: Data) -> dict[str, Any]:
         """What the manifest of a checkpoint keeps of the run, and must find again when it is resumed."""
-        return {"data": data.train.fingerprint, "base": self.identity, "parents": self.parents}
+        return {
+            "data": data.train.fingerprint,
+            "held_out": data.eval.fingerprint if data.eval else None,
+            "base": self.identity,
+            "parents": self.parents,
+        }
 
     def inputs(self, data: Data) -> dict[str, Any]:
         """What ``run.json`` says of the model and the examples that a run is trained with."""

@@ -256,26 +256,29 @@ def test_29_a_signal_ends_a_pack_with_an_exact_checkpoint(tmp_path, monkeypatch)
 
 @pytest.mark.sampled(4)
 @pytest.mark.parametrize(
-    "change", ["trainer.learning_rate=1e-3", "lora.lora_alpha=64", "data.max_rows=9", "data"]
+    "change",
+    ["trainer.learning_rate=1e-3", "lora.lora_alpha=64", "data.max_rows=9", "training rows", "held-out rows"],
 )
 def test_30_a_changed_config_or_file_is_refused_with_the_difference(
     cli, tmp_path, monkeypatch, capsys, change
 ):
-    rows = tmp_path / "rows.jsonl"
+    rows, held_out = tmp_path / "rows.jsonl", tmp_path / "held_out.jsonl"
     text = "".join(json.dumps({"prompt": f"{n}?", "completion": f"It is {n}."}) + "\n" for n in range(12))
     rows.write_text(text)
-    words = (*WORDS, f"data.path={rows}")
+    held_out.write_text(text.replace("?", "!"))
+    files = {"training rows": rows, "held-out rows": held_out}
+    words = (*WORDS, f"data.path={rows}", f"data.eval_path={held_out}")
     with monkeypatch.context() as patch:
         signalled(patch, GuardedSFTTrainer, signal.SIGTERM, 1)
         assert cli(*words).code == 75
     capsys.readouterr()
     before = {path: path.read_bytes() for path in Path("run").rglob("*") if path.is_file()}
-    if change == "data":
-        rows.write_text(text.replace("It is 3.", "It is 4."))
-    refused = cli(*words, "resume=auto", *([change] if change != "data" else []))
+    if change in files:
+        files[change].write_text(files[change].read_text().replace("It is", "It was"))
+    refused = cli(*words, "resume=auto", *([change] if change not in files else []))
     said = " ".join(capsys.readouterr().err.split())
     assert refused.code == 2
-    assert ("the training rows are not those" if change == "data" else change.partition("=")[0]) in said
+    assert (f"the {change} are not those" if change in files else change.partition("=")[0]) in said
     assert {path: path.read_bytes() for path in Path("run").rglob("*") if path.is_file()} == before
 
 
