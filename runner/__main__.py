@@ -6,7 +6,7 @@ import os
 import shlex
 import sys
 import traceback
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager, nullcontext
 from pathlib import Path
 
@@ -53,8 +53,10 @@ def main(argv: list[str] | None = None) -> int:
         else:
             checked = run_config.check(command)
             if not checked.multirun and not command.shown:
-                return _run(checked.configs[0], command, typed, checked.overrides)
+                return _run(checked.configs[0], command, typed, checked.overrides, checked.notes)
             command = checked.command
+            for note in [] if command.shown else checked.notes:
+                console.warn(note)
     except ConfigError as error:
         console.config_errors(error.issues)
         return ExitCode.CONFIG_ERROR
@@ -63,14 +65,18 @@ def main(argv: list[str] | None = None) -> int:
         return _hand_over(Handle(typed, command))
 
 
-def _run(config: RunConfig, command: Command, typed: list[str], overrides: list[str]) -> int:
-    """Run one config of a command; returns the exit code."""
+def _run(
+    config: RunConfig, command: Command, typed: list[str], overrides: list[str], notes: Iterable[str] = ()
+) -> int:
+    """Run one config of a command after its ``notes``; returns the exit code."""
     # the recipe's libraries are imported only once the config is known to be right
     from recipes.run import run_recipe
 
     words = masked(shlex.join(["python", "-m", "runner", *typed]))
     repeats = command.saved.parent if command.saved else None
     with console.messages_to_stderr(bool(config.prompt)):
+        for note in notes:
+            console.warn(note)
         return run_recipe(config, words, [masked(text) for text in overrides], repeats=repeats)
 
 

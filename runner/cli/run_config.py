@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
+from functools import partial
 from typing import Any, NamedTuple
 
 import yaml
@@ -32,6 +33,7 @@ from runner.cli.hydra_rules import (
     check_system,
     is_packed,
 )
+from runner.cli.merged import merged_notes
 from runner.cli.plain import plain_values
 from runner.cli.primary_config import config_issues
 from runner.cli.saved_config import escaped, saved_node
@@ -90,13 +92,14 @@ class Checked(NamedTuple):
     """The configs of a command that is right: one, or of a sweep one for every value of every axis.
 
     ``overrides`` are those of the one run, as typed, without those that are for Hydra. ``command`` is the one
-    for Hydra to run, of a sweep.
+    for Hydra to run, of a sweep; ``notes`` are to be said of it.
     """
 
     configs: list[RunConfig]
     multirun: bool
     overrides: list[str]
     command: Command
+    notes: list[str]
 
 
 def check(command: Command) -> Checked:
@@ -112,10 +115,11 @@ def check(command: Command) -> Checked:
     except (OSError, ValueError, OmegaConfBaseException, yaml.YAMLError) as error:
         raise ConfigError([*issues, compose.blame("config", error, command)]) from error
     with compose.started(command):
-        configs, completed = _check_cells(command, issues)
+        notes: dict[str, None] = {}
+        configs, completed = _check_cells(command, issues, notes)
     if issues:
         raise ConfigError(issues)
-    return Checked(configs, completed.multirun, list(HydraConfig.get().overrides.task), completed)
+    return Checked(configs, completed.multirun, list(HydraConfig.get().overrides.task), completed, [*notes])
 
 
 def check_shown(command: Command) -> None:
@@ -129,9 +133,11 @@ def check_shown(command: Command) -> None:
         raise ConfigError(issues)
 
 
-def _check_cells(command: Command, issues: list[Issue]) -> tuple[list[RunConfig], Command]:
+def _check_cells(
+    command: Command, issues: list[Issue], notes: dict[str, None]
+) -> tuple[list[RunConfig], Command]:
     """The configs of the run, or of each value of each axis, and the command with what files say of a sweep;
-    what is wrong with them joins ``issues``."""
+    what is wrong with them joins ``issues``, what is to be said of them ``notes``."""
     parser = OverridesParser.create(config_loader=GlobalHydra.instance().config_loader())
     overrides, more = check_overrides(command, parser, command.overrides)
     first = compose.compose(command, next(walk(overrides, command.multirun)))
@@ -160,11 +166,16 @@ def _check_cells(command: Command, issues: list[Issue]) -> tuple[list[RunConfig]
     names: list[str] = []
     left_out: set[str] = set()
     typed = {str(item.input_line) for item in overrides}
+    keys = {item.key_or_group for item in overrides}
     for cell in walk(overrides, command.multirun, lists):
         kept = [text for text in cell if text not in left_out]
         composed, found = first or compose.compose(command, kept)
         first = None
         left_out |= {issue.where for issue in found}
+        if composed is not None:
+            mappings = parser.parse_overrides([text for text in kept if "{" in text and text not in left_out])
+            layers = partial(compose.layers, composed.hydra)
+            notes |= dict.fromkeys(merged_notes(composed, mappings, keys, layers))
         try:
             frozen = freeze(composed, command.objectives, command.multirun) if composed is not None else None
         except ConfigError as error:
@@ -205,7 +216,7 @@ def freeze(composed: DictConfig, objectives: Objectives, multirun: bool = False)
     # a value that could not be resolved is missing below: reported once
     named = {issue.where for issue in issues}
     issues += [issue for issue in check_config(values, origins, objectives) if issue.where not in named]
-    issues += chain_plans.check_no_chain(values, origins, hydra, lambda: compose.layers(hydra), objectives)
+    issues += chain_plans.check_no_chain(values, origins, hydra, partial(compose.layers, hydra), objectives)
     several = multirun or hydra.mode == RunMode.MULTIRUN
     issues += check_slurm(composed, several)
     issues += check_in_sweep(values, origins) if several else ()

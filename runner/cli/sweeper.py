@@ -19,12 +19,14 @@ BASIC = ".BasicSweeper"
 
 
 def repeatable(command: Command, typed: Sequence[Override], composed: DictConfig | None) -> Command:
-    """The command of a sweep as Hydra's sweeper gets it: each key that is an axis once, by what was typed
-    last, and for a sampler that draws values without a seed one that is always the same.
+    """The command of a sweep as a sweeper that chooses values gets it: each key that is an axis once, by what
+    was typed last, and for a sampler that draws values without a seed one that is always the same.
 
     The sweeper of optuna would take the first value where a later one makes an axis. A study that is kept
     in a storage goes on with other values, and needs none of ours.
     """
+    if command.sweeper == "basic":
+        return command
     swept = {item.key_or_group for item in typed if item.is_sweep_override()}
     last = {item.key_or_group: number for number, item in enumerate(typed)}
     words = [

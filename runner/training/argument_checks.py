@@ -63,7 +63,9 @@ def check_optimizer(config: RunConfig, arguments: Any, modules: Mapping[str, boo
         )
     except Exception as error:
         name = arguments.lr_scheduler_type.value
-        hint = "its options: 'trainer.lr_scheduler_kwargs={NAME: VALUE}'"
+        # a mapping is merged into the one that is there
+        alone = "trainer.lr_scheduler_kwargs=null " if arguments.lr_scheduler_kwargs else ""
+        hint = f"its options: {alone}'trainer.lr_scheduler_kwargs={{NAME: VALUE}}'"
         yield Issue("trainer.lr_scheduler_kwargs", f"lr_scheduler_type={name}: {_first_line(error)}", hint)
 
 
