@@ -17,5 +17,10 @@ OBJECTIVE = Objective(
     kind="preference",
     tag="orpo",
     trainer=_trainer,
+    # their tokens come in front of the logits, which TRL lines up with the row's own
+    adapters_refused=(
+        *("PromptTuningConfig", "MultitaskPromptTuningConfig"),
+        *("PromptEncoderConfig", "CPTConfig"),
+    ),
     scores=("eval_loss", "eval_rewards/accuracies", "eval_rewards/margins"),
 )

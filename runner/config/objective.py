@@ -43,7 +43,8 @@ class Objective:
     further config errors of the ``trainer`` section as (key, message, hint). ``pack_axes`` are the fields of
     ``trainer`` that may differ between the cells of a pack, beside those of the optimizer. ``scores`` are the
     metrics of an evaluation that the run keeps, by the trainer's names. ``token_loss`` says that the loss is
-    made of the tokens' log-probabilities, for which ``speed`` has pieces. ``tag`` is the model card's.
+    made of the tokens' log-probabilities, for which ``speed`` has pieces. ``adapters_refused`` are PEFT's
+    config classes of the adapters that its trainer fails with. ``tag`` is the model card's.
     """
 
     kind: Kind
@@ -56,6 +57,7 @@ class Objective:
     check: Callable[[Mapping[str, Any]], Iterator[tuple[str, str, str]]] | None = None
     packed: Callable[[], Any] | None = None
     token_loss: bool = False
+    adapters_refused: tuple[str, ...] = ()
     pack_axes: tuple[str, ...] = ()
     scores: tuple[str, ...] = ("eval_loss",)
 

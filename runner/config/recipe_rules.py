@@ -76,6 +76,7 @@ def check_recipe(values: Values, origins: Origins, objectives: Objectives) -> It
     yield from _check_keys_of_others(str(recipe), values, origins, objectives)
     if objective := objectives.get(trained):
         yield from _check_losses(objective, values.get("trainer") or {}, origins)
+        yield from _check_adapter(trained, objective, values.get("lora") or {}, origins)
     if recipe == "chain":
         yield from check_stages(values.get("stages"), origins)
     if recipe == "merge" and not values.get("adapter"):
@@ -154,3 +155,11 @@ def _check_losses(objective: Objective, trainer: Values, origins: Origins) -> It
             yield Issue(where, message, nearest(name, objective.losses, 20))
     for key, message, hint in objective.check(trainer) if objective.check else ():
         yield Issue(origins.where(key), message, hint)
+
+
+def _check_adapter(recipe: str, objective: Objective, lora: Values, origins: Origins) -> Iterator[Issue]:
+    """An issue for an adapter of a kind that the recipe's trainer fails with."""
+    name = str(lora.get("_target_")).rpartition(".")[2]
+    if name in objective.adapters_refused:
+        message = f"lora._target_: TRL's trainer of recipe={recipe} cannot train the tokens of a {name}"
+        yield Issue(origins.where("lora._target_"), message, "lora=prefix or r16")

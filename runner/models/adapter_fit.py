@@ -42,6 +42,9 @@ def check_shape(config: RunConfig) -> None:
     """Check that the ``lora`` section fits the adapter that is trained further, and its task."""
     for adapter in adapters(config):
         shape = adapter.config
+        if read_config(adapter).is_prompt_learning:
+            message = f"PEFT loads an adapter of kind {shape['peft_type']} to use it, not to train it further"
+            raise ConfigError(Issue(_where(adapter), message, "leave adapter out, and train a new one"))
         issues = [
             Issue(f"lora.{key}={value}", f"adapter={adapter.folder} has {key}={shape[key]}, and keeps it")
             for key, value in config.lora.items()
@@ -155,6 +158,7 @@ def check_adapters(base: Base, found: list[Adapter], classes: list[str] | None =
             notes += [*_check_file(adapter), *_other_template(adapter, base.tokenizer.chat_template)]
         except ConfigError as error:
             issues += error.issues
+    issues = issues or list(_other_kinds(found))
     if issues:
         raise ConfigError(issues)
     for adapter in on_empty(base, found):
@@ -206,6 +210,15 @@ def _check_file(adapter: Adapter) -> list[str]:
     if last and all(".lora_" in name for name in tensors) and not any(value.any() for value in last):
         return [f"{adapter.folder}: changes nothing, as every lora_B is zero, as before training"]
     return []
+
+
+def _other_kinds(found: list[Adapter]) -> Iterator[Issue]:
+    """An issue for each adapter of another kind than the first: PEFT puts those of one kind on a base."""
+    kinds = [str(adapter.config["peft_type"]) for adapter in found]
+    for adapter, kind in zip(found, kinds, strict=True):
+        if kind != kinds[0]:
+            message = f"is of kind {kind}, and {found[0].folder} of kind {kinds[0]}: no base has both at once"
+            yield Issue(_where(adapter), message, "one run for each kind")
 
 
 def _repeated_layers(adapter: Adapter, alone: bool) -> list[str]:

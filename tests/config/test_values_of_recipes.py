@@ -137,3 +137,11 @@ def test_rows_are_padded_to_a_multiple(cli, monkeypatch, tmp_path, recipe):
     logs = (run.lines("metrics.jsonl") for run in (plain, padded))
     losses = [[line["loss"] for line in log if "loss" in line] for log in logs]
     assert losses[0] == pytest.approx(losses[1], rel=1e-5)
+
+
+@pytest.mark.parametrize("option", ["prompt", "ptuning"])
+def test_adapters_that_a_trainer_fails_with_are_refused(option):
+    (issue,) = issues("recipe=orpo", f"lora={option}")
+    assert f"conf/lora/{option}.yaml:3: lora._target_: TRL's trainer of recipe=orpo cannot train" in issue
+    assert check("recipe=orpo", "lora=prefix")
+    assert check("recipe=dpo", f"lora={option}")

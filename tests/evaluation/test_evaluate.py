@@ -259,6 +259,14 @@ def test_an_adapter_of_another_base_and_a_missing_one_are_refused(cli, parent, c
     assert not Path("run").exists()
 
 
+def test_adapters_of_several_kinds_take_a_run_each(cli, parent, capsys):
+    parent(*TRAIN, folder="one")
+    parent(*TRAIN, "lora=ia3", folder="two")
+    assert cli(*EVALUATE, "adapter=[one,two]").code == 2
+    assert "is of kind IA3, and one/adapter of kind LORA" in capsys.readouterr().err
+    assert not Path("run").exists()
+
+
 def test_a_folder_without_an_adapter_is_refused_and_nothing_is_left(cli, capsys):
     assert cli(*ALONE, folder="scores").code == 0
     assert cli(*ALONE, "adapter=scores").code == 2

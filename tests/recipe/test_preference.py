@@ -249,6 +249,13 @@ def test_an_adapter_keeps_its_shape(cli, parent, capsys):
     assert "lora.target_modules=[q_proj]: adapter=" in capsys.readouterr().err
 
 
+def test_an_adapter_of_the_prompt_is_not_trained_further(cli, parent, capsys):
+    parent(*TINY, "lora=prompt")
+    run = cli("recipe=dpo", "adapter=start", *PAIRS)
+    assert (run.code, run.folder.exists()) == (2, False)
+    assert "of kind PROMPT_TUNING to use it, not to train it further" in capsys.readouterr().err
+
+
 def test_a_folder_without_an_adapter_is_refused(cli, capsys):
     Path("empty").mkdir()
     assert cli("recipe=dpo", "adapter=empty", *PAIRS).code == 2
