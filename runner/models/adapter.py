@@ -85,9 +85,28 @@ def try_adapter(
     without_loftq(config)
     try:
         wrapped = get_peft_model(model, config, low_cpu_mem_usage=True)
-    except (ValueError, TypeError, KeyError, AttributeError, NotImplementedError, re.error) as error:
+    except (ValueError, TypeError, KeyError, AttributeError, RuntimeError, re.error) as error:
         raise ConfigError(not_made(error, config, model)) from error
+    if issue := _misshapen(wrapped, getattr(config, "init_lora_weights", None)):
+        raise ConfigError(issue)
     return wrapped, adapted(wrapped, before, weights, given)
+
+
+def _misshapen(wrapped: Any, init: Any) -> Issue | None:
+    """An issue where an initialisation has made a matrix of another shape than the layer's rank wants: the
+    singular vectors of its weight are fewer, or those of the transposed one, in GPT-2's layers."""
+    from torch.nn import Linear
+
+    for name, module in wrapped.named_modules() if isinstance(init, str) else ():
+        if not isinstance(module, Linear) or ".lora_" not in name:
+            continue
+        wanted, made = (module.out_features, module.in_features), tuple(module.weight.shape)
+        if made != wanted:
+            layer = name.partition(".lora_")[0].removeprefix("base_model.model.")
+            message = f"{init} makes a matrix of {made} for {layer}, where its rank wants {wanted}"
+            smaller = f"lora.r={min(made)}, or " if min(made) < min(wanted) else ""
+            return Issue("lora.init_lora_weights", message, f"{smaller}init_lora_weights=true")
+    return None
 
 
 def try_saved(base: Base, adapter: Adapter, classes: list[str] | None = None) -> tuple[Any, Adapted]:

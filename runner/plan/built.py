@@ -159,7 +159,7 @@ def adapter_shapes(
     without_loftq(wanted)
     try:
         wrapped: Any = get_peft_model(model, wanted, low_cpu_mem_usage=True)
-    except (ValueError, TypeError, KeyError, AttributeError, NotImplementedError) as error:
+    except (ValueError, TypeError, KeyError, AttributeError, RuntimeError) as error:
         raise ConfigError(not_made(error, wanted, model)) from error
     found: dict[str, list[tuple[int, ...]]] = {"added": [], "copied": [], "own": []}
     for name, parameter in wrapped.named_parameters():

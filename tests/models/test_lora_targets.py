@@ -273,6 +273,11 @@ def test_a_run_says_and_records_what_is_adapted(cli, experts, capsys):
             2,
             "nothing was loaded: lora: PEFT cannot make this adapter",
         ),
+        (
+            "lora=pissa lora.target_modules=[k_proj] lora.r=64",
+            2,
+            "makes a matrix of (32, 64) for model.layers.0",
+        ),
         ("lora.use_qalora=true", 2, "lora.use_qalora: PEFT has QALoRA for a base of GPTQ's format alone"),
         ("lora=prompt lora.require_all=true", 2, "puts no adapter on any matrix"),
     ],
