@@ -32,6 +32,17 @@ _BESIDE = {"log_level": ("passive",), "log_level_replica": ("passive",), "report
 _PACKAGES = {"azure_ml": "azureml", "codecarbon": "codecarbon", "flyte": "flytekit", "kubeflow": "kubernetes"}
 # Switches that need a package.
 _SWITCHES = {"use_liger_kernel": "liger_kernel"}
+# The packages behind the optimizers of others, by how their names begin, and how each is installed; but for
+# those in 8 bits, whose place another takes without CUDA.
+_OPTIMIZERS = {
+    "galore": ("galore_torch", "git+https://github.com/jiaweizzhao/GaLore"),
+    "apollo": ("apollo_torch", "git+https://github.com/zhuhanqing/APOLLO"),
+    "lomo": ("lomo_optim", "lomo-optim"),
+    "adalomo": ("lomo_optim", "lomo-optim"),
+    "grokadamw": ("grokadamw", "grokadamw"),
+    "schedule_free": ("schedulefree", "schedulefree"),
+    "stable_adamw": ("optimi", "torch-optimi"),
+}
 # Fields of one's own JSON file; the others of that kind take JSON text or a mapping.
 _FILES = ("accelerator_config", "deepspeed", "fsdp_config")
 
@@ -99,6 +110,11 @@ def _listed(section: str, name: str, value: Any) -> Iterator[tuple[str, str]]:
     if value is True and name in _SWITCHES and find_spec(_SWITCHES[name]) is None:
         package = _SWITCHES[name].replace("_", "-")
         yield f"needs the package {package}", f"pip install {package}"
+    if name == "optim" and "8bit" not in str(value):
+        wanted = (found for start, found in _OPTIMIZERS.items() if str(value).startswith(start))
+        for package, source in wanted:
+            if find_spec(package) is None:
+                yield f"{value} needs the package {package}", f"pip install {source}"
     if name not in _TABLES:
         return
     allowed = [*_table(*_TABLES[name]), *_BESIDE.get(name, ())]

@@ -236,6 +236,9 @@ def _check_evaluation(values: Values, origins: Origins) -> Iterator[Issue]:
         yield Issue(
             origins.where(key), "trainer.load_best_model_at_end needs trainer.eval_strategy", "epoch or steps"
         )
+    elif evaluates == "no" and trainer.get("lr_scheduler_type") == "reduce_lr_on_plateau":
+        message = "trainer.lr_scheduler_type=reduce_lr_on_plateau needs trainer.eval_strategy"
+        yield Issue(origins.where("trainer.lr_scheduler_type"), message, "epoch or steps")
     elif saves == "best" and (evaluates == "no" or not (best or trainer.get("metric_for_best_model"))):
         message = "trainer.save_strategy=best needs an evaluation, and the metric that is compared"
         hint = "trainer.eval_strategy=steps trainer.metric_for_best_model=loss"

@@ -57,14 +57,17 @@ EARLY = [
     ("lora.layers_to_transform=[0] lora.layers_pattern='h('", "is not a regular expression"),
     ("lora.runtime_config=3", "expected dict, got int 3"),
     ("lora.runtime_config={nope: 1}", "LoraRuntimeConfig has no field 'nope'"),
-    ("lora.eva_config={rho: x}", "rho: expected float"),
+    ("lora.velora_config={scale: x}", "scale: expected float"),
+    ("trainer.optim=galore_adamw trainer.optim_target_modules=[q_proj]", "needs the package galore_torch"),
+    ("trainer.optim=adalomo", "pip install lomo-optim"),
+    ("trainer.optim=schedule_free_adamw", "pip install schedulefree"),
+    ("trainer.optim=stable_adamw", "pip install torch-optimi"),
+    ("trainer.lr_scheduler_type=reduce_lr_on_plateau", "needs trainer.eval_strategy"),
 ]
 
 # What the library's own code says of the optimizer and the schedule, before anything is loaded.
 LATE = [
-    ("trainer.optim=galore_adamw trainer.optim_target_modules=[q_proj]", "trainer.optim", "galore_torch"),
-    ("trainer.optim=adalomo", "trainer.optim", "lomo"),
-    ("trainer.optim=schedule_free_adamw", "trainer.optim", "schedulefree"),
+    ("trainer.optim=adamw_anyprecision", "trainer.optim", "torchdistx"),
     ("trainer.optim_args=nope", "trainer.optim_args", "not enough values"),
     ("trainer.optim_args='foo=1'", "trainer.optim_args", "does not read foo=1"),
     ("trainer.lr_scheduler_kwargs={nope: 1}", "trainer.lr_scheduler_kwargs", "nope"),

@@ -269,7 +269,10 @@ def cell(name: str, *overrides: str) -> Cell:
         (["trainer.packing=true"], "trainer.packing=True is not packed"),
         (["trainer.optim=adafactor"], "trainer.optim=adafactor is not packed"),
         (["trainer.neftune_noise_alpha=5"], "trainer.neftune_noise_alpha=5 is not packed"),
-        (["trainer.lr_scheduler_type=reduce_lr_on_plateau"], "does not depend on the step alone"),
+        (
+            ["trainer.lr_scheduler_type=reduce_lr_on_plateau", "trainer.eval_strategy=epoch"],
+            "does not depend on the step alone",
+        ),
         (["recipe=orpo", "data=orders-pairs"], "recipe=orpo is not packed"),
     ],
 )

@@ -157,7 +157,7 @@ def test_a_wrong_target_module_is_refused_with_the_right_names(cli, capsys):
 
 
 def test_a_field_that_trl_refuses_is_a_config_mistake(cli, capsys):
-    run = cli(*TINY, "trainer.lr_scheduler_type=reduce_lr_on_plateau")
+    run = cli(*TINY, "trainer.dataloader_prefetch_factor=2")
     assert run.code == 2
     assert "trainer" in capsys.readouterr().err
     assert not run.folder.exists()

@@ -131,16 +131,16 @@ def test_an_interrupted_sweep_leaves_its_jobs_to_slurm(sweep, undisturbed, tmp_p
 
 def test_a_cell_that_fails_is_recorded_and_a_cancelled_one_can_be_resumed(sweep, slurm_command, tmp_path):
     ours = tmp_path / "ours"
-    words = ("trainer.optim=adamw_torch,galore_adamw", "lora.r=2", "trainer.max_steps=2000")
+    words = ("trainer.optim=adamw_torch,adamw_anyprecision", "lora.r=2", "trainer.max_steps=2000")
     process = sweep(*words, *SLURM, "output_dir=ours")
-    failing, cancelled = "trainer.optim=galore_adamw", "trainer.optim=adamw_torch"
+    failing, cancelled = "trainer.optim=adamw_anyprecision", "trainer.optim=adamw_torch"
     wait_for(lambda: (ours / "sweep.json").is_file() and statuses(ours)[failing] == "failed", seconds=120)
     wait_for(lambda: (ours / cancelled / "metrics.jsonl").is_file(), seconds=120)
     slurm_command("scancel", "--me")
     assert process.wait(120) == 75, said(ours)
     assert statuses(ours) == {failing: "failed", cancelled: "preempted"}
     (failed,) = (entry for entry in record(ours)["cells"] if entry["name"] == failing)
-    assert "galore" in failed["reason"]
+    assert "torchdistx" in failed["reason"]
     assert (ours / "leaderboard.csv").is_file()
 
 
