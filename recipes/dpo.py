@@ -5,8 +5,8 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping
 from typing import Any
 
-from runner.config.loss_rules import zero_beta
 from runner.config.objective import Objective
+from runner.config.recipes.loss_rules import zero_beta
 
 # The losses built on the difference of two rewards, in which another divergence can take the place of the KL.
 _DIVERGENT = ("sigmoid", "sigmoid_norm", "hinge", "ipo", "exo_pair", "robust", "discopop", "sft")

@@ -8,9 +8,9 @@ from typing import Any
 
 from runner.config import path_rules
 from runner.config.lora_rules import check_lora, check_patterns
-from runner.config.loss_rules import check_losses, check_reference
 from runner.config.origins import Origins
 from runner.config.parallel_rules import check_parallel
+from runner.config.recipes.loss_rules import check_losses, check_reference
 from runner.config.targets import FP8
 from runner.config.template_file import read_template
 from runner.config.trust import check_trust

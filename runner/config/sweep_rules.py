@@ -10,9 +10,9 @@ import dataclasses
 from collections.abc import Iterable, Iterator, Mapping
 from typing import Any, get_args
 
-from runner.config.loss_rules import LOSS_FIELDS
 from runner.config.objective import Objective, Objectives
 from runner.config.origins import Origins
+from runner.config.recipes.loss_rules import LOSS_FIELDS
 from runner.config.settings import AnswerMetric, SweepSettings
 from runner.core.errors import Issue, nearest
 from runner.core.metric_names import in_record

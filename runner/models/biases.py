@@ -9,9 +9,10 @@ from __future__ import annotations
 from collections.abc import Iterator
 from contextlib import contextmanager
 from itertools import compress
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-import torch
+if TYPE_CHECKING:
+    import torch
 
 
 class Biases:
@@ -22,6 +23,8 @@ class Biases:
     """
 
     def __init__(self, base: Any) -> None:
+        import torch  # here, as this file is read where no library is needed yet
+
         modules = (each for each in base.modules() if isinstance(getattr(each, "bias", None), torch.Tensor))
         self._layers = list(modules)
         self._kept: dict[str | None, list[torch.Tensor]] = {None: self._now()}
