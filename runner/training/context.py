@@ -26,7 +26,8 @@ class TrainerContext:
     with a warning when memory runs out and batches shrink; without it, the error is raised.
     ``fresh_adapter`` says that the model without its adapter is the model as it was before training.
     ``pieces`` are those of ``speed`` that the config allows; ``without`` is told of each that turns out to be
-    impossible. ``group`` are the processes that share the run, ``parallel`` says how.
+    impossible. ``group`` are the processes that share the run, ``parallel`` says how. ``kept`` is what a
+    trainer leaves to the next one, which goes on with a smaller batch.
     """
 
     on_log: OnLog
@@ -38,6 +39,7 @@ class TrainerContext:
     without: Without = lambda piece, reason: None
     group: Group = ALONE
     parallel: ParallelSettings = field(default_factory=ParallelSettings)
+    kept: dict[str, Any] = field(default_factory=dict)
 
 
 def run_context(

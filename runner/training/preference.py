@@ -71,9 +71,12 @@ class ReferenceTrainer(GuardedTrainer):
     def __init__(
         self, model: Any, args: Any, tokenizer: Any, datasets: tuple[Dataset, Any], context: TrainerContext
     ) -> None:
+        self._kept = context.kept
         reference: Any = _WITHIN
         if not hasattr(model, "peft_config"):
-            reference = None if args.precompute_ref_log_probs else copy.deepcopy(model)
+            if "reference" not in self._kept:  # else the model is trained by now
+                self._kept["reference"] = None if args.precompute_ref_log_probs else copy.deepcopy(model)
+            reference = self._kept["reference"]
         elif not context.fresh_adapter:
             add_reference(model)
         super().__init__(
@@ -95,6 +98,13 @@ class ReferenceTrainer(GuardedTrainer):
     @ref_model.setter
     def ref_model(self, given: Any) -> None:
         self._ref_model = None if given is _WITHIN else given
+
+    def _precompute_ref_logps(self, dataset: Dataset, name: str, *args: Any) -> Dataset:
+        """The rows with the reference's log-probabilities, computed once before training."""
+        if name not in self._kept:
+            trl: Any = super()
+            self._kept[name] = trl._precompute_ref_logps(dataset, name, *args)
+        return self._kept[name]
 
     def _prepare_dataset(self, dataset: Dataset, *_: Any) -> Dataset:
         """Nothing but a format that is read fast: the rows are prepared."""

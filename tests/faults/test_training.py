@@ -6,6 +6,7 @@ import gc
 import resource
 import signal
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -85,15 +86,15 @@ def test_24_a_loss_that_rises_is_flagged(cli, monkeypatch, capsys):
     assert "the training loss rose from" in " ".join(capsys.readouterr().out.split())
 
 
-def out_of_memory_above(patch: pytest.MonkeyPatch, rows: int) -> None:
-    compute = GuardedSFTTrainer.compute_loss
+def out_of_memory_above(patch: pytest.MonkeyPatch, rows: int, trainer: Any = GuardedSFTTrainer) -> None:
+    compute = trainer.compute_loss
 
     def compute_loss(self, model, inputs, *args, **kwargs):
         if len(inputs["input_ids"]) > rows and self.state.global_step >= 1:
             raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB.")
         return compute(self, model, inputs, *args, **kwargs)
 
-    patch.setattr(GuardedSFTTrainer, "compute_loss", compute_loss)
+    patch.setattr(trainer, "compute_loss", compute_loss)
 
 
 def test_25_out_of_memory_says_what_to_change(cli, monkeypatch, capsys):
@@ -129,6 +130,32 @@ def test_25_shrinking_keeps_the_rows_of_a_step(cli, monkeypatch, capsys):
         assert remark in said
         assert any(remark in note for note in small.record["notes"])
     assert len(cli(*words, "resume=auto", folder="small").record["metrics"]) > 5  # goes on as it was shrunk
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("early", ["true", "false"])
+@pytest.mark.parametrize("start", ["lora=none", "adapter=start"])
+def test_25_shrinking_keeps_the_reference(cli, parent, monkeypatch, start, early):
+    """That of a smaller batch would be the model as it was when memory ran out."""
+    from runner.training.dpo import GuardedDPOTrainer
+
+    parent(*EIGHT, "lora.lora_dropout=0")
+    more = (
+        "trainer.warmup_steps=0",
+        "trainer.learning_rate=0.01",
+        "on_oom=shrink",
+        f"trainer.precompute_ref_log_probs={early}",
+    )
+    words = ("recipe=dpo", start, *EIGHT, "data=orders-pairs", "data.metric=null", *more)
+    whole = cli(*words, folder="whole")
+    out_of_memory_above(monkeypatch, 8, GuardedDPOTrainer)  # a pair is two rows
+    small = cli(*words, folder="small")
+    assert any("4 rows in 2 passes" in note for note in small.record["notes"])
+    ours, theirs = (
+        [line["loss"] for line in run.lines("metrics.jsonl") if "loss" in line] for run in (small, whole)
+    )
+    assert ours == pytest.approx(theirs, rel=1e-4)
+    assert theirs[1] != pytest.approx(theirs[0], rel=1e-3)
 
 
 def test_25_an_evaluation_shrinks_too(cli, monkeypatch):
