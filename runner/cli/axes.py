@@ -36,6 +36,12 @@ class Axis:
     typed: list[str]
     continuous: bool = False
 
+    @property
+    def equal(self) -> list[str]:
+        """The values that are there more than once, as typed: ``1e-2`` and ``0.01``."""
+        pairs = zip(self.values, self.typed, strict=True)
+        return [typed for value, typed in pairs if self.values.count(value) > 1]
+
     def as_typed(self, value: str) -> str:
         """A value of Hydra's as it was typed."""
         return dict(zip(self.values, self.typed, strict=True)).get(value, value)

@@ -176,12 +176,14 @@ def blame(where: str, error: Exception, command: Command) -> Issue:
         message = inside["message"]
         files.append(inside["name"])
     quoted = re.search(r"'([^']+)'", message)
-    mentioned = re.split(r"[/ :@]", quoted[1])[-1] if quoted else ""
+    mentioned = re.split(r"[/ :]", quoted[1].partition("@")[0])[-1] if quoted else ""
     where = next(filter(None, (_named_file(command, file, mentioned) for file in files)), where)
     if "hydra/sweeper/optuna" in message:
         message, hint = "hydra/sweeper=optuna needs the package hydra-optuna-sweeper", OPTUNA
     elif isinstance(error, MissingConfigException) and error.options:
         hint = nearest(mentioned, error.options)
+    elif message.startswith("Could not override") and quoted and re.search(r"@[\w.]+\.", quoted[1]):
+        hint = "begin the file with: # @package _global_"
     elif message.startswith("Could not override"):
         hint = nearest(mentioned, command.groups(), prefix="/")
     elif message.endswith("is not in struct") and isinstance(

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
+from collections.abc import Mapping
 from functools import partial
 from typing import Any, NamedTuple
 
@@ -23,7 +24,7 @@ from omegaconf.errors import OmegaConfBaseException
 
 from runner.cli import chain_plans, chain_stages, compose, inherit
 from runner.cli import help as help_text
-from runner.cli.axes import axes_of, check_axes, walk, zip_lists
+from runner.cli.axes import Axis, axes_of, check_axes, walk, zip_lists
 from runner.cli.command import SAVED_NAME, Command, check_overrides, parse
 from runner.cli.hydra_rules import (
     SUBDIR,
@@ -76,6 +77,9 @@ def register(command: Command | None = None) -> None:
             },
         }
     )
+    for item in dataclasses.fields(RunConfig):  # which a root config of one's own may leave out
+        if item.default is not dataclasses.MISSING:
+            root[item.name] = item.default
     for section in (*OWN_SECTIONS, *LIBRARY_SECTIONS):
         root[section] = OmegaConf.create({}, flags={"struct": False})
     ConfigStore.instance().store(name="runner", node=root)
@@ -183,12 +187,20 @@ def _check_cells(
         else:
             name = " ".join(text for text in cell if text not in typed) or "the run"
             if frozen in configs:
-                message = "two cells of the sweep are the same run, this one and"
-                found.append(Issue(name, f"{message} {names[configs.index(frozen)]}"))
+                found.append(_same_run(name, names[configs.index(frozen)], axes_of(overrides)))
             configs += [frozen] if frozen else []
             names += [name] if frozen else []
         issues += [issue for issue in found if issue not in issues]
     return configs, command
+
+
+def _same_run(name: str, other: str, axes: Mapping[str, Axis]) -> Issue:
+    """The issue of two cells of a sweep; where they are called alike, with the values that are equal."""
+    same = f"this one and {other}"
+    if name == other:
+        equal = "; ".join(f"{key}={' and '.join(axis.equal)}" for key, axis in axes.items() if axis.equal)
+        same = f"by equal values of {equal}"
+    return Issue(name, f"two cells of the sweep are the same run, {same}")
 
 
 def freeze(composed: DictConfig, objectives: Objectives, multirun: bool = False) -> RunConfig:

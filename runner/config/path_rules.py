@@ -29,7 +29,7 @@ def check_paths(values: dict[str, Any], origins: Origins) -> Iterator[Issue]:
         given = values.get(key)
         for value in given if isinstance(given, list) else [given]:
             if isinstance(value, str) and (key, value) != ("resume", "auto") and not exists(value):
-                yield Issue(origins.where(key), f"{key}: nothing is at {value!r}", nearest_file(value))
+                yield not_there(key, value, nearest_file(value), origins)
 
 
 def _check_data(data: dict[str, Any], recipe: Any, adapter: Any, origins: Origins) -> Iterator[Issue]:
@@ -91,10 +91,18 @@ def _check_source(key: str, source: Any, origins: Origins) -> Iterator[Issue]:
     elif exists(path):
         return
     elif looks_local(path):
-        yield Issue(origins.where(key), f"{key}: nothing is at {path!r}", nearest_file(path))
+        yield not_there(key, path, nearest_file(path), origins)
     elif meant := _mistyped(path):
         hint = f"did you mean {meant!r}? A data set of the hub is named with its owner"
-        yield Issue(origins.where(key), f"{key}: nothing is at {path!r}", hint)
+        yield not_there(key, path, hint, origins)
+
+
+def not_there(key: str, path: str, hint: str, origins: Origins) -> Issue:
+    """The issue of a path that leads nowhere; one in a file, such as the config of a run, may have been
+    written in another working directory."""
+    if not origins.typed(key) and not Path(path).expanduser().is_absolute():
+        hint += f"; it is relative to {Path.cwd()}, where this command was started"
+    return Issue(origins.where(key), f"{key}: nothing is at {path!r}", hint.removeprefix("; "))
 
 
 def _mistyped(path: str) -> str | None:

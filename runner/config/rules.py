@@ -174,9 +174,7 @@ def _check_model(values: Values, origins: Origins) -> Iterator[Issue]:
         hint = "a hub name, a folder or a .gguf file; or choose one: model=..."
         yield Issue(origins.where("model.path"), "model.path must be given", hint)
     elif isinstance(path, str) and path_rules.looks_local(path) and not path_rules.exists(path):
-        yield Issue(
-            origins.where("model.path"), f"model.path: nothing is at {path!r}", path_rules.nearest_file(path)
-        )
+        yield path_rules.not_there("model.path", path, path_rules.nearest_file(path), origins)
 
 
 def _check_quantization(values: Values, origins: Origins) -> Iterator[Issue]:

@@ -77,8 +77,8 @@ def _check_metric(values: Values, metric: Any, origins: Origins, objectives: Obj
     objective = objectives.get(str(recipe))
     known = run_metrics(values, objective)
     if not in_record(metric, known):
-        message = f"sweep.metric={metric} is no metric that this run of recipe={recipe} will have"
-        hint = _remedy(values, metric, objective) or nearest(metric, known)
+        message = f"sweep.metric={metric} is none of the metrics that run.json will have of recipe={recipe}"
+        hint = _remedy(values, metric, objective) or nearest(metric, known, len(known))
         yield Issue(origins.where("sweep.metric"), message, hint)
 
 

@@ -1,8 +1,11 @@
-"""Values that lead back to themselves through ``${hydra:...}`` are refused with all keys on the way."""
+"""Values that lead back to themselves through ``${hydra:...}`` are refused with all keys on the way,
+and keys that Hydra has not."""
 
 from pathlib import Path
 
 import pytest
+
+from helpers.command import issues
 
 CIRCLES = {
     "seed: ${hydra:job.name}\nhydra: {job: {name: '${seed}'}}": (2, "seed -> hydra.job.name -> seed"),
@@ -42,3 +45,9 @@ def test_a_circle_that_is_typed_is_named_as_typed(cli, capsys):
 def test_the_same_value_twice_is_no_circle(cli):
     words = ("recipe=inspect", "model=tiny", "data.max_rows=2", "hydra.job.name=${hydra:run.dir}")
     assert cli(*words, "template.system=${hydra:job.name}${hydra:job.name}").code == 0
+
+
+@pytest.mark.parametrize("key", ["runtime.cwdd", "runtime.output_dir", "job.num"])
+def test_a_value_that_hydra_does_not_have_is_refused(key):
+    (message,) = issues("model=tiny", f"template.system=${{hydra:{key}}}")
+    assert f"Hydra has no {key!r}" in message

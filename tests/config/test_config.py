@@ -189,8 +189,10 @@ def test_an_experiment_that_cannot_be_composed_says_where(own, tmp_path, text, l
 
 def test_an_experiment_needs_its_package_header(own, tmp_path):
     words = own("seed: 1\n")
-    (tmp_path / "experiment" / "mine.yaml").write_text("seed: 1\n")
-    assert "# @package _global_" in issues(*words)[0]
+    for text in ("seed: 1\n", "defaults:\n  - override /lora: r8\n"):
+        (tmp_path / "experiment" / "mine.yaml").write_text(text)
+        assert "experiment/mine.yaml" in issues(*words)[0]
+        assert "# @package _global_" in issues(*words)[0]
 
 
 def test_a_file_that_is_no_text_is_refused(own, tmp_path):
@@ -275,6 +277,9 @@ def test_a_primary_config_of_ones_own_builds_on_the_packaged_one(own, tmp_path):
     words = ["--config-path", str(tmp_path), "--config-name", "own"]
     assert one(*words).seed == 5
     assert one(*words, "experiment=mine", "lora=r8", "seed=6").trainer["max_steps"] == 2
+    own("defaults: [runner, trainer: sft, model: tiny, lora: r8, data: orders, recipe: sft]\n", "few")
+    few = [*words[:-1], "few"]
+    assert (one(*few).output_dir, one(*few, "output_dir=o", "seed=2").output_dir) == (None, "o")
     own("seed: 5\n", "bare")
     assert "- runner" in issues(*words[:-1], "bare")[0]
 
@@ -300,9 +305,3 @@ def test_folders_with_spaces_and_commas(tmp_path):
 def test_a_value_may_read_what_hydra_knows():
     run = one("model=tiny", "output_dir=${hydra:runtime.cwd}/${hydra:runtime.choices.model}")
     assert run.output_dir == f"{Path.cwd()}/tiny"
-
-
-@pytest.mark.parametrize("key", ["runtime.cwdd", "runtime.output_dir", "job.num"])
-def test_a_value_that_hydra_does_not_have_is_refused(key):
-    (message,) = issues("model=tiny", f"template.system=${{hydra:{key}}}")
-    assert f"Hydra has no {key!r}" in message

@@ -54,6 +54,17 @@ def test_a_mistake_in_a_saved_config_is_named_with_its_line(tmp_path, monkeypatc
     assert issues(*SAVED)[0].startswith(f"run/config.yaml:{line}: unknown key 'lora.lora_alpa'")
 
 
+def test_a_relative_path_of_a_saved_config_says_to_what(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    Path("rows.jsonl").write_text("{}\n")
+    save(one("data=file", "data.path=rows.jsonl"), tmp_path / "run")
+    (tmp_path / "elsewhere").mkdir()
+    monkeypatch.chdir(tmp_path / "elsewhere")
+    found = issues("--config-path", "../run", "--config-name", "config")
+    assert f"relative to {tmp_path / 'elsewhere'}, where this command was started" in found[0]
+    assert "relative to" not in issues("data=file", "data.path=rows.jsonl")[0]
+
+
 AWKWARD = [
     *["no", "yes", "null", "~", "1e-4", "0x1F", "1_000", "12:30", "2020-01-01", "", " ", "#", "- a", "a: b"],
     *[

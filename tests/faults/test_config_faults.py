@@ -56,6 +56,7 @@ FAULTS = [
     fault("4 part by subset", "data.subset=fr", "data.subset=fr", "files here"),
     fault("5 the same value twice", "-m lora.r=8,8", "lora.r=8", "two cells of the sweep are the same run"),
     fault("5 the same number", "-m lora.lora_dropout=0,0.0", "lora.lora_dropout=0.0", "the same run"),
+    fault("5 a number written twice", "-m trainer.learning_rate=1e-2,0.01", "learning_rate=1e-2 and 0.01"),
     fault("5 two axes, equal pairs", "-m lora.r=8,4 seed=1,1", "lora.r=8 seed=1", "the same run"),
     fault("5 axis of no effect", "-m trainer.eval_steps=1,2", "trainer.eval_steps=1", "eval_strategy=no"),
     fault("6 + at depth", "+lora.rr=8", "+lora.rr=8: unknown key 'lora.rr'", "'lora.r'"),

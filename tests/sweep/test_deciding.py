@@ -131,6 +131,7 @@ def test_a_sweep_that_will_rank_nothing_says_so_first(sweep, tmp_path):
     ("words", "hint"),
     [
         (["sweep.metric=accuracy"], "eval_loss"),
+        (["sweep.metric=eval_mean_token_accuracy"], "none of the metrics that run.json will have"),
         (["sweep.metric=exact_match", "generation.rows=0"], "generation.rows=null"),
         (["sweep.metric=rouge_l"], "data.metric=rouge_l"),
         ([*ROWS[1:], "data.path=embedded:orders_train", "sweep.metric=eval_loss"], "data.eval_split=0.1"),
