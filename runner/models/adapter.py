@@ -14,9 +14,9 @@ from typing import TYPE_CHECKING, Any
 from runner.config.adapters import Adapter
 from runner.config.lora_rules import rewrites_base
 from runner.core.atomic import json_text
-from runner.core.errors import ConfigError, Issue, RunnerError
+from runner.core.errors import ConfigError, Issue
 from runner.models.adapted import Adapted, adapted, parameters_of
-from runner.models.adapter_fit import add_saved, check_loaded, on_empty, refusing_misfits
+from runner.models.adapter_fit import add_saved, check_loaded, refusing_misfits
 from runner.models.biases import Biases, trains_biases
 from runner.models.empty_model import empty_model
 from runner.models.lora_targets import fit_targets, no_default, weights_of
@@ -115,17 +115,6 @@ def try_saved(base: Base, adapter: Adapter, classes: list[str] | None = None) ->
     weights, before = weights_of(model), parameters_of(model)
     wrapped = add_saved(model, adapter)
     return wrapped, adapted(wrapped, before, weights)
-
-
-def check_saved(base: Base, folder: Path, classes: list[str] | None) -> None:
-    """Check that PEFT finds in the ``folder`` of an adapter that a run has saved all that it needs to put on
-    the base what was trained. Raises ``RunnerError``."""
-    try:
-        for found in on_empty(base, [Adapter("saved", folder, None)]):
-            add_saved(empty_model(base, classes), found)
-    except ConfigError as error:
-        reasons = "; ".join(issue.message for issue in error.issues)
-        raise RunnerError(f"PEFT cannot load what was saved in {folder}: {reasons}") from error
 
 
 def not_made(error: Exception, config: Any, model: Any) -> Issue:

@@ -7,11 +7,15 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from runner.config.adapters import write_base
+from runner.config.adapters import Adapter, write_base
 from runner.config.objective import Objective
 from runner.config.settings import RunConfig
 from runner.core import console, environment
-from runner.models.adapter import check_saved, set_base
+from runner.core.errors import ConfigError, RunnerError
+from runner.models.adapter import set_base
+from runner.models.adapter_fit import add_saved, on_empty
+from runner.models.base import Base
+from runner.models.empty_model import empty_model
 from runner.runs.model_card import card_facts, model_card
 from runner.runs.run_folder import RunFolder
 from runner.training.load import Trainable
@@ -64,7 +68,17 @@ def complete_adapter(
     set_base(target, config.model.path or f"random:{config.model.architecture}")
     write_base(target, dataclasses.asdict(config.model), setup.identity, head)
     setup.base.tokenizer.save_pretrained(target)
-    check_saved(setup.base, target, head)
+    _check_saved(setup.base, target, head)
+
+
+def _check_saved(base: Base, folder: Path, classes: list[str] | None) -> None:
+    """Check that PEFT finds in the ``folder`` of a saved adapter all that was trained."""
+    try:
+        for found in on_empty(base, [Adapter("saved", folder, None)]):
+            add_saved(empty_model(base, classes), found)
+    except ConfigError as error:
+        reasons = "; ".join(issue.message for issue in error.issues)
+        raise RunnerError(f"PEFT cannot load what was saved in {folder}: {reasons}") from error
 
 
 def conclude(
