@@ -97,7 +97,7 @@ def duration(
     moved = times * kept(architecture, trained, whole).made * tokens + _weight_traffic(architecture, step)
     faster = _FP8 if step.quantization == "fp8" else 1.0
     seconds = done / (SHARE * rate * faster) + moved / (BANDWIDTH * card.bandwidth)
-    few = step.pieces.compile and step.quantization in ("nf4", "fp4")
+    few = step.pieces.compile and step.quantization in ("nf4", "fp4") and step.parts == 1
     kernels = architecture.layers * (KERNELS_4BIT if few else KERNELS)
     seconds = max(seconds + kernels * KERNEL, _launched(architecture, step))
     return Duration(seconds, seconds * step.accumulation, useful / seconds / rate)

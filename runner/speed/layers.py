@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
+from importlib.util import find_spec
 from typing import Any
 
 import torch
@@ -58,9 +59,7 @@ class FastLayers:
         self._on_cpu = pieces.cpu_kernels and next(model.parameters()).device.type == "cpu"
         self._lora = lora_forwards(model) if self._on_cpu else []
         self._adapters: list[Any] = [each for each in model.modules() if isinstance(each, LoraLayer)]
-        # not seen over a base in parts, whose packed weights change their place
-        whole = not getattr(model, "in_parts", False)
-        self._four_bits = pieces.compile and whole and bool(getattr(model, "is_loaded_in_4bit", False))
+        self._four_bits = pieces.compile and _can_unpack_at_once(model)
 
     @contextmanager
     def on(self, training: bool, attention: str | None = None) -> Iterator[None]:
@@ -203,12 +202,21 @@ def _cast_once(adapters: list[Any]) -> Iterator[None]:
             each.cast_input_dtype_enabled = True
 
 
+def _can_unpack_at_once(model: Any) -> bool:
+    """Whether 4-bit layers of a model may have our kernel: with Triton, which compiled layers on CUDA have.
+
+    It was not seen over a base in parts, whose packed weights change their place.
+    """
+    packed = getattr(model, "is_loaded_in_4bit", False) and not getattr(model, "in_parts", False)
+    return bool(packed) and find_spec("triton") is not None
+
+
 @contextmanager
 def _unpacked_at_once() -> Iterator[None]:
     """4-bit layers have our kernel in this block."""
     import bitsandbytes
 
-    from runner.speed import four_bits  # which needs Triton, as compiled layers do
+    from runner.speed import four_bits
 
     with patched(bitsandbytes, "matmul_4bit", four_bits.matmul_4bit):
         yield

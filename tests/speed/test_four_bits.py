@@ -63,31 +63,33 @@ def test_outputs_and_gradients_are_those_of_bitsandbytes(monkeypatch, compiled):
 
 
 @pytest.mark.parametrize(
-    ("quantized", "compiled", "training", "in_parts", "ours"),
+    ("missing", "ours"),
     [
-        (True, True, True, False, True),
-        (True, True, False, False, False),
-        (True, False, True, False, False),
-        (True, True, True, True, False),
-        (False, True, True, False, False),
+        ("", True),
+        ("quantized", False),
+        ("compiled", False),
+        ("training", False),
+        ("whole", False),
+        ("triton", False),
     ],
 )
-def test_it_takes_their_place_in_compiled_training_steps(
-    monkeypatch, quantized, compiled, training, in_parts, ours
-):
+def test_it_takes_their_place_in_compiled_training_steps(monkeypatch, missing, ours):
     def kernel(*_, **__):
         raise AssertionError("nothing is computed here")
 
     monkeypatch.setitem(sys.modules, "runner.speed.four_bits", SimpleNamespace(matmul_4bit=kernel))
+    monkeypatch.setattr("runner.speed.layers.find_spec", lambda name: None if missing == name else object())
     monkeypatch.setattr(
         FastLayers, "_compile", lambda self: self._compiled.extend(layer.forward for layer in self.layers)
     )
-    config = BitsAndBytesConfig(load_in_4bit=True, bnb_4bit_quant_type="nf4") if quantized else None
+    config = (
+        BitsAndBytesConfig(load_in_4bit=True, bnb_4bit_quant_type="nf4") if missing != "quantized" else None
+    )
     base = load_model(find_base(TINY_MODEL), config, torch.bfloat16, seed=0)
     model = get_peft_model(base, LoraConfig(target_modules="all-linear"))
-    if in_parts:
+    if missing == "whole":
         model.in_parts = True
     library = bitsandbytes.matmul_4bit
-    with FastLayers(model, Pieces(compile=compiled)).on(training):
+    with FastLayers(model, Pieces(compile=missing != "compiled")).on(missing != "training"):
         assert bitsandbytes.matmul_4bit is (kernel if ours else library)
     assert bitsandbytes.matmul_4bit is library
