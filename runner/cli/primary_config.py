@@ -40,5 +40,5 @@ def _instead(command: Command) -> str:
     if found:
         more = f" and {len(found) - 3} more" if found[3:] else ""
         return f"there is one in {', '.join(found[:3])}{more}"
-    names = [file.stem for each in _meant(command) for file in each.glob("*.yaml")]
+    names = [file.stem for each in _meant(command) for file in each.glob("*.yaml") if file.is_file()]
     return nearest(command.config_name, names) if names else "--config-dir adds options to the packaged ones"

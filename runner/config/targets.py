@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from dataclasses import replace
 from functools import cache
 from pathlib import Path
 
@@ -33,6 +34,11 @@ class UnknownTarget(Exception):
         super().__init__(message)
 
 
+# What PEFT takes beside what it says: an adapter of rsLoRA that changed its base is saved for the original
+# one with an alpha that is multiplied by the root of 2.
+_WIDER = {"lora_alpha": frozenset({"float"})}
+
+
 def target_fields(section: str, target: str) -> dict[str, Field]:
     """Fields of the library class that ``_target_`` names in a config section.
 
@@ -41,7 +47,12 @@ def target_fields(section: str, target: str) -> dict[str, Field]:
     places, called = ALLOWED_TARGETS[section], target.rpartition(".")[2]
     same = {name: file for place in places for name, file in _classes_at(*place, called).items()}
     if target in same:
-        return class_fields(same[target], called)
+        fields = class_fields(same[target], called)
+        return fields | {
+            name: replace(fields[name], types=fields[name].types | more)
+            for name, more in _WIDER.items()
+            if name in fields
+        }
     packages = " or ".join(dict.fromkeys(place[0] for place in places))
     known = same or [name for place in places for name in _classes_at(*place)]
     raise UnknownTarget(f"{target!r} is not a {packages} class allowed here", nearest(target, known))

@@ -1,5 +1,7 @@
 """What a command with an adapter takes over from the run that made it."""
 
+import pytest
+
 from helpers.command import TINY
 from recipes import OBJECTIVES
 from runner.cli import run_config
@@ -32,6 +34,13 @@ def test_what_the_command_line_says_wins(parent):
     run = composed("recipe=evaluate", "adapter=start", "model=qwen3-4b", "seed=5", "data.max_rows=7")
     assert run.model.architecture == "qwen3-4b"
     assert (run.seed, run.data.max_rows) == (5, 7)
+
+
+def test_an_adapter_that_was_saved_for_the_original_base_can_be_used(parent):
+    """Its rank is twice that of the run, and the alpha of rsLoRA no whole number."""
+    parent(*TINY, "lora=pissa", "lora.use_rslora=true", "trainer.max_steps=1")
+    lora = composed("recipe=evaluate", "adapter=start").lora
+    assert (lora["r"], lora["lora_alpha"]) == (32, pytest.approx(16 * 2**0.5))
 
 
 def test_an_adapter_folder_alone_still_names_its_base(parent, tmp_path):
