@@ -20,6 +20,7 @@ from runner.cli import run_config
 from runner.cli.saved_config import to_yaml
 from runner.config.checks import SECTIONS, known_fields
 from runner.config.settings import RunConfig
+from runner.config.trust import code_words
 from runner.core.errors import ConfigError, ExitCode
 
 TARGETS = {
@@ -153,7 +154,7 @@ def check(*typed: str) -> None:
 def again(config: RunConfig) -> None:
     with tempfile.TemporaryDirectory() as folder:
         Path(folder, "config.yaml").write_text(to_yaml(config), encoding="utf-8")
-        typed = ["--config-path", folder, "--config-name", "config", *run_config.code_words(config)]
+        typed = ["--config-path", folder, "--config-name", "config", *code_words(config)]
         [same] = run_config.check(run_config.parse(typed, OBJECTIVES)).configs
     assert repr(same) == repr(dataclasses.replace(config, output_dir=None))
 
